@@ -1,0 +1,61 @@
+# `make demo` and `make test` set up what they need in .venv, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/shapes
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format clean
+
+help:
+	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
+	@echo "make test       all tests"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make lint       formatting, lint, types and the imports' direction"
+	@echo "make format     format the code"
+	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
+
+demo: .venv/demo-stamp
+	$(BIN)/python train.py --config configs/shapes.py --workdir $(RUN)
+	$(BIN)/python evaluate.py --config configs/shapes.py --workdir $(RUN)
+	@echo "The page: $(CURDIR)/$(RUN)/report.html"
+
+test: .venv/dev-stamp
+	$(BIN)/python -m pytest -n 2
+
+test-fast: .venv/dev-stamp
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: .venv/dev-stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev-stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps are newer than what they installed, so that a second call spends no time. The dev
+# requirements hold the others.
+.venv/stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vitx needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
+	    "call make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up .venv"
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo-stamp: requirements.txt | .venv/stamp
+	@echo "Installing requirements.txt in .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev-stamp: requirements.txt requirements-dev.txt | .venv/demo-stamp
+	@echo "Installing requirements-dev.txt in .venv"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

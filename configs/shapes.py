@@ -1,0 +1,85 @@
+"""The whole pipeline on `shapes`, the embedded dataset: image labels to masks in minutes on two cores.
+
+The stages are those of [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et
+al., ReScience C 2022), with a small hybrid trained from scratch instead of ViT-Base/R50 at 448 x 448.
+
+Run:
+    python train.py    --config configs/shapes.py --workdir runs/shapes
+    python evaluate.py --config configs/shapes.py --workdir runs/shapes
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """All that decides the numbers; `--config.key=value` changes one."""
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = "all"  # or names, separated by commas
+
+    config.data = ConfigDict()
+    config.data.name = "shapes"
+    config.data.root = "data"  # where the dataset is built
+    config.data.train_split = "train"  # splits may be cut as TFDS cuts them: "train[:400]"
+    config.data.val_split = "val"
+    config.data.workers = 0  # loader processes; 0: threads, enough for small images
+
+    config.model = ConfigDict()
+    config.model.name = "vit_mini_conv_s4_48"
+    config.model.image_size = 48
+
+    config.classifier = ConfigDict()
+    config.classifier.epochs = 6
+    config.classifier.batch_size = 16
+    config.classifier.optimizer = "adamw"
+    config.classifier.learning_rate = 2e-3
+    config.classifier.weight_decay = 0.05
+    config.classifier.warmup_epochs = 1
+    config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
+    config.classifier.flip = True
+
+    config.seeds = ConfigDict()
+    config.seeds.train_split = "train[:400]"  # training images that get seeds, labels and masks
+    config.seeds.batch_size = 16
+    config.seeds.start_layer = 0
+    config.seeds.root = 3
+    config.seeds.rules = "published"
+
+    config.labels = ConfigDict()
+    config.labels.backend = "exact"
+    config.labels.alpha_low = 4.0
+    config.labels.alpha_high = 32.0
+    config.labels.batch_size = 8
+
+    config.affinity = ConfigDict()
+    config.affinity.train_split = "train[:350]"
+    config.affinity.val_split = "train[350:400]"  # chooses the checkpoint
+    config.affinity.epochs = 12
+    config.affinity.batch_size = 16
+    config.affinity.optimizer = "sgd"
+    config.affinity.learning_rate = 0.05
+    config.affinity.weight_decay = 1e-4
+    config.affinity.warmup_epochs = 0
+    config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
+    config.affinity.flip = True
+    config.affinity.radius = 5
+    config.affinity.grid = 24
+    config.affinity.features = 64
+
+    # Tuples are candidates, among which the training split's masks choose; val only reports.
+    config.walk = ConfigDict()
+    config.walk.method = "chebyshev"
+    config.walk.beta = 16.0
+    config.walk.log2_steps = 8
+    config.walk.alpha = (1.0, 2.0, 4.0, 8.0, 16.0)
+    config.walk.background = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the seeds' masks
+
+    config.methods = ConfigDict()
+    config.methods.images = 48  # of val, those that show one class; 0: all of them
+    config.methods.batch_size = 16
+    config.methods.rules = "published"
+    config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})
+
+    config.report = ConfigDict()
+    config.report.images = 12
+    return config

@@ -1,0 +1,32 @@
+"""The stages of `configs/shapes.py` in a setting so small that a test runs them all; its masks mean nothing.
+
+Run:
+    python train.py    --config configs/testing.py --workdir runs/testing
+    python evaluate.py --config configs/testing.py --workdir runs/testing
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes
+
+
+def get_config() -> ConfigDict:
+    """Twenty-four images, two epochs, a grid of sixteen."""
+    config = shapes.get_config()
+    config.data.name = "shapes/tiny"
+    config.model.name = "vit_test_conv_s4_48"
+    config.classifier.epochs = 2
+    config.classifier.batch_size = 8
+    config.seeds.train_split = "train[:16]"
+    config.seeds.batch_size = 6
+    config.affinity.train_split = "train[:8]"
+    config.affinity.val_split = "train[8:16]"
+    config.affinity.epochs = 2
+    config.affinity.batch_size = 8
+    config.affinity.grid = 12
+    config.affinity.features = 32
+    config.walk.log2_steps = 4
+    config.methods.images = 5
+    config.methods.batch_size = 3
+    config.report.images = 2
+    return config

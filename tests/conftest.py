@@ -1,0 +1,40 @@
+"""What every test runs under: strict JAX on eight virtual CPU devices.
+
+Third-party code is imported here once, before warnings are errors, where it warns while importing.
+"""
+
+import os
+
+# Both are read when JAX starts its backend, so they are set before anything imports it, and
+# subprocesses of a test inherit them.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+
+from collections.abc import Iterator  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Deterministic and without a deadline: a first example compiles, and a slow machine is no bug.
+hypothesis.settings.register_profile(
+    "vitx",
+    deadline=None,
+    derandomize=True,
+    max_examples=15,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("vitx")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs one test with 64-bit types, as if jax_enable_x64 had been set."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,49 @@
+"""Small models for tests: weights drawn with NumPy, which compiles nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import vitx
+from vitx.models.vit import Preprocess, VisionTransformer
+
+
+def filled(make: Callable[[], Any], seed: int = 0) -> Any:
+    """The model that `make` describes, every weight drawn anew so that each of them matters."""
+    graph, state = nnx.split(nnx.eval_shape(make))
+    generator = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        noise = generator.standard_normal(leaf.shape)
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            values = noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        else:
+            values = 1 + 0.1 * noise if "scale" in name else 0.3 * noise
+        return jnp.asarray(values.astype(leaf.dtype))
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+
+
+def small_vit(**changes: Any) -> VisionTransformer:
+    """Two blocks over a 2 x 3 grid of 8 x 12 images, three classes."""
+    sizes = {"width": 12, "depth": 2, "heads": 2, "hidden": 20, "patch": 4, "num_classes": 3}
+    preprocess = Preprocess(size=changes.pop("size", (8, 12)))
+    return filled(
+        lambda: VisionTransformer(**{**sizes, **changes}, preprocess=preprocess, rngs=nnx.Rngs(0))
+    )
+
+
+def small_hybrid() -> VisionTransformer:
+    """The registry's smallest hybrid on a 4 x 6 grid, three classes."""
+    return filled(lambda: vitx.create("vit_test_conv_s4_48", num_classes=3, image_size=(16, 24)))
+
+
+def images_for(model: VisionTransformer, count: int, seed: int = 1) -> jax.Array:
+    """Normally distributed images, (count, H, W, 3)."""
+    values = np.random.default_rng(seed).standard_normal((count, *model.preprocess.size, 3))
+    return jnp.asarray(values.astype(model.head.bias.dtype))

@@ -1,0 +1,174 @@
+"""The plain operations against NumPy, written out by loops where it matters, in float64."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitx import ops
+from vitx.ops import PLAIN, Ops
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def same_padding(size, window, stride):
+    """TensorFlow's 'SAME': outputs, and cells before and after; the odd one goes after."""
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + window - size, 0)
+    return outputs, total // 2, total - total // 2
+
+
+def windows(x, side, stride, fill):
+    """x (B, H, W, C) -> (B, h, w, side, side, C): what each output of a 'SAME' window reads."""
+    rows, top, bottom = same_padding(x.shape[1], side, stride)
+    columns, left, right = same_padding(x.shape[2], side, stride)
+    padding = ((0, 0), (top, bottom), (left, right), (0, 0))
+    padded = np.pad(x, padding, constant_values=fill)
+    out = np.empty((len(x), rows, columns, side, side, x.shape[3]))
+    for i, j in itertools.product(range(rows), range(columns)):
+        y, z = i * stride, j * stride
+        out[:, i, j] = padded[:, y : y + side, z : z + side]
+    return out
+
+
+def assert_close(found, expected, tolerance=1e-13):
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_linear_bias_add_and_scale():
+    x, w, b = normal(0, 2, 3, 4), normal(1, 4, 5), normal(2, 5)
+    product = np.array([[[row @ w[:, o] for o in range(5)] for row in image] for image in x])
+    assert_close(ops.linear(x, w), product)
+    assert_close(ops.bias(jnp.asarray(product), b), product + b)
+    assert_close(ops.add(jnp.asarray(x), 2 * x), 3 * x)
+    assert_close(ops.scale(jnp.asarray(x), factor=0.25), x / 4)
+
+
+def test_fork_gives_the_value_twice():
+    x = jnp.ones((2, 3))
+    first, second = ops.fork(x)
+    assert first is x and second is x
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_scores_and_weigh_by_loops_over_tokens(queries):
+    query, key, value = normal(0, 2, 2, queries, 4), normal(1, 2, 2, 3, 4), normal(2, 2, 2, 3, 4)
+    scores = np.empty((2, 2, queries, 3))
+    for b, h, q, n in np.ndindex(scores.shape):
+        scores[b, h, q, n] = sum(query[b, h, q, d] * key[b, h, n, d] for d in range(4))
+    assert_close(ops.scores(query, key), scores)
+    mixed = np.empty(query.shape)
+    for b, h, q, d in np.ndindex(mixed.shape):
+        mixed[b, h, q, d] = sum(scores[b, h, q, n] * value[b, h, n, d] for n in range(3))
+    assert_close(ops.weigh(jnp.asarray(scores), value), mixed)
+
+
+def test_softmax_and_gelu():
+    x = 3 * normal(0, 2, 5)
+    weights = np.exp(x)
+    assert_close(ops.softmax(jnp.asarray(x)), weights / weights.sum(-1, keepdims=True))
+    gelu = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))(x)
+    assert_close(ops.gelu(jnp.asarray(x)), gelu)
+    assert_close(ops.relu(jnp.asarray(x)), np.where(x > 0, x, 0))
+
+
+def test_softmax_survives_large_logits():
+    np.testing.assert_array_equal(ops.softmax(jnp.array([1e4, 0.0])), [1, 0])
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-6, 0.1])
+def test_layer_norm(epsilon):
+    x, weight, shift = 2 + normal(0, 2, 3, 6), normal(1, 6), normal(2, 6)
+    expected = np.empty(x.shape)
+    for b, n in np.ndindex(2, 3):
+        row = x[b, n]
+        variance = sum((v - row.mean()) ** 2 for v in row) / 6
+        expected[b, n] = (row - row.mean()) / math.sqrt(variance + epsilon) * weight + shift
+    assert_close(ops.layer_norm(jnp.asarray(x), weight, shift, epsilon=epsilon), expected, 1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_takes_neighbouring_channels_of_one_image(groups):
+    x, weight, shift = 1 + normal(0, 2, 3, 2, 6), normal(1, 6), normal(2, 6)
+    expected, size = np.empty(x.shape), 6 // groups
+    for b, g in np.ndindex(2, groups):
+        part = slice(g * size, (g + 1) * size)
+        cells = x[b, :, :, part]
+        normalised = (cells - cells.mean()) / math.sqrt(cells.var() + 1e-5)
+        expected[b, :, :, part] = normalised * weight[part] + shift[part]
+    found = ops.group_norm(jnp.asarray(x), weight, shift, groups=groups, epsilon=1e-5)
+    assert_close(found, expected, 1e-12)
+
+
+def test_observe_returns_the_attention_and_shows_its_gradient():
+    attention = jnp.asarray(normal(0, 1, 2, 3, 3))
+    assert ops.observe(attention, None) is attention
+    tap = jnp.zeros_like(attention)
+    value, pull = jax.vjp(lambda t: ops.observe(attention, t), tap)
+    np.testing.assert_array_equal(value, attention)
+    np.testing.assert_array_equal(pull(2 * attention)[0], 2 * attention)
+
+
+SIDES = st.sampled_from([1, 2, 5, 6])
+
+
+@given(SIDES, SIDES, st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]), st.integers(0, 99))
+def test_conv_pads_as_tensorflow_does(height, width, side, stride, seed):
+    x, kernel = normal(seed, 2, height, width, 2), normal(seed + 1, side, side, 2, 3)
+    expected = np.einsum("bhwyxc,yxco->bhwo", windows(x, side, stride, 0.0), kernel)
+    found = ops.conv(jnp.asarray(x), jnp.asarray(kernel), stride=stride)
+    assert_close(found, expected, 1e-12)
+
+
+@given(SIDES, SIDES, st.integers(0, 99))
+def test_max_pool_pads_with_nothing(height, width, seed):
+    x = normal(seed, 2, height, width, 2) - 5  # negative: padding by zeros would win
+    expected = windows(x, 3, 2, -np.inf).max((3, 4))
+    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x)), expected)
+
+
+def test_operations_keep_float32():
+    x = jnp.ones((1, 4, 4, 4), jnp.float32)
+    one, c = jnp.ones((4, 4), jnp.float32), jnp.ones(4, jnp.float32)
+    results = {
+        "linear": ops.linear(x, one),
+        "bias": ops.bias(x, c),
+        "scores": ops.scores(x, x),
+        "weigh": ops.weigh(x, x),
+        "scale": ops.scale(x, factor=0.1),
+        "softmax": ops.softmax(x),
+        "gelu": ops.gelu(x),
+        "layer_norm": ops.layer_norm(x, c, c, epsilon=1e-6),
+        "conv": ops.conv(x, jnp.ones((3, 3, 4, 4), jnp.float32), stride=2),
+        "group_norm": ops.group_norm(x, c, c, groups=2, epsilon=1e-5),
+        "relu": ops.relu(x),
+        "max_pool": ops.max_pool(x),
+    }
+    assert {name for name, value in results.items() if value.dtype != jnp.float32} == set()
+
+
+def test_plain_is_the_module_s_own_functions():
+    for field in dataclasses.fields(Ops):
+        name = "linear" if field.name == "pixels" else field.name
+        assert getattr(PLAIN, field.name) is getattr(ops, name)
+
+
+def test_bundles_compare_and_hash_by_their_functions():
+    assert Ops() == PLAIN and hash(Ops()) == hash(PLAIN)
+    assert Ops(add=lambda x, y: x + y) != PLAIN

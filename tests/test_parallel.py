@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitx import parallel
+
+
+def loss(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["w"])
+    return jnp.square(hidden @ params["v"] - batch["y"]).mean()
+
+
+def step(params, batch):
+    value, gradient = jax.value_and_grad(loss)(params, batch)
+    return optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, gradient)), value
+
+
+@pytest.fixture
+def problem(x64):
+    random = np.random.default_rng(0)
+    params = {"w": random.normal(size=(5, 7)), "v": random.normal(size=(7,))}
+    batch = {"x": random.normal(size=(16, 5)), "y": random.normal(size=(16,))}
+    return jax.tree.map(jnp.asarray, params), batch
+
+
+def test_eight_devices_train_as_one_does(problem):
+    params, batch = problem
+    assert parallel.mesh().size == 8
+    expected, expected_loss = jax.jit(step)(params, batch)
+    eight = parallel.data_parallel(step, donate_argnums=(0,))
+    got, got_loss = eight(jax.tree.map(jnp.copy, params), parallel.shard_batch(batch))
+    np.testing.assert_allclose(got_loss, expected_loss, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(got))
+    again, _ = eight(got, batch)  # host arrays are sharded on the way in
+    assert len(again["w"].sharding.device_set) == 8
+
+
+def test_per_example_results_stay_where_their_examples_are(problem):
+    params, batch = problem
+    predict = parallel.data_parallel(lambda p, x: jnp.tanh(x @ p["w"]), sharded_output=True)
+    images = parallel.shard_batch(batch["x"])
+    assert [shard.data.shape for shard in images.addressable_shards] == [(2, 5)] * 8
+    lowered = predict.lower(parallel.replicate(params), images).compile().as_text()
+    assert "all-" not in lowered and "collective" not in lowered
+    got = predict(parallel.replicate(params), images)
+    assert [shard.data.shape for shard in got.addressable_shards] == [(2, 7)] * 8
+    np.testing.assert_allclose(got, np.tanh(batch["x"] @ np.asarray(params["w"])), rtol=1e-12)
+
+
+def test_a_mesh_over_some_devices(problem):
+    _, batch = problem
+    mesh = parallel.mesh(tuple(jax.devices()[:2]))
+    assert len(parallel.shard_batch(batch["y"], mesh).sharding.device_set) == 2
+    assert len(parallel.replicate(batch["y"], mesh).sharding.device_set) == 2
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(9, 2\).*the 8 devices"):
+        parallel.shard_batch({"x": np.zeros((9, 2))})
+
+
+@given(st.integers(1, 20), st.integers(1, 9))
+def test_padding_keeps_every_example_and_repeats_the_last(size, multiple):
+    batch = {"x": np.arange(size), "y": np.arange(size * 2).reshape(size, 2)}
+    padded, valid = parallel.pad_batch(batch, multiple)
+    assert len(valid) % multiple == 0 and len(valid) - size < multiple
+    assert valid.tolist() == [True] * size + [False] * (len(valid) - size)
+    np.testing.assert_array_equal(padded["y"][valid], batch["y"])
+    assert (padded["x"][~valid] == size - 1).all()
+
+
+@pytest.mark.parametrize("batch", [{"x": np.zeros((0, 2))}, {"x": np.zeros(2), "y": np.zeros(3)}])
+def test_what_cannot_be_padded_is_refused(batch):
+    with pytest.raises(ValueError, match="arrays of one size"):
+        parallel.pad_batch(batch, 8)

@@ -1,0 +1,420 @@
+"""Each rule against loops or matrix forms in NumPy float64; hand-worked fractions; conservation."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitx import ops
+from vitx.relevance import rules
+
+KINDS = {
+    "normal": lambda x: x,
+    "positive": lambda x: np.abs(x) + 0.1,
+    "negative": lambda x: -np.abs(x) - 0.1,
+    "sparse": lambda x: np.where(x > 0.3, x, 0.0),
+}
+SEEDS = st.integers(0, 2**31)
+KIND = st.sampled_from(sorted(KINDS))
+# Compiled once for each shape.
+ADD = jax.jit(rules.z_rule(ops.add))
+NORMALISED_ADD = jax.jit(rules.normalised(rules.z_rule(ops.add)))
+STABILISED_ADD = jax.jit(rules.stabilised(ops.add))
+SCORES = jax.jit(rules.z_rule(ops.scores))
+HALVED_SCORES = jax.jit(rules.halved(rules.z_rule(ops.scores)))
+WEIGH = jax.jit(rules.z_rule(ops.weigh))
+STABILISED_WEIGH = jax.jit(rules.stabilised(ops.weigh, strength=0.01))
+ALPHA1 = jax.jit(rules.alpha1(ops.linear))
+ALPHA1_HALVES = jax.jit(rules.alpha1_halves(ops.linear))
+Z_B = jax.jit(rules.z_b(ops.linear))
+GATHER_PUBLISHED = jax.jit(rules.gather_published)
+UNIFORM_ADD = jax.jit(rules.uniform(ops.add))
+UNIFORM_LINEAR = jax.jit(rules.only_first(rules.uniform(ops.linear)))
+UNIFORM_SCORES = jax.jit(rules.uniform(ops.scores))
+
+TOKENS = st.sampled_from([(1, 1, 1), (2, 3, 4), (3, 1, 5)])
+LAYERS = st.sampled_from([(1, 1, 1, 1), (2, 3, 4, 5), (3, 2, 7, 1)])  # images, tokens, in, out
+HEADS = st.sampled_from([(1, 1, 1, 1, 1), (2, 2, 1, 3, 4), (2, 1, 3, 3, 2)])  # B, H, Q, N, D
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(seed, kind, *shape):
+    return KINDS[kind](np.random.default_rng(seed).standard_normal(shape))
+
+
+def apply(rule, inputs, output, relevance):
+    inputs = [jnp.asarray(x) for x in inputs]
+    return rule(inputs, jnp.asarray(output), jax.tree.map(jnp.asarray, relevance))
+
+
+def divide(a, b):
+    """The published division, one number at a time."""
+    out = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)))
+    for i, (x, y) in enumerate(np.broadcast(a, b)):
+        if y != 0:
+            out.flat[i] = x / (y + 1e-9 if y + 1e-9 != 0 else 1e-9)
+    return out
+
+
+def assert_close(found, expected, tolerance=1e-12):
+    """Equal up to `tolerance` of the largest value: quotients come in all sizes."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.dtype == np.float64 and found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max() + 1e-30
+
+
+def test_safe_divide():
+    a = jnp.array([1.0, -1.0, 2.0, 3.0, 0.0, 5.0])
+    b = jnp.array([0.0, 0.0, 1.0, -1e-9, 4.0, 1e-9])
+    np.testing.assert_array_equal(
+        rules.safe_divide(a, b), [0, 0, 2 / (1 + 1e-9), 3 / 1e-9, 0, 5 / 2e-9]
+    )
+    assert_close(rules.safe_divide(a, b), divide(np.asarray(a), np.asarray(b)))
+
+
+# The z-rule, and what changes one thing in it.
+
+
+@given(TOKENS, SEEDS, KIND, KIND)
+def test_z_rule_of_add(shape, seed, kind, other):
+    x, y = draw(seed, kind, *shape), draw(seed + 1, other, *shape)
+    relevance = draw(seed + 2, "normal", *shape)
+    share = divide(relevance, x + y)
+    found = apply(ADD, (x, y), x + y, relevance)
+    for part, expected in zip(found, (x * share, y * share), strict=True):
+        assert_close(part, expected)
+
+
+def scores_by_loops(query, key, relevance):
+    out_q, out_k = np.zeros(query.shape), np.zeros(key.shape)
+    for b, h, q, n in np.ndindex(relevance.shape):
+        products = query[b, h, q] * key[b, h, n]
+        part = products * divide(relevance[b, h, q, n], products.sum())
+        out_q[b, h, q] += part
+        out_k[b, h, n] += part
+    return out_q, out_k
+
+
+def weigh_by_loops(attention, value, relevance):
+    out_a, out_v = np.zeros(attention.shape), np.zeros(value.shape)
+    for b, h, q, d in np.ndindex(relevance.shape):
+        products = attention[b, h, q] * value[b, h, :, d]
+        part = products * divide(relevance[b, h, q, d], products.sum())
+        out_a[b, h, q] += part
+        out_v[b, h, :, d] += part
+    return out_a, out_v
+
+
+@given(HEADS, SEEDS, KIND)
+def test_z_rule_of_the_two_products_by_loops_over_tokens(sizes, seed, kind):
+    b, h, q, n, d = sizes
+    left, right = draw(seed, kind, b, h, q, d), draw(seed + 1, "positive", b, h, n, d)
+    relevance = draw(seed + 2, "normal", b, h, q, n)
+    output = np.einsum("bhqd,bhnd->bhqn", left, right)
+    found = apply(SCORES, (left, right), output, relevance)
+    for part, expected in zip(found, scores_by_loops(left, right, relevance), strict=True):
+        assert_close(part, expected, 1e-11)
+
+    attention, relevance = draw(seed + 3, "positive", b, h, q, n), draw(seed + 4, kind, b, h, q, d)
+    output = np.einsum("bhqn,bhnd->bhqd", attention, right)
+    found = apply(WEIGH, (attention, right), output, relevance)
+    for part, expected in zip(found, weigh_by_loops(attention, right, relevance), strict=True):
+        assert_close(part, expected, 1e-11)
+
+
+def test_halved():
+    query, key = np.array([1.0, 2.0]), np.array([3.0, -1.0])  # products 3 and -2, sum 1
+    inputs = [query.reshape(1, 1, 1, 2), key.reshape(1, 1, 1, 2)]
+    found = apply(HALVED_SCORES, inputs, np.ones((1, 1, 1, 1)), 4 * np.ones((1, 1, 1, 1)))
+    for part in found:
+        np.testing.assert_allclose(part.ravel(), [6, -4], rtol=1e-8)
+
+
+def test_add_by_hand():
+    x, y, relevance = np.array([[3.0, 1.0]]), np.array([[-1.0, 3.0]]), np.array([[4.0, 8.0]])
+    shares = apply(ADD, (x, y), x + y, relevance)
+    np.testing.assert_allclose(shares[0], [[6, 2]], rtol=1e-8)
+    np.testing.assert_allclose(shares[1], [[-2, 6]], rtol=1e-8)
+    # Sums 8 and 4 of 12: nothing to rescale. The first column alone: 6 and -2 become 3 and 1.
+    for found, expected in zip(
+        apply(NORMALISED_ADD, (x, y), x + y, relevance), shares, strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+    found = apply(NORMALISED_ADD, (x[:, :1], y[:, :1]), (x + y)[:, :1], relevance[:, :1])
+    np.testing.assert_allclose(np.concatenate(found), [[3], [1]], rtol=1e-8)
+
+
+@given(TOKENS, SEEDS, KIND, KIND)
+def test_normalised_add_is_per_image(shape, seed, kind, other):
+    x, y = draw(seed, kind, *shape), draw(seed + 1, other, *shape)
+    relevance = draw(seed + 2, "normal", *shape)
+    found = apply(NORMALISED_ADD, (x, y), x + y, relevance)
+    for b in range(shape[0]):
+        share = divide(relevance[b], x[b] + y[b])
+        parts = x[b] * share, y[b] * share
+        sums = [part.sum() for part in parts]
+        size = abs(sums[0]) + abs(sums[1])
+        for part, total, result in zip(parts, sums, found, strict=True):
+            kept = float(divide(abs(total), size)) * relevance[b].sum()
+            expected = part * divide(kept, total)
+            # A sum that nearly cancels has few digits left, and it is divided by.
+            digits = 1e-13 * np.abs(part).sum() / max(abs(total), 1e-300)
+            assert_close(result[b], expected, 1e-11 + digits)
+
+
+@given(TOKENS, SEEDS, KIND, KIND)
+def test_stabilised_add(shape, seed, kind, other):
+    x, y = draw(seed, kind, *shape), draw(seed + 1, other, *shape)
+    relevance = draw(seed + 2, "normal", *shape)
+    z = x + y
+    below = z + np.where(z < 0, -1e-3, 1e-3) * (np.abs(x) + np.abs(y))
+    share = divide(relevance, below)
+    found = apply(STABILISED_ADD, (x, y), z, relevance)
+    for part, expected in zip(found, (x * share, y * share), strict=True):
+        assert_close(part, expected)
+        assert np.all(np.abs(part) <= 1001 * np.abs(relevance))
+
+
+def test_stabilised_is_bounded_where_summands_cancel():
+    x = jnp.array([[2.0, 1.0, 0.0]])
+    y = jnp.array([[-1.0, -1.0, 0.0]])
+    found = apply(STABILISED_ADD, (x, y), x + y, jnp.array([[1.003, 0.002, 1.0]]))
+    np.testing.assert_allclose(found[0], [[2, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found[1], [[-1, -1, 0]], rtol=1e-6)
+
+
+@given(HEADS, SEEDS)
+def test_stabilised_products(sizes, seed):
+    b, h, q, n, d = sizes
+    attention, value = draw(seed, "positive", b, h, q, n), draw(seed + 1, "normal", b, h, n, d)
+    relevance = draw(seed + 2, "normal", b, h, q, d)
+    output = np.einsum("bhqn,bhnd->bhqd", attention, value)
+    out_a, out_v = np.zeros(attention.shape), np.zeros(value.shape)
+    for i, j, k, c in np.ndindex(relevance.shape):
+        products = attention[i, j, k] * value[i, j, :, c]
+        sign = -1 if products.sum() < 0 else 1
+        below = products.sum() + 0.01 * sign * np.abs(products).sum()
+        out_a[i, j, k] += products * relevance[i, j, k, c] / below
+        out_v[i, j, :, c] += products * relevance[i, j, k, c] / below
+    for part, expected in zip(
+        apply(STABILISED_WEIGH, (attention, value), output, relevance), (out_a, out_v), strict=True
+    ):
+        assert_close(part, expected, 1e-5)  # the reference leaves out the 1e-9
+
+
+# Linear layers.
+
+
+def positive_parts(x, w):
+    """(x+, w+) and (x-, w-): the two pairs whose products are positive."""
+    return [(np.maximum(sign * x, 0), np.maximum(sign * w, 0)) for sign in (1, -1)]
+
+
+def four_products(x, w, relevance):
+    """Alpha 1, beta 0 as the published code has it: two products forward and two backward."""
+    pairs = positive_parts(x, w)
+    share = divide(relevance, sum(px @ pw for px, pw in pairs))
+    return sum(px * (share @ pw.T) for px, pw in pairs)
+
+
+@given(LAYERS, SEEDS, KIND, KIND)
+def test_alpha1_is_the_four_product_form(sizes, seed, kind, other):
+    images, tokens, inputs, outputs = sizes
+    x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
+    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    found, nothing = apply(ALPHA1, (x, w), x @ w, relevance)
+    assert nothing is None
+    expected = four_products(x, w, relevance)
+    # Where the positive part is small against the products, the short form cancels digits away.
+    sizes_of = np.abs(x) @ np.abs(w)
+    parts = sum(px @ pw for px, pw in positive_parts(x, w))
+    lost = (sizes_of / np.where(parts > 0, parts, np.inf)).max()
+    assert_close(found, expected, 1e-12 + 1e-15 * lost)
+
+
+@given(LAYERS, SEEDS, KIND, KIND)
+def test_alpha1_halves_divides_each_half_by_itself(sizes, seed, kind, other):
+    images, tokens, inputs, outputs = sizes
+    x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
+    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    found, nothing = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    assert nothing is None
+    expected = sum(px * (divide(relevance, px @ pw) @ pw.T) for px, pw in positive_parts(x, w))
+    assert_close(found, expected)
+
+
+def test_linear_rules_by_hand():
+    x, w = np.array([[1.0, -2.0, 3.0]]), np.array([[2.0], [-1.0], [-4.0]])  # products 2, 2, -12
+    relevance = np.array([[8.0]])
+    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    np.testing.assert_allclose(found, [[4, 4, 0]], rtol=1e-8)
+    found, _ = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    np.testing.assert_allclose(found, [[8, 8, 0]], rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_alpha1_without_positive_products_gives_zero(dtype, sign):
+    generator = np.random.default_rng(0)
+    x = (sign * np.exp(generator.normal(0, 3, (2, 4, 300)))).astype(dtype)
+    w = (-sign * np.exp(generator.normal(0, 3, (300, 5)))).astype(dtype)
+    relevance = generator.normal(size=(2, 4, 5)).astype(dtype)
+    z = x @ w
+    # Off by some rounding, as when another backend sums in another order.
+    for output in (
+        z,
+        z * dtype(1 + 8 * np.finfo(dtype).eps),
+        z * dtype(1 - 8 * np.finfo(dtype).eps),
+    ):
+        found, _ = apply(ALPHA1, (x, w), output, relevance)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.zeros_like(x))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_alpha1_with_one_output_without_positive_products(dtype):
+    generator = np.random.default_rng(1)
+    x, w = np.abs(generator.normal(size=(2, 3, 64))), generator.normal(size=(64, 4))
+    w[:, 2] = -np.abs(w[:, 2])
+    x, w, relevance = (a.astype(dtype) for a in (x, w, generator.normal(size=(2, 3, 4))))
+    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    others = [0, 1, 3]
+    expected = four_products(
+        *(a.astype(np.float64) for a in (x, w[:, others], relevance[..., others]))
+    )
+    np.testing.assert_allclose(found, expected, atol=50 * np.finfo(dtype).eps)
+
+
+def test_a_dead_input_takes_nothing_and_an_empty_output_gives_nothing():
+    x, w = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[5.0, 0.0], [1.0, 0.0]])
+    found, _ = apply(ALPHA1, (x, w), x @ w, np.ones((2, 2)))
+    np.testing.assert_allclose(found, [[0, 1], [0, 0]], rtol=1e-8)
+
+
+@given(LAYERS.filter(lambda sizes: sizes != (1, 1, 1, 1)), SEEDS, KIND)
+def test_z_b_by_loops_over_tokens(sizes, seed, kind):
+    images, tokens, inputs, outputs = sizes
+    x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, "normal", inputs, outputs)
+    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    found, nothing = apply(Z_B, (x, w), x @ w, relevance)
+    assert nothing is None
+    expected, size = np.zeros(x.shape), 0.0
+    for b, n, o in np.ndindex(relevance.shape):
+        low, high = x[b].min(), x[b].max()
+        bound = np.where(w[:, o] > 0, low, high)
+        parts = x[b, n] * w[:, o] - bound * w[:, o]
+        share = relevance[b, n, o] / (parts.sum() + 1e-9)
+        expected[b, n] += parts * share
+        # Both terms of a part carry its rounding, and the sum's comes back through the division.
+        terms = (np.abs(x[b, n]) + np.abs(bound)) @ np.abs(w[:, o])
+        size = max(size, terms * abs(share) * (1 + terms / (parts.sum() + 1e-9)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14 * size)
+
+
+def test_z_b_by_hand():
+    # Bounds 0 and 1: x w = (1, -1, 0), less L w+ = 0 and H w- = (0, -1, 0), leaves (1, 0, 0).
+    x, w = np.array([[0.5, 1.0, 0.0]]), np.array([[2.0], [-1.0], [1.0]])
+    found, _ = apply(Z_B, (x, w), x @ w, np.ones((1, 1)))
+    np.testing.assert_allclose(found, [[1, 0, 0]], atol=1e-8)
+
+
+# Pass-through, fan-out, uniform.
+
+
+def test_carry_gives_all_to_the_first_input():
+    relevance = jnp.arange(6.0).reshape(2, 3)
+    x, parameter = jnp.ones((2, 3)), jnp.ones(3)
+    found = rules.carry((x, parameter, parameter), x, relevance)
+    assert found[0] is relevance and found[1:] == (None, None)
+    assert len(rules.carry((x,), x, relevance)) == 1
+
+
+@given(TOKENS, SEEDS, KIND)
+def test_fan_out(shape, seed, kind):
+    x, first = draw(seed, kind, *shape), draw(seed + 1, "normal", *shape)
+    second = draw(seed + 2, "normal", *shape)
+    (plain,) = apply(rules.gather, (x,), x, (first, second))
+    np.testing.assert_array_equal(plain, first + second)
+    (published,) = apply(GATHER_PUBLISHED, (x,), x, (first, second))
+    assert_close(published, x * (divide(first, x) + divide(second, x)))
+
+
+def test_published_fan_out_by_hand():
+    x = np.array([2.0, 0.0])
+    (found,) = apply(GATHER_PUBLISHED, (x,), x, (np.array([3.0, 3.0]), np.array([5.0, 5.0])))
+    np.testing.assert_allclose(found, [8, 0], rtol=1e-8)  # a value of zero takes nothing
+
+
+@given(LAYERS, SEEDS)
+def test_uniform_shares_evenly(sizes, seed):
+    images, tokens, inputs, outputs = sizes
+    x, w = draw(seed, "normal", images, tokens, inputs), draw(seed + 1, "sparse", inputs, outputs)
+    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    found, nothing = apply(UNIFORM_LINEAR, (x, w), x @ w, relevance)
+    assert nothing is None
+    even = relevance.sum(-1, keepdims=True) / inputs
+    assert_close(found, np.broadcast_to(even, x.shape), 1e-13)
+    first, second = apply(UNIFORM_ADD, (x, x), 2 * x, x)
+    np.testing.assert_array_equal(first, x / 2)
+    np.testing.assert_array_equal(second, x / 2)
+
+
+def test_uniform_products_give_each_input_everything_so_they_are_halved():
+    query, key = np.zeros((1, 1, 2, 4)), np.ones((1, 1, 3, 4))
+    relevance = np.arange(6.0).reshape(1, 1, 2, 3)
+    found = apply(UNIFORM_SCORES, (query, key), np.zeros((1, 1, 2, 3)), relevance)
+    np.testing.assert_allclose(
+        found[0], np.broadcast_to(relevance.sum(-1)[..., None] / 4, query.shape)
+    )
+    np.testing.assert_allclose(
+        found[1], np.broadcast_to(relevance.sum(2)[..., None] / 4, key.shape)
+    )
+
+
+# Conservation: sum of relevance in = sum of relevance out, up to what the 1e-9 below takes.
+
+
+@given(LAYERS, SEEDS, KIND)
+def test_alpha1_conserves_and_its_halves_double(sizes, seed, kind):
+    images, tokens, inputs, outputs = sizes
+    # A column of one sign more makes sure that both halves have something to share.
+    x = np.concatenate([draw(seed, kind, images, tokens, inputs), np.ones((images, tokens, 1))], -1)
+    x = np.concatenate([x, -np.ones((images, tokens, 1))], -1)
+    w = np.concatenate([draw(seed + 1, kind, inputs, outputs), np.ones((1, outputs))])
+    w = np.concatenate([w, -np.ones((1, outputs))])
+    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    lost = 2e-9 * np.abs(relevance).sum() + 1e-12  # both halves are 1 at least
+    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    assert abs(found.sum() - relevance.sum()) <= lost
+    found, _ = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    assert abs(found.sum() - 2 * relevance.sum()) <= 2 * lost
+
+
+@given(TOKENS, SEEDS)
+def test_z_rules_conserve(shape, seed):
+    x, y = draw(seed, "normal", *shape), draw(seed + 1, "normal", *shape)
+    y = np.where(np.abs(x + y) < 0.1, x, y) + np.sign(x + y)
+    relevance = draw(seed + 2, "normal", *shape)
+    axes = (1, 2)
+    for rule in (ADD, NORMALISED_ADD):
+        found = apply(rule, (x, y), x + y, relevance)
+        sums = sum(part.sum(axes) for part in found)
+        np.testing.assert_allclose(sums, relevance.sum(axes), atol=1e-6)
+    query, key = (
+        draw(seed, "positive", *shape)[:, None],
+        draw(seed + 1, "positive", *shape)[:, None],
+    )
+    output = np.einsum("bhqd,bhnd->bhqn", query, key)
+    relevance = draw(seed + 3, "normal", *output.shape)
+    found = apply(HALVED_SCORES, (query, key), output, relevance)
+    sums = sum(part.sum((1, 2, 3)) for part in found)
+    np.testing.assert_allclose(sums, relevance.sum((1, 2, 3)), atol=1e-6)

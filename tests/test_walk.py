@@ -1,0 +1,208 @@
+"""The random walk against powers of the dense transition matrix."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitx.pseudomasks.affinity import offsets
+from vitx.pseudomasks.walk import chebyshev_coefficients, random_walk
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def dense_transition(affinity: np.ndarray, beta: float) -> np.ndarray:
+    """T by loops: (P, H, W) -> (H W, H W), its columns sum to 1."""
+    pairs, height, width = affinity.shape
+    radius = next(r for r in range(2, 9) if len(offsets(r)) == pairs)
+    matrix = np.eye(height * width)
+    for p, (dy, dx) in enumerate(offsets(radius).tolist()):
+        for i in range(height):
+            for j in range(width):
+                if i + dy < height and 0 <= j + dx < width:
+                    here, there = i * width + j, (i + dy) * width + j + dx
+                    matrix[here, there] = matrix[there, here] = affinity[p, i, j]
+    matrix = matrix**beta
+    return matrix / matrix.sum(0)
+
+
+def dense_walk(affinity: np.ndarray, maps: np.ndarray, beta: float, log2_steps: int) -> np.ndarray:
+    matrix = dense_transition(affinity.astype(np.float64), beta)
+    for _ in range(log2_steps):
+        matrix = matrix @ matrix
+    flat = maps.astype(np.float64).reshape(len(maps), -1) @ matrix
+    return flat.reshape(maps.shape)
+
+
+def random_affinity(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Affinities anywhere in the image, entries that point out of it included."""
+    values = rng.uniform(size=shape)
+    if kind == "strong":
+        return 1 - 0.02 * values
+    if kind == "patchy":  # degrees from 1 to the largest
+        return np.where(rng.uniform(size=shape[-2:]) < 0.3, 1.0, 0.05 * values)
+    return values
+
+
+def test_walk_equals_the_published_code(x64):
+    with np.load(GOLDEN / "affinity.npz") as file:
+        golden = dict(file)
+    affinity = np.zeros((34, 14, 14))
+    affinity[:, :10, 4:10] = golden["affinity"].reshape(34, 10, 6)
+    cam = jnp.asarray(golden["cam"])
+    for log2_steps, expected in zip(golden["walk_log2"], golden["walk"], strict=True):
+        exact = random_walk(jnp.asarray(affinity), cam, int(golden["beta"]), int(log2_steps))
+        np.testing.assert_allclose(exact, expected, atol=1e-13)
+    near = random_walk(affinity, cam, 16, 8, "chebyshev", tolerance=1e-12)
+    np.testing.assert_allclose(near, golden["walk"][-1], atol=1e-12)
+
+
+KINDS = ("any", "strong", "patchy")
+
+
+@settings(max_examples=10)
+@given(
+    st.sampled_from([(2, 1, 7), (3, 6, 2), (3, 5, 5), (5, 7, 8), (5, 3, 4)]),
+    st.sampled_from([0.5, 1, 8, 16]),
+    st.integers(0, 10),
+    st.sampled_from([1e-2, 1e-5, 1e-9]),
+    st.integers(0, 99),
+)
+def test_tolerance_is_kept(sizes, beta, log2_steps, tolerance, seed):
+    radius, height, width = sizes
+    rng = np.random.default_rng(seed)
+    shape = (len(offsets(radius)), height, width)
+    affinity = np.stack([random_affinity(rng, shape, kind) for kind in KINDS])
+    maps = rng.uniform(size=(3, 2, height, width))
+    maps[:, 1] = maps[:, 1] < 0.5
+    walked = [dense_walk(*pair, beta, log2_steps) for pair in zip(affinity, maps, strict=True)]
+    with jax.enable_x64(True):
+        exact = random_walk(affinity, maps, beta, log2_steps)
+        near = random_walk(affinity, maps, beta, log2_steps, "chebyshev", tolerance)
+    np.testing.assert_allclose(exact, np.stack(walked), atol=1e-12)
+    assert np.abs(np.asarray(near) - np.stack(walked)).max() <= tolerance
+    if tolerance >= 1e-5:
+        single = affinity.astype(np.float32)
+        walked = [dense_walk(*pair, beta, log2_steps) for pair in zip(single, maps, strict=True)]
+        near = random_walk(single, maps, beta, log2_steps, "chebyshev", tolerance)
+        assert near.dtype == jnp.float32
+        assert np.abs(np.asarray(near) - np.stack(walked)).max() <= tolerance
+
+
+def test_single_precision_does_not_drift():
+    """4096 steps in float32 on a larger grid, and the tolerance that the docs promise."""
+    rng = np.random.default_rng(0)
+    affinity = np.stack([random_affinity(rng, (34, 14, 15), kind) for kind in KINDS])
+    affinity = affinity.astype(np.float32)
+    maps = (rng.uniform(size=(3, 2, 14, 15)) < 0.3).astype(np.float32)
+    expected = [dense_walk(*pair, 16, 12) for pair in zip(affinity, maps, strict=True)]
+    for options in ({}, {"method": "chebyshev"}):
+        found = random_walk(affinity, maps, 16, 12, **options)
+        assert np.abs(np.asarray(found) - np.stack(expected)).max() < 1e-5
+
+
+def test_worst_maps_stay_below_the_bound(x64):
+    """The map that one pixel's error is worst for: the signs of the left-out part's row."""
+    rng = np.random.default_rng(1)
+    affinity = random_affinity(rng, (12, 6, 6), "patchy")
+    transition = dense_transition(affinity, 1)
+    tolerance = 1e-3
+    coefficients = chebyshev_coefficients(64, 36 * 25, tolerance)
+    power = np.linalg.matrix_power(transition, 64)
+    terms = [np.eye(36), transition]
+    for _ in coefficients[2:]:
+        terms.append(2 * terms[-1] @ transition - terms[-2])
+    left = power - sum(c * t for c, t in zip(coefficients, terms, strict=True))
+    worst = np.maximum(left, 0).sum(0).max()  # over maps in [0, 1]
+    maps = (left[:, np.maximum(left, 0).sum(0).argmax()] > 0).reshape(1, 6, 6)
+    found = random_walk(affinity, maps, 1, 6, "chebyshev", tolerance)
+    error = np.abs(np.asarray(found).ravel() - maps.ravel() @ power).max()
+    assert error == pytest.approx(worst, rel=1e-6)
+    assert 0 < error <= tolerance / 2
+
+
+@given(st.integers(0, 12), st.sampled_from([1e-3, 1e-6, 1e-12]), st.integers(1, 10**6))
+def test_coefficients_are_the_power(log2_steps, tolerance, spread):
+    steps = 2**log2_steps
+    found = chebyshev_coefficients(steps, spread, tolerance)
+    exact = np.zeros(steps + 1)
+    for k in range(steps % 2, steps + 1, 2):
+        ways = math.comb(steps, (steps - k) // 2)
+        exact[k] = math.ldexp(ways / 2**steps, 1 if k else 0)
+    np.testing.assert_allclose(found, exact[: len(found)], rtol=1e-10)
+    factor = (1 + math.sqrt(spread)) / 2
+    assert exact[len(found) :].sum() * factor <= tolerance / 2 * (1 + 1e-6)
+    assert len(found) <= 1 + steps
+    if len(found) > 2:  # one degree less would not do
+        assert exact[len(found) - 1 :].sum() * factor > tolerance / 2 * (1 - 1e-6)
+
+
+def test_degree_grows_with_the_root_of_the_steps():
+    degrees = [len(chebyshev_coefficients(2**n, 3136 * 69, 1e-5)) - 1 for n in (8, 10, 12)]
+    assert degrees[0] < 90
+    assert degrees[2] < 4.2 * degrees[0]
+
+
+def test_one_step_by_hand(x64):
+    """Two pixels of affinity 1/2 at beta 1: each keeps 2/3 and takes 1/3."""
+    affinity = np.zeros((4, 1, 2))
+    affinity[0, 0, 0] = 0.5  # offset (0, 1)
+    affinity[1:] = 0.7  # points outside the image everywhere
+    affinity[0, 0, 1] = 0.7
+    found = random_walk(affinity, np.array([[[1.0, 0.0]]]), beta=1, log2_steps=0)
+    np.testing.assert_allclose(found, [[[2 / 3, 1 / 3]]], atol=1e-15)
+
+
+def test_without_affinities_nothing_moves():
+    maps = np.random.default_rng(0).uniform(size=(2, 5, 6)).astype(np.float32)
+    for method in ("exact", "chebyshev"):
+        found = random_walk(np.zeros((12, 5, 6), np.float32), maps, method=method)
+        np.testing.assert_allclose(found, maps, atol=1e-5)
+
+
+def test_constant_maps_stay(x64):
+    affinity = np.random.default_rng(0).uniform(size=(34, 7, 9))
+    maps = np.full((1, 7, 9), 0.7)
+    np.testing.assert_array_equal(random_walk(affinity, maps), maps)
+    np.testing.assert_allclose(random_walk(affinity, maps, method="chebyshev"), maps, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["exact", "chebyshev"])
+def test_images_of_a_batch_walk_alone(method):
+    rng = np.random.default_rng(0)
+    affinity = rng.uniform(size=(2, 3, 12, 6, 7)).astype(np.float32)
+    maps = rng.uniform(size=(2, 3, 4, 6, 7)).astype(np.float32)
+    together = random_walk(affinity, maps, log2_steps=4, method=method)
+    alone = random_walk(affinity[1, 2], maps[1, 2], log2_steps=4, method=method)
+    np.testing.assert_allclose(together[1, 2], alone, atol=1e-6)
+    several = jax.jit(lambda a, m: random_walk(a, m, log2_steps=4, method=method))(affinity, maps)
+    np.testing.assert_allclose(several, together, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "fast"}, "exact, chebyshev"),
+        ({"beta": 0}, "beta"),
+        ({"log2_steps": -1}, "log2_steps"),
+        ({"log2_steps": 1.5}, "log2_steps"),
+        ({"method": "chebyshev", "tolerance": 1e-7}, "tolerance must be in .* float32"),
+        ({"method": "chebyshev", "tolerance": 2}, "tolerance"),
+        ({"affinity": np.zeros((5, 4, 4), np.float32)}, "no radius has 5 pairs"),
+        ({"affinity": np.zeros((12, 4, 4), np.int32)}, "floats"),
+        ({"maps": np.zeros((2, 4, 5), np.float32)}, "do not fit"),
+        ({"maps": np.zeros((1, 2, 4, 4), np.float32)}, "do not fit"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    arguments = {
+        "affinity": np.zeros((12, 4, 4), np.float32),
+        "maps": np.zeros((2, 4, 4), np.float32),
+    }
+    with pytest.raises(ValueError, match=message):
+        random_walk(**(arguments | change))

@@ -1,0 +1,146 @@
+"""What a checkpoint says beyond its tensors: in metadata, in the JSON beside it, by its name."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from vitx.checkpoints.files import FOLDER_FILES, Checkpoint
+from vitx.checkpoints.names import Named
+from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was said, None where nothing was. Lengths in pixels, (height, width)."""
+
+    num_heads: int | None = None
+    norm_eps: float | None = None
+    final_norm_eps: float | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    image_size: tuple[int, int] | None = None
+    weight_standardisation_eps: float | None = None
+    stem_stride: int | None = None
+    grid: tuple[int, int] | None = None
+    groups: int | None = None
+
+
+def positive_int(value: Any) -> int:
+    """Checks a count."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"must be a positive whole number, not {value!r}")
+    return value
+
+
+def positive_float(value: Any) -> float:
+    """Checks an epsilon."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"must be a positive number, not {value!r}")
+    return float(value)
+
+
+def size(value: Any) -> tuple[int, int]:
+    """Checks a side, or (height, width)."""
+    if isinstance(value, int):
+        value = (value, value)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"must be a side or (height, width), not {value!r}")
+    return positive_int(value[0]), positive_int(value[1])
+
+
+def _three(value: Any) -> tuple[float, float, float]:
+    numbers = value if isinstance(value, list | tuple) else ()
+    if len(numbers) != 3 or not all(
+        isinstance(x, int | float) and math.isfinite(x) for x in numbers
+    ):
+        raise ValueError(f"must be three numbers, not {value!r}")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
+def _three_positive(value: Any) -> tuple[float, float, float]:
+    if min(three := _three(value)) <= 0:
+        raise ValueError(f"must be positive, not {value!r}")
+    return three
+
+
+_CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
+    "num_heads": positive_int,
+    "norm_eps": positive_float,
+    "final_norm_eps": positive_float,
+    "mean": _three,
+    "std": _three_positive,
+    "image_size": size,
+    "weight_standardisation_eps": positive_float,
+    "stem_stride": positive_int,
+    "grid": size,
+    "groups": positive_int,
+}
+
+
+def gather(checkpoint: Checkpoint, named: Named) -> Facts:
+    """All that is known: metadata before JSON files before the file's name before conventions.
+
+    Raises:
+      ValueError: for a value that cannot be, or an activation that vitx does not have.
+    """
+    said: dict[str, Any] = {}
+    if named.heads is not None:
+        said["num_heads"] = named.heads
+    if _looks_like_imagenet_statistics(checkpoint):
+        said |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if named.origin == "Hugging Face":
+        said |= _from_hugging_face(checkpoint.config, checkpoint.processor)
+    elif named.origin == "timm":
+        said |= _from_timm(checkpoint.config)
+    elif named.origin == "[Re]":
+        said["weight_standardisation_eps"] = 1e-6
+    said |= _from_metadata(checkpoint.metadata)
+    checked = {}
+    for name, value in said.items():
+        try:
+            checked[name] = _CHECKS[name](value)
+        except ValueError as error:
+            raise ValueError(f"what the file says of {name} {error}") from error
+    return Facts(**checked)
+
+
+def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    said = {}
+    for name in (field.name for field in fields(Facts)):
+        if name in metadata:
+            try:
+                said[name] = json.loads(metadata[name])
+            except ValueError:
+                raise ValueError(f"metadata {name} is no JSON: {metadata[name]!r}") from None
+    return said
+
+
+def _from_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"its activation is {activation!r}; vitx has the exact GELU only")
+    said = {"norm_eps": config.get("layer_norm_eps", 1e-12)}
+    for name, source, key in (
+        ("num_heads", config, "num_attention_heads"),
+        ("image_size", config, "image_size"),
+        ("mean", processor, "image_mean"),
+        ("std", processor, "image_std"),
+    ):
+        if key in source:
+            said[name] = source[key]
+    return said
+
+
+def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    source = config.get("pretrained_cfg", config)
+    return {name: source[name] for name in ("mean", "std") if name in source}
+
+
+def _looks_like_imagenet_statistics(checkpoint: Checkpoint) -> bool:
+    """DeiT, DINO and MAE have a ViT's tensors but ImageNet's mean and std: the name tells."""
+    path = checkpoint.path
+    # Hubs name every file alike, and the folder after the model.
+    name = path.parent.name if path.name in FOLDER_FILES else path.name
+    return re.search(r"(^|[^a-z])(deit|dino|mae)", name.lower()) is not None

@@ -1,0 +1,147 @@
+"""A checkpoint into a model: its structure from the tensors' shapes, then the weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitx.checkpoints import facts as checks
+from vitx.checkpoints.build import Wish, affinity_net, vision_transformer
+from vitx.checkpoints.facts import gather
+from vitx.checkpoints.files import Tensor, open_checkpoint
+from vitx.checkpoints.layout import Entry, entries
+from vitx.checkpoints.names import recognise
+from vitx.models.affinity import AffinityNet
+from vitx.models.vit import VisionTransformer
+
+_LISTED: Final = 12  # differences shown
+
+
+def load(
+    path: str | Path,
+    num_heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    norm_eps: float | None = None,
+    final_norm_eps: float | None = None,
+    dtype: Any = None,
+) -> VisionTransformer | AffinityNet:
+    """Reads a checkpoint, whosever names it has, into the model it describes.
+
+    Known are timm's and DeiT's names, Hugging Face's ViT, Google's .npz files of ViT and R50+ViT,
+    those of [Re] for the hybrid and for AffinityNet, and what `save` writes. Sizes are read off the
+    tensors' shapes. Epsilons, heads, mean, std and image size are taken from the file's metadata
+    (what `save` wrote), else from config.json and preprocessor_config.json beside it, else from
+    conventions: mean and std 0.5, but ImageNet's where the file's name has deit, dino or mae;
+    LayerNorm's epsilon 1e-12 for Hugging Face's names, else 1e-6.
+
+    Args:
+      path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file,
+        or a folder with model.safetensors or pytorch_model.bin.
+      num_heads: default: the file's, else width / 64.
+      image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with
+        antialias, as in timm), AffinityNet's grid scaled. Default: the file's, which for
+        AffinityNet of [Re] is 448.
+      num_classes: replaces the head by a fresh one, unless the file's has as many outputs.
+      norm_eps: LayerNorm's epsilon; default: the file's, see above.
+      final_norm_eps: that of the last LayerNorm; default: `norm_eps` where that is given, else the
+        file's.
+      dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64
+        is on.
+
+    Raises:
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: in one line, for a file that is damaged, holds objects or NaN, is of another
+        architecture, or whose tensors do not fit each other (with a list: - missing, + unknown), or
+        for an argument that does not fit.
+    """
+    wish = Wish(
+        _checked("num_heads", num_heads, checks.positive_int),
+        _checked("image_size", image_size, checks.size),
+        _checked("num_classes", num_classes, checks.positive_int),
+        _checked("norm_eps", norm_eps, checks.positive_float),
+        _checked("final_norm_eps", final_norm_eps, checks.positive_float),
+    )
+    wanted = _checked("dtype", dtype, _float_type)
+    try:
+        checkpoint = open_checkpoint(path)
+        named = recognise(checkpoint.tensors)
+        facts = gather(checkpoint, named)
+        if "feat_conv.weight" in named.tensors:
+            return _fill(affinity_net(named, facts, wish), named.tensors, wanted)
+        model, tensors = vision_transformer(named, facts, wish)
+        return _fill(model, tensors, wanted)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
+    if value is None:
+        return None
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _float_type(dtype: Any) -> np.dtype:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"must be a float type, not {dtype!r}")
+    if found == np.float64 and not _double_is_on():
+        raise ValueError("float64 needs jax_enable_x64")
+    return found
+
+
+def _double_is_on() -> bool:
+    return jnp.result_type(float) == np.float64
+
+
+def _fill(model: Any, tensors: Mapping[str, Tensor], dtype: np.dtype | None) -> Any:
+    """Gives an abstract model its weights, one tensor at a time."""
+    wanted = {entry.name: entry for entry in entries(model)}
+    differences = list(
+        _differences(
+            {name: entry.file_shape for name, entry in wanted.items()},
+            {name: tensor.shape for name, tensor in tensors.items()},
+        )
+    )
+    if differences:
+        more = f" and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
+        listed = ", ".join(differences[:_LISTED])
+        raise ValueError(f"its tensors do not fit (- missing, + unknown): {listed}{more}")
+    for name, entry in wanted.items():
+        array = tensors[name].read()
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} holds {array.dtype}, where floats are expected")
+        if dtype is None:  # the first tensor stands for all
+            double = array.dtype == np.float64 and _double_is_on()
+            dtype = np.dtype(np.float64 if double else np.float32)
+        entry.parameter.set_value(_converted(entry, array, dtype))
+    return model
+
+
+def _converted(entry: Entry, array: np.ndarray, dtype: np.dtype) -> jax.Array:
+    if not np.isfinite(array).all():
+        raise ValueError(f"{entry.name} has NaN or infinite values")
+    return jnp.array(entry.from_file(array), dtype)
+
+
+def _differences(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """Lines of "- name shape" (missing), "+ name shape" (unknown); both where shapes differ."""
+    # What is missing comes last: a whole block may be.
+    for name in sorted(expected.keys() | found.keys(), key=lambda name: (name not in found, name)):
+        if expected.get(name) == found.get(name):
+            continue
+        if name in expected:
+            yield f"- {name} {expected[name]}"
+        if name in found:
+            yield f"+ {name} {found[name]}"

@@ -1,0 +1,71 @@
+"""A model into a .safetensors file with timm's names and PyTorch's axes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as serialise
+
+from vitx.checkpoints.files import FOLDER_FILES
+from vitx.checkpoints.layout import entries
+from vitx.models.affinity import AffinityNet
+from vitx.models.resnet import ResNetV2
+from vitx.models.vit import VisionTransformer
+from vitx.workdir import write_bytes
+
+
+def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
+    """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
+
+    The file appears whole or not at all. What the tensors do not tell (heads, epsilons,
+    preprocessing) is in the metadata, each value as JSON. AffinityNet has the names of [Re], a stem
+    that timm does not have its own.
+
+    Args:
+      model: a `VisionTransformer` or an `AffinityNet`.
+      path: a .safetensors file, or a folder, in which it becomes model.safetensors.
+
+    Raises:
+      ValueError: for a model of another kind, a weight that is not finite, or a path that ends
+        otherwise.
+      vitx.workdir.WriteError: if it cannot be written.
+    """
+    if not isinstance(model, VisionTransformer | AffinityNet):
+        raise ValueError(
+            f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
+        )
+    path = Path(path)
+    if path.is_dir() or not path.suffix:
+        path = path / FOLDER_FILES[0]
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: vitx writes .safetensors files, or folders with one")
+    tensors = {}
+    for entry in entries(model):
+        array = np.asarray(entry.parameter[...])
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path} is not written: {entry.name} has NaN or infinite values")
+        tensors[entry.name] = np.ascontiguousarray(entry.to_file(array))
+    # "pt" is what transformers and timm look for; the tensors do have PyTorch's axes.
+    metadata = {"format": "pt"} | {k: json.dumps(v) for k, v in _describe(model).items()}
+    write_bytes(path, serialise(tensors, metadata))
+
+
+def _describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
+    preprocess = model.preprocess
+    facts: dict[str, Any] = {
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "image_size": preprocess.size,
+    }
+    if isinstance(model.stem, ResNetV2):
+        facts["weight_standardisation_eps"] = model.stem.conv.epsilon
+    elif model.stem is not None:
+        facts["stem_stride"] = model.stem.stride
+    if isinstance(model, AffinityNet):
+        return facts | {"grid": model.grid, "groups": model.gn.groups}
+    return facts | {
+        "num_heads": model.blocks[0].attn.heads,
+        "norm_eps": model.blocks[0].norm1.epsilon,
+        "final_norm_eps": model.norm.epsilon,
+    }

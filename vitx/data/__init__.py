@@ -1,0 +1,1 @@
+"""Datasets, image transforms and loaders."""

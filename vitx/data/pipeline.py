@@ -1,0 +1,196 @@
+"""Loaders: batches of a source's examples.
+
+`training_loader` shuffles and augments: its batches follow from the seed alone, wherever it starts
+and however many workers it has. `evaluation_batches` goes through a split once, in order.
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from vitx.data import transforms
+from vitx.data.sources import Example, Source, open_source
+from vitx.data.transforms import IGNORED, Augment, Preprocess
+
+__all__ = [
+    "Augment",
+    "EvaluationBatches",
+    "Example",
+    "Source",
+    "TrainingBatches",
+    "evaluation_batches",
+    "open_source",
+    "training_loader",
+]
+
+Extra = Callable[[str, bool], Mapping[str, np.ndarray]]
+
+
+def training_loader(
+    source: Source,
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    augment: Augment,
+    with_mask: bool | None = None,
+    extra: Extra | None = None,
+    workers: int = 0,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> "TrainingBatches":
+    """Shuffled, augmented batches from step `start_step` to the last of `epochs` epochs.
+
+    An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
+    (B, C) float32; with `with_mask` mask (B, H, W) uint8, moved like the image, 255 where that
+    moved in; and whatever arrays `extra(id, flipped)` returns, which is to mirror them itself.
+
+    The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
+    `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
+    epoch leaves out a random remainder of fewer than `batch_size` examples. `workers` other
+    processes decode and augment; 0 leaves that to a thread. Raises ValueError where sizes do
+    not fit.
+    """
+    index, count = shard
+    steps_per_epoch = len(source) // max(batch_size, 1)
+    steps = epochs * steps_per_epoch
+    if batch_size < 1 or not steps_per_epoch:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit the source's {len(source)} examples"
+        )
+    if not 0 <= index < count or batch_size % count:
+        raise ValueError(f"shard {shard} does not divide a batch of {batch_size}")
+    if not 0 <= start_step <= steps:
+        raise ValueError(f"start_step {start_step} is not among the {steps} steps of training")
+    if extra is not None and augment.shift:
+        raise ValueError("augment.shift cannot move what `extra` adds; set it to 0")
+    if start_step == steps:
+        return TrainingBatches(iter(()))
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .slice(slice(0, steps_per_epoch * batch_size))
+        .repeat(epochs)  # shuffled anew each time
+        .random_map(_Prepare(preprocess, augment, bool(with_mask), extra))
+        .slice(slice(start_step * batch_size + index, None, count))
+        .batch(batch_size // count, drop_remainder=True)
+    )
+    if not workers:
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return TrainingBatches(iter(dataset.to_iter_dataset(reading)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    reading = grain.ReadOptions(num_threads=0)
+    return TrainingBatches(iter(dataset.to_iter_dataset(reading).mp_prefetch(options)))
+
+
+class TrainingBatches(Iterator[dict[str, np.ndarray]]):
+    """See `training_loader`. `close`, or dropping the iterator, ends its thread or processes."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches = [batches]
+        # Also run when Python exits, before the modules that grain needs for closing are gone.
+        self.close = weakref.finalize(self, _close, self._batches)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._batches:
+            raise StopIteration
+        return next(self._batches[0])
+
+
+def _close(batches: list[Iterator]) -> None:
+    iterator = batches.pop()
+    if isinstance(iterator, grain.DatasetIterator):
+        iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    """Example and generator -> what the model trains on; always draws the same numbers."""
+
+    preprocess: Preprocess
+    augment: Augment
+    with_mask: bool
+    extra: Extra | None
+
+    def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        augment, size = self.augment, self.preprocess.size
+        flipped = augment.flip and bool(generator.random() < 0.5)
+        down, right = generator.integers(-augment.shift, augment.shift + 1, 2)
+
+        def move(array: np.ndarray, outside: int | None = None) -> np.ndarray:
+            array = array[:, ::-1] if flipped else array
+            return transforms.shift(array, down, right, outside) if augment.shift else array
+
+        pixels = transforms.to_fractions(move(transforms.resize_image(example.image, size)))
+        pixels = transforms.colour_jitter(pixels, augment, generator)
+        prepared = {
+            "image": transforms.normalise_fractions(pixels, self.preprocess),
+            "labels": example.labels,
+        }
+        if self.with_mask:
+            prepared["mask"] = move(_mask(example, size), IGNORED)
+        if self.extra is not None:
+            prepared.update(self.extra(example.id, flipped))
+        return prepared
+
+
+def _mask(example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
+    if example.mask is None:
+        raise ValueError(f"{example.id} has no mask, but with_mask asks for one")
+    return example.mask if size is None else transforms.resize_mask(example.mask, size)
+
+
+class EvaluationBatches(Sequence[dict[str, Any]]):
+    """See `evaluation_batches`."""
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, batch_size: int, with_mask: bool
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but at least 1 is wanted")
+        self._source, self._preprocess = source, preprocess
+        self._batch_size, self._with_mask = batch_size, with_mask
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        places = index * self._batch_size + np.arange(self._batch_size)
+        valid = places < len(self._source)
+        examples = [self._source[int(place)] for place in np.minimum(places, len(self._source) - 1)]
+        size = self._preprocess.size
+        images = np.stack([transforms.resize_image(example.image, size) for example in examples])
+        batch = {
+            "id": [example.id for example in examples],
+            "image": transforms.normalise(images, self._preprocess),
+            "labels": np.stack([example.labels for example in examples]),
+            "valid": valid,
+        }
+        if self._with_mask:
+            masks = [_mask(example) for example in examples]
+            if len({mask.shape for mask in masks}) == 1:
+                batch["mask"] = np.stack(masks)
+        return batch
+
+
+def evaluation_batches(
+    source: Source, *, preprocess: Preprocess, batch_size: int, with_mask: bool = False
+) -> EvaluationBatches:
+    """The batches of a split, in order, all of one size: the last repeats its last example.
+
+    A sequence of dicts of id (list of B), image (B, H, W, 3) float32, normalised, at
+    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats; and with `with_mask`
+    mask (B, H, W) uint8 at the images' own size, where that is one size in the batch.
+    """
+    return EvaluationBatches(source, preprocess, batch_size, with_mask)

@@ -1,0 +1,220 @@
+"""`shapes`, the embedded dataset: drawn pictures of five shapes, with exact masks.
+
+One to three objects lie on a textured background. What class an object has shows in its outline
+alone: its colour, size and turn are random, its background too, and thin lines and specks on the
+background belong to no class. Every picture follows from (seed, split, index) alone.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+CLASSES = ("background", "disc", "square", "triangle", "cross", "ring")
+
+SIZE = 48  # pixels along each side
+RADIUS = (8.0, 12.0)  # of the circle around an object, pixels
+TURN = 0.4  # largest turn of an object either way, radians
+VISIBLE = 0.85  # of its area that an object keeps when later ones are laid over it
+PLACES = 60  # tried for an object before it is left out
+CONTRAST = 90.0  # least distance in RGB from an object's colour to the background's and to others'
+BRIGHTER = 60.0  # least mean RGB of an object above the background's: small nets learn this sooner
+SPLITS = ("train", "val")  # in the order that numbers their random streams: append only
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """image (48, 48, 3) uint8; mask (48, 48) uint8 of CLASSES' indices; labels: those present."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    labels: tuple[int, ...]
+
+
+def draw(seed: int, split: str, index: int) -> Drawing:
+    """The picture `index` (from 0) of a split; the same whatever else is drawn, and when."""
+    entropy = np.random.SeedSequence([seed, SPLITS.index(split), index])
+    generator = np.random.Generator(np.random.Philox(entropy))
+    colour = generator.uniform(15, 120, 3)
+    image = _background(generator, colour)  # (S, S, 3) in [0, 255]
+    owner = np.zeros((SIZE, SIZE), np.int64)  # 0 background, else the object's number from 1
+    colours, kinds, areas = [colour], [0], [SIZE * SIZE]
+    for _ in range(generator.choice((1, 2, 3), p=(0.4, 0.4, 0.2))):
+        kind = int(generator.integers(1, len(CLASSES)))
+        coverage = _place(generator, kind, owner, areas)
+        if coverage is None:
+            continue
+        colours.append(_distinct_colour(generator, colours))
+        solid = coverage >= 0.5
+        owner[solid] = len(kinds)
+        kinds.append(kind)
+        areas.append(int(solid.sum()))
+        paint = colours[-1] + _shading(generator)  # (S, S, 3)
+        image += coverage[..., None] * (paint - image)
+    image += generator.normal(0, 3, image.shape)  # a camera's noise
+    mask = np.array(kinds, np.uint8)[owner]
+    labels = tuple(sorted(set(kinds[1:])))
+    return Drawing(np.clip(np.rint(image), 0, 255).astype(np.uint8), mask, labels)
+
+
+def signed_distance(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How far (x, y) lies outside (negative: inside) of a shape in the unit circle, upright.
+
+    Exact next to straight and round edges, which is where antialiasing looks; y points down.
+    """
+    radius = np.hypot(x, y)
+    match CLASSES[kind]:
+        case "disc":
+            return radius - 0.92
+        case "square":
+            return np.maximum(np.abs(x), np.abs(y)) - 0.76
+        case "triangle":
+            slope = np.sqrt(0.75) * np.abs(x) - 0.5 * y
+            return np.maximum(slope, y) - 0.58  # the inscribed circle's radius, centre at 0
+        case "cross":
+            near, far = np.minimum(np.abs(x), np.abs(y)), np.maximum(np.abs(x), np.abs(y))
+            return np.maximum(near - 0.29, far - 0.95)
+        case "ring":
+            return np.abs(radius - 0.7) - 0.26
+    raise ValueError(f"no shape {kind}; wanted 1 to {len(CLASSES) - 1}")
+
+
+def _place(
+    generator: np.random.Generator, kind: int, owner: np.ndarray, areas: list[int]
+) -> np.ndarray | None:
+    """Coverage (S, S) in [0, 1] of an object at a free place, or None where none was found."""
+    for _ in range(PLACES):
+        radius = generator.uniform(*RADIUS)
+        x, y = generator.uniform(radius, SIZE - radius, 2)
+        turn = generator.uniform(-TURN, TURN)
+        columns, rows = np.arange(SIZE) + 0.5 - x, np.arange(SIZE)[:, None] + 0.5 - y
+        cosine, sine = np.cos(turn) / radius, np.sin(turn) / radius
+        distance = signed_distance(
+            kind, cosine * columns + sine * rows, cosine * rows - sine * columns
+        )
+        coverage = np.clip(0.5 - radius * distance, 0, 1)  # (S, S)
+        left = np.bincount(owner[coverage < 0.5], minlength=len(areas))[1:]
+        if np.all(left >= VISIBLE * np.array(areas[1:])):
+            return coverage
+    return None
+
+
+def _distinct_colour(generator: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+    """A colour at least CONTRAST from the others, and BRIGHTER than the first, the background's."""
+    while True:
+        colour = generator.uniform(30, 250, 3)
+        distance = min(np.linalg.norm(colour - other) for other in others)
+        if distance >= CONTRAST and colour.mean() >= others[0].mean() + BRIGHTER:
+            return colour
+
+
+def _background(generator: np.random.Generator, colour: np.ndarray) -> np.ndarray:
+    """A texture around `colour`, with lines and specks of near colours, (S, S, 3) in [0, 255]."""
+    columns, rows = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
+    turn, period = generator.uniform(0, np.pi), generator.uniform(5, 14)
+    along = (np.cos(turn) * columns + np.sin(turn) * rows) * (2 * np.pi / period)
+    across = (np.cos(turn) * rows - np.sin(turn) * columns) * (2 * np.pi / period)
+    texture = (
+        _smooth_noise(generator, int(generator.integers(5, 12))),
+        np.clip(3 * np.sin(along), -1, 1),  # stripes
+        np.clip(4 * np.sin(along) * np.sin(across), -1, 1),  # checkers
+    )[generator.integers(3)]
+    image = colour + texture[..., None] * _direction(generator, generator.uniform(8, 26))
+    for _ in range(generator.integers(0, 4)):
+        x, y, turn = *generator.uniform(0, SIZE, 2), generator.uniform(0, np.pi)
+        distance = np.abs(np.cos(turn) * (columns - x) + np.sin(turn) * (rows - y))
+        coverage = np.clip(generator.uniform(0.8, 1.3) - distance, 0, 1)
+        image += coverage[..., None] * _direction(generator, generator.uniform(40, 90))
+    for _ in range(generator.integers(0, 5)):
+        x, y = generator.uniform(0, SIZE, 2)
+        coverage = np.clip(generator.uniform(1.5, 2.8) - np.hypot(columns - x, rows - y), 0, 1)
+        image += coverage[..., None] * _direction(generator, generator.uniform(40, 110))
+    return np.clip(image, 0, 255)
+
+
+def _shading(generator: np.random.Generator) -> np.ndarray:
+    """Slight unevenness of an object's paint, (S, S, 1)."""
+    return (_smooth_noise(generator, 5) * generator.uniform(2, 14))[..., None]
+
+
+def _direction(generator: np.random.Generator, length: float) -> np.ndarray:
+    vector = generator.normal(size=3)
+    return vector * (length / np.linalg.norm(vector))
+
+
+def _smooth_noise(generator: np.random.Generator, knots: int) -> np.ndarray:
+    """Smooth noise in [-1, 1], (S, S): knots x knots random values, cosines between them."""
+    grid = generator.uniform(-1, 1, (knots, knots))
+    position = np.linspace(0, knots - 1, SIZE)
+    low = np.minimum(position.astype(np.int64), knots - 2)
+    weight = 0.5 - 0.5 * np.cos(np.pi * (position - low))
+    blend = np.zeros((SIZE, knots))
+    blend[np.arange(SIZE), low] = 1 - weight
+    blend[np.arange(SIZE), low + 1] += weight
+    return blend @ grid @ blend.T
+
+
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG")
+    return file.getvalue()
+
+
+@dataclasses.dataclass(eq=False)
+class ShapesConfig(tfds.core.BuilderConfig):
+    """How many pictures each split has, and the seed that they all follow from."""
+
+    train: int = 2400
+    val: int = 400
+    seed: int = 0
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+    """Pictures of shapes, 48 x 48, drawn on the spot; nothing is downloaded.
+
+    Features: id; image and mask as PNG; labels, the classes present (0 for CLASSES[1], ...).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks for checksums of downloads beside the code, with a package it does not require.
+    code_path = None
+    BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
+        ShapesConfig(name="standard", description="for the demo"),
+        ShapesConfig(name="tiny", description="for tests", train=24, val=12),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="png"),
+                    "mask": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
+                    "labels": tfds.features.Sequence(
+                        tfds.features.ClassLabel(names=list(CLASSES[1:]))
+                    ),
+                }
+            ),
+            disable_shuffling=True,  # the order of the index is the order in the file
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for index in range(getattr(self.builder_config, split)):
+            drawing = draw(self.builder_config.seed, split, index)
+            yield (
+                index,
+                {
+                    "id": f"{split}_{index:05d}",
+                    "image": _png(drawing.image),
+                    "mask": _png(drawing.mask),
+                    "labels": [label - 1 for label in drawing.labels],
+                },
+            )

@@ -1,0 +1,209 @@
+"""Reading, resizing, normalising and augmenting images.
+
+Images are uint8 (H, W, 3) until `normalise`. Resizing follows PROTOCOL, "Images": Pillow's
+antialiased bilinear for images, nearest for masks, bilinear without antialiasing for maps.
+"""
+
+import dataclasses
+import io
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R 601, as Pillow and torchvision
+IGNORED = 255  # the mask value that no class has
+
+_DAMAGED = (OSError, SyntaxError, ValueError, struct.error, zlib.error)
+
+
+class Preprocess(Protocol):
+    """What a model wants of its input; `model.preprocess` is one."""
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of each channel, in [0, 1]."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Of each channel, in [0, 1]."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+
+def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> np.ndarray:
+    """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3), turned as its EXIF says.
+
+    Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
+    FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
+    one that is damaged, no picture, or beyond Pillow's limit on pixels.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "image bytes"
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"no image file {path}")
+        data, name = path.read_bytes(), name or str(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        grey = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 (H, W, 3) to `size` (H, W): Pillow's bilinear, which antialiases."""
+    return _resize(image, size, Image.Resampling.BILINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize the labels uint8 (H, W) to `size` (H, W): nearest."""
+    return _resize(mask, size, Image.Resampling.NEAREST)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    if array.dtype != np.uint8:
+        raise ValueError(f"resizing wants uint8, got {array.dtype}; normalise afterwards")
+    if array.shape[:2] == tuple(size):
+        return array
+    height, width = size
+    return np.array(Image.fromarray(array).resize((width, height), resample))
+
+
+def resize_maps(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize float maps (..., h, w) to (..., H, W): bilinear, half-pixel centres, no antialiasing.
+
+    The same as torch's Upsample with align_corners=False, also when shrinking.
+    """
+    if not jnp.issubdtype(maps.dtype, jnp.floating):
+        raise ValueError(f"resize_maps wants floats, got {maps.dtype}; use resize_mask for labels")
+    return jax.image.resize(maps, (*maps.shape[:-2], *size), method="bilinear", antialias=False)
+
+
+def normalise(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """The model's input of uint8 (..., 3): (x / 255 - mean) / std, float32."""
+    return normalise_fractions(to_fractions(image), preprocess)
+
+
+def to_fractions(image: np.ndarray) -> np.ndarray:
+    """uint8 in [0, 255] to float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(255)
+
+
+def normalise_fractions(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """(x - mean) / std of float32 pixels (..., 3) in [0, 1]."""
+    mean, std = (np.asarray(v, np.float32) for v in (preprocess.mean, preprocess.std))
+    return (pixels - mean) / std
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What training images go through; zeros leave them as they are.
+
+    flip: mirror every second image. brightness, contrast, saturation: a factor uniform in
+    [1 - v, 1 + v] each, from 0 where v > 1. hue: a turn of the colour circle uniform in [-v, v],
+    v <= 0.5. The four in a random order, as torchvision's ColorJitter. shift: move by up to so many
+    pixels of the model's input along each axis, edges repeated.
+    """
+
+    flip: bool = False
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("brightness", "contrast", "saturation", "hue", "shift"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"augment.{field} = {getattr(self, field)} is negative")
+        if self.hue > 0.5:
+            raise ValueError(f"augment.hue = {self.hue}, but half a turn (0.5) is the largest")
+
+
+def colour_jitter(
+    pixels: np.ndarray, augment: Augment, generator: np.random.Generator
+) -> np.ndarray:
+    """Jitter the colours of float32 (H, W, 3) in [0, 1]; the same draws whatever the widths."""
+    order = generator.permutation(4)
+    fractions = generator.random(4)
+    steps = (
+        (adjust_brightness, 1, augment.brightness),
+        (adjust_contrast, 1, augment.contrast),
+        (adjust_saturation, 1, augment.saturation),
+        (adjust_hue, 0, augment.hue),
+    )
+    for index in order:
+        adjust, neutral, width = steps[index]
+        if width:
+            # Factors stay positive also where the width is over 1.
+            low = max(neutral - width, 0) if neutral else -width
+            pixels = adjust(pixels, low + (neutral + width - low) * fractions[index])
+    return pixels
+
+
+def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Blend float32 (H, W, 3) in [0, 1] with black; 1 changes nothing."""
+    return np.clip(pixels * np.float32(factor), 0, 1)
+
+
+def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Blend float32 (H, W, 3) in [0, 1] with its mean grey; 1 changes nothing."""
+    grey = (pixels @ GREY).mean()
+    return np.clip(pixels * np.float32(factor) + np.float32(1 - factor) * grey, 0, 1)
+
+
+def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
+    """Blend float32 (H, W, 3) in [0, 1] with its own grey picture; 1 changes nothing."""
+    grey = (pixels @ GREY)[..., None]  # (H, W, 1)
+    return np.clip(pixels * np.float32(factor) + np.float32(1 - factor) * grey, 0, 1)
+
+
+def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
+    """Turn the hue (HSV) of float32 (H, W, 3) in [0, 1] by a fraction of the colour circle."""
+    red, green, blue = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
+    value = np.maximum(np.maximum(red, green), blue)  # (H, W)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    scale = 1 / np.where(chroma > 0, chroma, np.float32(1))
+    sextant = np.where(
+        value == red,
+        (green - blue) * scale,
+        np.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
+    ) + np.float32(6 * turn)  # (H, W), the hue in sixths of the circle
+    turned = np.empty_like(pixels)
+    for channel, offset in enumerate((5, 3, 1)):  # back from HSV
+        k = sextant + np.float32(offset)
+        k -= 6 * np.floor(k * np.float32(1 / 6))  # several times faster than k % 6
+        turned[..., channel] = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
+    return turned
+
+
+def shift(array: np.ndarray, down: int, right: int, outside: int | None = None) -> np.ndarray:
+    """Move (H, W, ...) by whole pixels; what comes in is `outside`, or else repeats the edge."""
+    rows, columns = np.arange(array.shape[0]) - down, np.arange(array.shape[1]) - right
+    inner_rows = np.clip(rows, 0, array.shape[0] - 1)
+    inner_columns = np.clip(columns, 0, array.shape[1] - 1)
+    moved = array[inner_rows][:, inner_columns]
+    if outside is not None:
+        moved[rows != inner_rows] = outside
+        moved[:, columns != inner_columns] = outside
+    return moved

@@ -1,0 +1,297 @@
+"""Scores: pixel accuracy, IoU, average precision, F1.
+
+Everything here is NumPy in float64, vectorised over images, so the numbers do not depend on the
+device's precision. Functions return fractions in [0, 1]. What is counted, and how, is PROTOCOL's
+"ImageNet-Segmentation (Table 3)".
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+IGNORED = 255
+SCORE_BINS = 100  # resolution of the pooled precision-recall curve
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationCounts:
+    """What the scores of foreground maps need, a row per image: stored, joined, drawn anew.
+
+    Attributes:
+        correct: (N,) pixels labelled right.
+        labelled: (N,) pixels that are not ignored.
+        intersection: (N, 2) pixels of background, foreground in both the prediction and the truth.
+        union: (N, 2) pixels of background, foreground in either.
+        ap: (N,) average precision of the ranking of (1 - R, R), 0 where no pixel is labelled.
+        histogram: (N, 2, SCORE_BINS) background, foreground pixels by their score R.
+    """
+
+    correct: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    intersection: NDArray[np.int64]
+    union: NDArray[np.int64]
+    ap: Array
+    histogram: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ap)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Joins the counts of several batches, in order."""
+        if not parts:
+            raise ValueError("no segmentation counts to join: score at least one batch")
+        tables = [part.arrays() for part in parts]
+        return cls(
+            **{name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields by name, to be stored; `SegmentationCounts(**arrays)` reads them back."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def select(self, keep: ArrayLike) -> Self:
+        """The rows that a mask or an index (N,) picks; drops the padding of a last batch."""
+        return type(self)(
+            **{name: array[np.asarray(keep)] for name, array in self.arrays().items()}
+        )
+
+    def scores(self, weights: ArrayLike | None = None) -> dict[str, Array]:
+        """Scores over all images.
+
+        Args:
+            weights: (..., N) how often each image counts; by default once.
+
+        Returns:
+            pixel_accuracy, miou, map, mf1, each of shape (...), and iou (..., 2) of background and
+            foreground. Accuracy and IoU come from pixel counts over all images; map and mf1 are
+            means over the images that have labelled pixels.
+
+        Raises:
+            ValueError: no pixel is labelled.
+        """
+        if not self.labelled.sum():
+            raise ValueError(
+                f"no labelled pixel in {len(self)} images: every mask value is ignored"
+            )
+        weights = (
+            np.ones(len(self)) if weights is None else np.asarray(weights, np.float64)
+        )  # (..., N)
+        iou = _divide(weights @ self.intersection, weights @ self.union)  # (..., 2)
+        usable = weights * (self.labelled > 0)
+        foreground, union = self.intersection[:, 1], self.union[:, 1]
+        f1 = _divide(
+            2.0 * foreground, foreground + union
+        )  # the sizes of both regions add to intersection + union
+        return {
+            "pixel_accuracy": _divide(weights @ self.correct, weights @ self.labelled),
+            "iou": iou,
+            "miou": iou.mean(-1),
+            "map": _divide(usable @ self.ap, usable.sum(-1)),
+            "mf1": _divide(usable @ f1, usable.sum(-1)),
+        }
+
+    def precision_recall(self) -> dict[str, Array]:
+        """Precision and recall of `R >= threshold` for the foreground, pixels of all images pooled.
+
+        Returns:
+            threshold, precision, recall, each (SCORE_BINS,); the precision is 1 where nothing is
+            selected.
+        """
+        pooled = self.histogram.sum(0)  # (2, SCORE_BINS)
+        background, foreground = pooled[:, ::-1].cumsum(-1)[:, ::-1]
+        selected = background + foreground
+        return {
+            "threshold": np.arange(SCORE_BINS) / SCORE_BINS,
+            "precision": np.where(selected > 0, _divide(foreground, selected), 1.0),
+            "recall": _divide(foreground, foreground[0]),
+        }
+
+
+def segmentation_counts(maps: ArrayLike, masks: ArrayLike) -> SegmentationCounts:
+    """Counts for raw maps against foreground masks.
+
+    Each map is brought to [0, 1] by its own minimum and maximum (ignored pixels included, as
+    published); pixels above the mean are foreground. The average precision ranks both channels, 1 -
+    R against background and R against foreground, together; for a constant map both are 0.
+
+    Args:
+        maps: (N, H, W) finite relevance at pixel resolution, any scale.
+        masks: (N, H, W) 0 background, 1 foreground, -1 or 255 ignored.
+
+    Raises:
+        ValueError: shapes differ, a map is not finite, or a mask has another value.
+    """
+    maps, masks = np.asarray(maps, np.float64), np.asarray(masks)
+    if maps.ndim != 3 or maps.shape != masks.shape:
+        raise ValueError(f"maps {maps.shape} and masks {masks.shape} must both be (N, H, W)")
+    if not np.isfinite(maps).all():
+        broken = np.flatnonzero(~np.isfinite(maps).all((1, 2)))
+        raise ValueError(f"the map of image {broken[0]} of the batch is not finite")
+    count = len(maps)
+    maps, masks = maps.reshape(count, -1), masks.reshape(count, -1).astype(np.int64)  # (N, P)
+    valid = (masks != -1) & (masks != IGNORED)
+    if (unknown := masks[valid & (masks != 0) & (masks != 1)]).size:
+        raise ValueError(
+            f"mask value {unknown[0]}: foreground masks hold 0, 1, and -1 or 255 for ignored"
+        )
+
+    low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
+    varied = high > low
+    scores = _divide(maps - low, high - low)  # (N, P), all 0 where the map is constant
+    predicted, truth = scores > scores.mean(1, keepdims=True), masks == 1
+    regions = [((~predicted) & valid, ~truth & valid), (predicted & valid, truth & valid)]
+    channels = np.stack([np.where(varied, 1.0 - scores, 0.0), scores], 1)  # (N, 2, P)
+    return SegmentationCounts(
+        correct=((predicted == truth) & valid).sum(1),
+        labelled=valid.sum(1),
+        intersection=np.stack([(p & t).sum(1) for p, t in regions], 1),
+        union=np.stack([(p | t).sum(1) for p, t in regions], 1),
+        ap=average_precision(
+            channels.reshape(count, -1),
+            np.concatenate([~truth, truth], 1),
+            np.concatenate([valid, valid], 1),
+        ),
+        histogram=_score_histogram(scores, truth, valid),
+    )
+
+
+def segmentation_scores(maps: ArrayLike, masks: ArrayLike) -> dict[str, Array]:
+    """Scores of raw maps (N, H, W) against masks in {0, 1, and -1 or 255 for ignored}.
+
+    See `segmentation_counts` for the protocol and the errors, `SegmentationCounts.scores` for the
+    values.
+    """
+    return segmentation_counts(maps, masks).scores()
+
+
+def average_precision(
+    scores: ArrayLike, targets: ArrayLike, valid: ArrayLike | None = None
+) -> Array:
+    """Average precision along the last axis: sum over thresholds of recall gained x precision.
+
+    Equal scores form one threshold, so the order within ties does not matter; nothing is
+    interpolated.
+
+    Args:
+        scores: (..., M), higher means more likely positive; not NaN.
+        targets: (..., M) bool.
+        valid: (..., M) bool, entries that take part; by default all.
+
+    Returns:
+        (...) fractions, 0 where there is no positive.
+    """
+    scores, targets = np.asarray(scores, np.float64), np.asarray(targets, bool)
+    valid = np.ones(scores.shape, bool) if valid is None else np.asarray(valid, bool)
+    # Invalid entries come last and weigh nothing.
+    order = np.argsort(-np.where(valid, scores, -np.inf), axis=-1)
+    ranked = np.take_along_axis(scores, order, -1)
+    hits = np.cumsum(np.take_along_axis(targets & valid, order, -1), -1)  # (..., M)
+    precision = hits / np.maximum(np.cumsum(np.take_along_axis(valid, order, -1), -1), 1)
+
+    threshold_ends = np.ones(scores.shape, bool)
+    threshold_ends[..., :-1] = ranked[..., 1:] != ranked[..., :-1]
+    reached = np.where(threshold_ends, hits, 0)
+    before = np.zeros_like(hits)
+    before[..., 1:] = np.maximum.accumulate(reached, -1)[..., :-1]
+    gained = np.where(threshold_ends, hits - before, 0)
+    return _divide((gained * precision).sum(-1), hits[..., -1])
+
+
+def average_precision_multilabel(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, float]:
+    """Average precision of each class over images, and its mean.
+
+    Args:
+        scores: (N, C) logits or probabilities.
+        labels: (N, C) multi-hot, 0 or 1.
+
+    Returns:
+        (C,) values, NaN for a class without positives, and the mean over the other classes.
+
+    Raises:
+        ValueError: shapes differ, a score is not a number, a label is not 0 or 1, or no class has a
+            positive.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be (N, C)")
+    if np.isnan(scores).any():
+        raise ValueError("the scores hold NaN: the classifier has diverged")
+    positive = labels == 1
+    if not (positive | (labels == 0)).all():
+        raise ValueError("multi-hot labels must be 0 or 1")
+    present = positive.any(0)
+    if not present.any():
+        raise ValueError(f"no class has a positive among {len(scores)} images")
+    per_class = np.where(present, average_precision(scores.T, positive.T), np.nan)  # (C,)
+    return per_class, float(per_class[present].mean())
+
+
+def confusion_matrix(
+    prediction: ArrayLike, truth: ArrayLike, num_classes: int
+) -> NDArray[np.int64]:
+    """Pixel counts (num_classes, num_classes): rows are the truth, columns the prediction.
+
+    Args:
+        prediction: ints of any shape, in [0, num_classes) wherever the truth counts.
+        truth: ints of the same shape; labels outside [0, num_classes), such as 255, are ignored.
+        num_classes: C, background included.
+
+    Raises:
+        ValueError: shapes differ or a counted prediction is out of range.
+    """
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    if prediction.shape != truth.shape:
+        raise ValueError(
+            f"prediction {prediction.shape} and truth {truth.shape} must have one shape"
+        )
+    valid = (truth >= 0) & (truth < num_classes)
+    rows, columns = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    if columns.size and (columns.min() < 0 or columns.max() >= num_classes):
+        raise ValueError(f"predicted class {columns.max()} is outside [0, {num_classes})")
+    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def per_class_iou(confusion: ArrayLike) -> Array:
+    """Intersection over union: (..., C, C) -> (..., C), NaN for a class absent from the truth."""
+    confusion = np.asarray(confusion, np.float64)
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1)  # (..., C)
+    truth = confusion.sum(-1)
+    return np.where(
+        truth > 0, _divide(intersection, truth + confusion.sum(-2) - intersection), np.nan
+    )
+
+
+def mean_iou(confusion: ArrayLike) -> Array:
+    """Mean of `per_class_iou` over the classes present in the truth: (..., C, C) -> (...).
+
+    Raises:
+        ValueError: a matrix has no counted pixel at all.
+    """
+    iou = per_class_iou(confusion)  # (..., C)
+    present = ~np.isnan(iou)
+    if not present.any(-1).all():
+        raise ValueError("the confusion matrix is empty: no pixel of the truth was counted")
+    return np.where(present, iou, 0.0).sum(-1) / present.sum(-1)
+
+
+def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:
+    """Quotients, and 0 where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), denominator)
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
+
+
+def _score_histogram(
+    scores: Array, truth: NDArray[np.bool_], valid: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Scores (N, P) in [0, 1] -> counts (N, 2, SCORE_BINS) of background and foreground pixels."""
+    rows = np.arange(len(scores))[:, None] * 2 + truth
+    columns = np.minimum((scores * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
+    cells = (rows * SCORE_BINS + columns)[valid]
+    return np.bincount(cells, minlength=len(scores) * 2 * SCORE_BINS).reshape(-1, 2, SCORE_BINS)

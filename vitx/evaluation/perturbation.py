@@ -1,0 +1,283 @@
+"""Accuracy while the most (or least) relevant pixels are removed (PROTOCOL, Table 2).
+
+Ranking, masking and all forwards run in one jitted program. One ranking of a heatmap serves every
+fraction, and the clean forward serves every heatmap of an image and both directions. The model runs
+on B images at a time throughout, so the memory is that of one forward, however many fractions and
+heatmaps there are.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vitx.data.transforms import resize_maps
+
+FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DIRECTIONS = ("positive", "negative")
+
+Statistics = float | Sequence[float]
+Model = Callable[[jax.Array], jax.Array]
+Explain = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+_Array = jax.Array | np.ndarray
+
+
+def perturbation_curve(
+    model: Model,
+    pixels: ArrayLike,
+    heatmaps: ArrayLike,
+    targets: ArrayLike,
+    positive: bool = True,
+    mean: Statistics = 0.5,
+    std: Statistics = 0.5,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    fill: float = 0.0,
+    batch_size: int = 32,
+) -> dict[str, NDArray[np.float64]]:
+    """Accuracy after removing the most relevant pixels, or else the least relevant.
+
+    Args:
+        model: normalised images (B, H, W, 3) -> logits (B, classes); a Flax NNX module or any
+            function.
+        pixels: (N, H, W, 3) in [0, 1].
+        heatmaps: (N, H, W) finite; only their order matters.
+        targets: (N,) true classes.
+        positive: remove the highest values first, else the lowest first. Among equal values the
+            lower index goes first.
+        mean: of the model's normalisation, one value or three.
+        std: likewise.
+        fractions: of the pixels to remove, increasing within [0, 1]; floor(H * W * fraction) pixels
+            go.
+        fill: what removed pixels become, in [0, 1], before the normalisation.
+        batch_size: images a program run; it changes time and memory only.
+
+    Returns:
+        accuracy (F,) and auc, its trapezoid over `fractions`: at most 0.9 for the default ones.
+
+    Raises:
+        ValueError: shapes do not fit, pixels are outside [0, 1], a heatmap is not finite, or
+            fractions are not increasing.
+    """
+    pixels, heatmaps, targets = np.asarray(pixels), np.asarray(heatmaps), np.asarray(targets)
+    _check_values(pixels, heatmaps, targets)
+    direction = (DIRECTIONS[0 if positive else 1],)
+    batch_size = min(batch_size, len(pixels))
+    correct = []
+    for start in range(0, len(pixels), batch_size):
+        rows = np.arange(start, start + batch_size).clip(
+            max=len(pixels) - 1
+        )  # the last batch repeats its last image
+        found = perturb_batch(
+            model,
+            pixels[rows],
+            heatmaps[rows],
+            targets[rows],
+            fractions,
+            mean,
+            std,
+            fill=fill,
+            directions=direction,
+        )[direction[0]]
+        correct.append(np.asarray(found)[: len(pixels) - start])
+    accuracy = np.concatenate(correct).mean(0, dtype=np.float64)  # (F,)
+    return {"accuracy": accuracy, "auc": area_under_curve(accuracy, fractions)}
+
+
+def perturb_batch(
+    model: Model,
+    pixels: ArrayLike,
+    heatmaps: ArrayLike,
+    targets: ArrayLike,
+    fractions: Sequence[float] = FRACTIONS,
+    mean: Statistics = 0.5,
+    std: Statistics = 0.5,
+    *,
+    fill: float = 0.0,
+    directions: Sequence[str] = DIRECTIONS,
+) -> dict[str, jax.Array]:
+    """Whether the model is right after each removal; arguments as for `perturbation_curve`.
+
+    The heatmaps are (B, H, W), or (B, M, H, W): several per image, which share the clean forward.
+    `directions` are "positive" (highest values first), "negative" (lowest first), or both.
+
+    Returns:
+        bool (B, F), or (B, M, F), for each direction.
+    """
+    pixels, heatmaps = jnp.asarray(pixels), jnp.asarray(heatmaps)
+    targets, single = jnp.asarray(targets, jnp.int32), heatmaps.ndim == 3
+    heatmaps = heatmaps[:, None] if single else heatmaps  # (B, M, H, W)
+    found = _program(model, None, pixels, heatmaps, targets, mean, std, fill, fractions, directions)
+    return {name: right[:, 0] if single else right for name, right in found.items()}
+
+
+def explain_and_perturb(
+    model: Model,
+    explain: Explain,
+    pixels: ArrayLike,
+    targets: ArrayLike,
+    fractions: Sequence[float] = FRACTIONS,
+    mean: Statistics = 0.5,
+    std: Statistics = 0.5,
+    *,
+    fill: float = 0.0,
+    directions: Sequence[str] = DIRECTIONS,
+) -> dict[str, jax.Array]:
+    """Explanation, upsampling, ranking and all masked forwards in one jitted program.
+
+    `explain(model, images, targets)` takes normalised images (B, H, W, 3) and targets (B,), and
+    returns logits (B, classes), which are the clean forward, and maps (B, M, h, w): whatever is to
+    be compared, such as methods, or predicted and target class. It is traced once as long as it is
+    the same object in every call. The other arguments are those of `perturb_batch`.
+
+    Returns:
+        bool (B, M, F) for each direction.
+    """
+    pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
+    return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
+
+
+def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
+    """floor(pixels * fraction), as the decimals are meant: 0.3 is 3/10, not a float below it."""
+    return tuple(
+        int(pixels * Fraction(fraction).limit_denominator(1_000_000)) for fraction in fractions
+    )
+
+
+def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
+    """Each pixel's place in the order of removal: (..., H, W) -> int32 (..., H, W), 0 first.
+
+    "positive" removes the highest values first, "negative" the lowest. Among equal values the
+    lower (row-major) index goes first in both, so the order is the same on every device and in
+    every run.
+    """
+    *batch, height, width = heatmaps.shape
+    keys = heatmaps.reshape(-1, height * width)  # (b, N)
+    order = jnp.argsort(-keys if direction == "positive" else keys, axis=-1, stable=True)
+    places = jnp.arange(height * width, dtype=jnp.int32)
+    ranks = jax.vmap(lambda row: jnp.zeros_like(places).at[row].set(places, unique_indices=True))(
+        order
+    )
+    return ranks.reshape(*batch, height, width)
+
+
+def area_under_curve(
+    accuracy: ArrayLike, fractions: Sequence[float] = FRACTIONS
+) -> NDArray[np.float64]:
+    """Trapezoid of accuracies (..., F) over the removed fractions -> (...)."""
+    return np.asarray(
+        np.trapezoid(np.asarray(accuracy, np.float64), np.asarray(fractions, np.float64), axis=-1)
+    )
+
+
+def _program(
+    model: Model,
+    explain: Explain | None,
+    pixels: jax.Array,
+    heatmaps: jax.Array | None,
+    targets: jax.Array,
+    mean: Statistics,
+    std: Statistics,
+    fill: float,
+    fractions: Sequence[float],
+    directions: Sequence[str],
+) -> dict[str, jax.Array]:
+    """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
+    _check_shapes(pixels, heatmaps, targets)
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")
+    fractions, directions = tuple(float(f) for f in fractions), tuple(directions)
+    if not fractions or min(fractions) < 0 or max(fractions) > 1 or np.any(np.diff(fractions) <= 0):
+        raise ValueError(f"fractions {fractions} must increase within [0, 1]")
+    if unknown := set(directions) - set(DIRECTIONS):
+        raise ValueError(f"unknown direction {unknown.pop()!r}: it is 'positive' or 'negative'")
+    means, stds = (
+        jnp.broadcast_to(jnp.asarray(value, pixels.dtype), (3,)) for value in (mean, std)
+    )
+    is_pytree = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(model))
+    run = _jitted if is_pytree else _jitted_function
+    return run(model, pixels, heatmaps, targets, means, stds, fill, explain, fractions, directions)
+
+
+def _perturb(
+    model: Model,
+    pixels: jax.Array,  # (B, H, W, 3)
+    heatmaps: jax.Array | None,  # (B, M, H, W); None: `explain` makes them
+    targets: jax.Array,  # (B,)
+    mean: jax.Array,
+    std: jax.Array,
+    fill: jax.Array,
+    explain: Explain | None,
+    fractions: tuple[float, ...],
+    directions: tuple[str, ...],
+) -> dict[str, jax.Array]:
+    *_, height, width, _ = pixels.shape
+
+    def normalise(images: jax.Array) -> jax.Array:
+        return (images - mean[None, None, None]) / std[None, None, None]  # (B, H, W, 3)
+
+    def right(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, -1).astype(jnp.int32) == targets  # (B,)
+
+    if heatmaps is None:
+        assert explain is not None
+        logits, maps = explain(model, normalise(pixels), targets)  # (B, classes), (B, M, h, w)
+        heatmaps = resize_maps(maps, (height, width))  # min-max would not change the order
+    else:
+        logits = model(normalise(pixels))
+    clean = right(logits)
+    ranks = jnp.stack([removal_ranks(heatmaps, name) for name in directions])  # (D, B, M, H, W)
+    ranks = jnp.moveaxis(ranks, 2, 1)  # (D, M, B, H, W)
+
+    # Where no pixel goes, the clean forward stands.
+    counts = pixel_counts(height * width, fractions)
+    removed = jnp.asarray([count for count in counts if count], jnp.int32)  # (F',)
+
+    def masked(order: jax.Array, count: jax.Array) -> jax.Array:
+        images = jnp.where((order < count)[..., None], fill, pixels)
+        return right(model(normalise(images)))  # (B,)
+
+    def curve(order: jax.Array) -> jax.Array:
+        return jax.lax.map(partial(masked, order), removed)  # (F', B)
+
+    found = jax.lax.map(curve, ranks.reshape(-1, *ranks.shape[2:]))  # (D * M, F', B)
+    kept = jnp.broadcast_to(clean, (len(found), len(counts) - len(removed), len(clean)))
+    found = jnp.concatenate([kept, found], 1)  # (D * M, F, B)
+    found = found.reshape(*ranks.shape[:2], *found.shape[1:])  # (D, M, F, B)
+    return {name: jnp.moveaxis(found[index], -1, 0) for index, name in enumerate(directions)}
+
+
+_OPTIONS = ("explain", "fractions", "directions")
+_jitted = jax.jit(_perturb, static_argnames=_OPTIONS)
+_jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
+
+
+def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray) -> None:
+    _check_shapes(pixels, heatmaps[:, None], targets)
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(
+            f"pixels reach {pixels.min():g} to {pixels.max():g}, not [0, 1]: divide by 255 only"
+        )
+    if not np.isfinite(heatmaps).all():
+        raise ValueError(
+            f"heatmap {np.flatnonzero(~np.isfinite(heatmaps).all((1, 2)))[0]} is not finite"
+        )
+
+
+def _check_shapes(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> None:
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels):
+        raise ValueError(f"pixels {pixels.shape} must be (N, H, W, 3) with at least one image")
+    if targets.shape != pixels.shape[:1]:
+        raise ValueError(f"targets {targets.shape} must be {pixels.shape[:1]}, one class per image")
+    wanted = pixels.shape[:3]
+    if heatmaps is not None and (
+        heatmaps.ndim != 4 or (len(heatmaps), *heatmaps.shape[2:]) != wanted
+    ):
+        raise ValueError(
+            f"heatmaps {(len(heatmaps), *heatmaps.shape[2:])} must be {wanted}, as the pixels"
+        )

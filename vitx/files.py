@@ -1,0 +1,120 @@
+"""Files that are whole or absent: atomic writes, and reading without pickle."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+TEMPORARY: Final = (".vitx-", ".tmp")  # how the names of half-written files begin and end
+
+
+class WorkdirError(RuntimeError):
+    """Something about the workdir that the user can mend; the message is one line."""
+
+
+class WriteError(WorkdirError):
+    """A file could not be written: the disk is full, read-only or not permitted."""
+
+
+def write_error(path: Path, error: Exception) -> WriteError:
+    """Says in one line that `path` could not be written, why, and what to do."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return WriteError(
+        f"cannot write {path}: {reason}; mend that (free space, permissions) and start again with "
+        "the same --workdir: finished work is kept"
+    )
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file so that it is whole or absent, whenever the process dies.
+
+    Args:
+        path: The file; missing folders are made, an existing file is replaced.
+        data: Its contents.
+
+    Raises:
+        WriteError: It cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1]
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide results from others
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes JSON atomically, see `write_bytes`; NumPy and JAX scalars become numbers."""
+    write_bytes(path, (json.dumps(value, indent=2, default=plain_json) + "\n").encode())
+
+
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes named arrays atomically, see `write_bytes`.
+
+    Raises:
+        ValueError: An array holds Python objects, which only pickle could store.
+        WriteError: It cannot be written.
+    """
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in plain.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{path}: array {name!r} holds Python objects; store numbers only")
+    buffer = io.BytesIO()
+    np.savez(buffer, **plain)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or holds Python objects.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from error
+
+
+def safe_name(identifier: str) -> str:
+    """A file name for any non-empty id: ordinary ids stay as they are, `unquote` gives it back."""
+    if not identifier:
+        raise ValueError("an id is empty: there is no file name for it")
+    name = quote(identifier, safe=" ()+,=@[]")
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def plain_json(value: Any) -> Any:
+    """What json does not know: config dicts, NumPy and JAX numbers and arrays, paths."""
+    for method in ("to_dict", "tolist"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} cannot be written as JSON")

@@ -1,0 +1,42 @@
+"""The command line that `train.py` and `evaluate.py` share."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vitx.run import StopRequest, clean_exit
+from vitx.stages import Run, run_stages
+from vitx.workdir import Stage, Workdir
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
+
+
+def launch(stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
+    """Reads the flags, locks the workdir, and runs the stages that are not done.
+
+    Ends with exit code 0, 130 or 143 where a signal stopped it, 1 where a run failed, and 2 for wrong input.
+    """
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(lambda argv: _main(argv, stages))
+
+
+def _main(argv: list[str], stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
+    _keep_compiled_programs()
+    with clean_exit(), Workdir(str(_WORKDIR.value)).lock() as workdir, StopRequest() as stop:
+        run_stages(Run(_CONFIG.value, workdir, stop), stages)
+
+
+def _keep_compiled_programs() -> None:
+    """A second start should not compile again; JAX_COMPILATION_CACHE_DIR names another folder."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitx" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))

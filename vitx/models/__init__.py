@@ -1,0 +1,1 @@
+"""Vision Transformers and hybrids, written over `vitx.ops`."""

@@ -1,0 +1,140 @@
+"""The operations a model may use, as plain JAX, and the bundle that hands them to it.
+
+A model never writes `x + y` or `x @ w`: it calls the operation of that name in the `Ops` that it is given. Under
+`PLAIN` that is ordinary arithmetic. Under a bundle of `vitx.relevance.bundles` the value is the same to the bit, and
+the cotangent is relevance. Reshapes, transposes and slices need no operation: their transpose is right for both.
+Arrays are positional arguments, constants are keyword arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Precision = lax.Precision | None
+
+
+def linear(x: Array, weight: Array, precision: Precision = None) -> Array:
+    """Product x (..., in) times weight (in, out), without the bias, which takes no relevance."""
+    return jnp.matmul(x, weight, precision=precision)
+
+
+def bias(x: Array, b: Array) -> Array:
+    """X (..., C) plus b (C,)."""
+    return x + _last_axis(b, x)
+
+
+def add(x: Array, y: Array) -> Array:
+    """Sum of two branches of one shape."""
+    return x + y
+
+
+def fork(x: Array) -> tuple[Array, Array]:
+    """One value for two readers: the mirror of `add`."""
+    return x, x
+
+
+def scores(query: Array, key: Array, precision: Precision = None) -> Array:
+    """QK^T: query (B, H, Q, D), key (B, H, N, D) -> (B, H, Q, N)."""
+    return jnp.einsum("bhqd,bhnd->bhqn", query, key, precision=precision)
+
+
+def weigh(attention: Array, value: Array, precision: Precision = None) -> Array:
+    """AV: attention (B, H, Q, N), value (B, H, N, D) -> (B, H, Q, D)."""
+    return jnp.einsum("bhqn,bhnd->bhqd", attention, value, precision=precision)
+
+
+def scale(x: Array, *, factor: float) -> Array:
+    """X times a constant."""
+    return x * factor
+
+
+def softmax(x: Array) -> Array:
+    """Softmax over the last axis."""
+    return jax.nn.softmax(x, axis=-1)
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (erf), as in ViT."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Array:
+    """LayerNorm over the last axis, biased variance."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * lax.rsqrt(variance + epsilon) * _last_axis(weight, x) + _last_axis(shift, x)
+
+
+def observe(attention: Array, tap: Array | None) -> Array:
+    """The attention matrix itself; the cotangent of a zero `tap` shows what flows back through it."""
+    return attention if tap is None else attention + tap
+
+
+def conv(x: Array, kernel: Array, *, stride: int, precision: Precision = None) -> Array:
+    """Convolution of x (B, H, W, C) with kernel (h, w, C, out), TF 'SAME' padding (asymmetric when strided)."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def group_norm(x: Array, weight: Array, shift: Array, *, groups: int, epsilon: float) -> Array:
+    """GroupNorm of x (B, H, W, C): statistics per image over space and the C / groups channels of a group."""
+    grouped = x.reshape(*x.shape[:3], groups, -1)  # (B, H, W, G, C / G)
+    centred = grouped - grouped.mean((1, 2, 4), keepdims=True)
+    variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
+    normal = (centred * lax.rsqrt(variance + epsilon)).reshape(x.shape)
+    return normal * _last_axis(weight, x) + _last_axis(shift, x)
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
+def max_pool(x: Array) -> Array:
+    """3 x 3 maximum with stride 2 and 'SAME' padding over x (B, H, W, C)."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+
+
+def _last_axis(parameter: Array, x: Array) -> Array:
+    return jnp.expand_dims(parameter, tuple(range(x.ndim - 1)))
+
+
+@dataclass(frozen=True)
+class Ops:
+    """A bundle of operations. Fields have the signatures of the functions above; equal and hashed by identity of them.
+
+    `pixels` is the linear layer that reads the image itself: its input is bounded, which some rules use.
+    `conv`, `group_norm`, `relu` and `max_pool` belong to the hybrid's stem, below every explanation.
+    """
+
+    linear: Callable[..., Any] = linear
+    pixels: Callable[..., Any] = linear
+    bias: Callable[..., Any] = bias
+    add: Callable[..., Any] = add
+    fork: Callable[..., Any] = fork
+    scores: Callable[..., Any] = scores
+    weigh: Callable[..., Any] = weigh
+    scale: Callable[..., Any] = scale
+    softmax: Callable[..., Any] = softmax
+    gelu: Callable[..., Any] = gelu
+    layer_norm: Callable[..., Any] = layer_norm
+    observe: Callable[..., Any] = observe
+    conv: Callable[..., Any] = conv
+    group_norm: Callable[..., Any] = group_norm
+    relu: Callable[..., Any] = relu
+    max_pool: Callable[..., Any] = max_pool
+
+
+PLAIN = Ops()
+"""Ordinary arithmetic, at the backend's default matrix precision: for training and prediction."""

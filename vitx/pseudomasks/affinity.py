@@ -1,0 +1,200 @@
+"""Affinities between near pixels (Ahn & Kwak, CVPR 2018): their pairs, labels and loss.
+
+A pair joins a from-pixel and one of its P neighbours inside a radius, each pair once: the offsets
+are those below, or to the right in the same row. From-pixels leave out the reach of the radius on
+the left, right and bottom, so that every pair lies inside the image. Arrays over pairs are
+(..., P, H, W), entry [p, i, j] joining (i, j) and (i, j) + offsets[p], and empty outside the window
+of from-pixels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+
+NEUTRAL = 255
+
+
+def offsets(radius: int = 5) -> np.ndarray:
+    """The pairs' offsets, (P, 2) ints (dy, dx) with dy^2 + dx^2 < radius^2; 34 of them at radius 5.
+
+    In the order (0, 1..radius-1), then row by row downwards, each from left to right. Raises
+    ValueError for a radius below 2, inside of which no pixel has a neighbour.
+    """
+    if radius < 2:
+        raise ValueError(f"radius must be an integer of at least 2, not {radius}")
+    reach = radius - 1
+    pairs = [(0, dx) for dx in range(1, radius)]
+    for dy in range(1, radius):
+        pairs += [(dy, dx) for dx in range(-reach, radius) if dy**2 + dx**2 < radius**2]
+    return np.array(pairs)
+
+
+def affinities(features: Array, radius: int = 5) -> Array:
+    """W = exp(-mean_c |f_i - f_j|) of all pairs (PROTOCOL, AffinityNet).
+
+    Args:
+      features: (..., H, W, C) floats.
+      radius: of the neighbourhood; the grid must exceed its reach.
+
+    Returns:
+      (..., P, H, W) in (0, 1], zero outside the window of from-pixels. Its gradient takes the
+      slope of |x| at 0 to be 0, and needs memory like the features', not P times that.
+
+    Raises:
+      ValueError: for features that are no floats, or a grid too small for the radius.
+    """
+    features = jnp.asarray(features)
+    if features.ndim < 3 or not jnp.issubdtype(features.dtype, jnp.floating):
+        raise ValueError(
+            f"features must be floats (..., H, W, C), not {features.dtype} {features.shape}"
+        )
+    _check_grid(features.shape[-3:-1], radius)
+    return _affinities(features, radius)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _affinities(features: Array, radius: int) -> Array:
+    reach = radius - 1
+    height, width = features.shape[-3] - reach, features.shape[-2] - 2 * reach
+    origin = features[..., :height, reach : reach + width, :]  # (..., h, w, C)
+
+    def one(offset: Array) -> Array:
+        start = (offset[0], reach + offset[1])
+        target = block(features, start, (height, width), axis=-3)
+        return jnp.exp(-jnp.abs(origin - target).mean(-1))
+
+    # One offset after the other: unrolled, XLA's CPU backend keeps all P differences at once.
+    values = lax.map(one, jnp.asarray(offsets(radius)))  # (P, ..., h, w)
+    return _widen(jnp.moveaxis(values, 0, -3), reach)
+
+
+def _affinities_forward(features: Array, radius: int) -> tuple[Array, tuple[Array, Array]]:
+    affinity = _affinities(features, radius)
+    return affinity, (features, affinity)
+
+
+def _affinities_backward(
+    radius: int, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array]:
+    """Gathers at every pixel what its pairs send it, from both of their ends."""
+    features, affinity = residuals
+    height, width, channels = features.shape[-3:]
+    reach = radius - 1
+    slope = -cotangent * affinity / channels  # (..., P, H, W), zero outside the window
+    features_wide = _pad(features, reach, axes=(-3, -2))
+    slope_wide = _pad(slope, reach, axes=(-2, -1))
+    total = jnp.zeros_like(features)
+    for p, (dy, dx) in enumerate(offsets(radius).tolist()):
+        sent = slope_wide[..., p, reach - dy : reach - dy + height, reach - dx : reach - dx + width]
+        for weight, y, x in ((slope[..., p, :, :], dy, dx), (sent, -dy, -dx)):
+            other = features_wide[
+                ..., reach + y : reach + y + height, reach + x : reach + x + width, :
+            ]
+            total += weight[..., None] * jnp.sign(features - other)  # (..., H, W, C)
+    return (total,)
+
+
+_affinities.defvjp(_affinities_forward, _affinities_backward)
+
+
+def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
+    """What a label map says of each pair: both background, the same object class, or different.
+
+    Args:
+      labels: (..., H, W) ints: 0 background, classes from 1, 255 neutral (its pairs are left out).
+      radius: as in `affinities`.
+
+    Returns:
+      background, foreground, negative: bools, each (..., P, H, W), False outside the window.
+
+    Raises:
+      ValueError: for labels that are no integers, or a grid too small for the radius.
+    """
+    labels = jnp.asarray(labels)
+    if labels.ndim < 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be ints (..., H, W), not {labels.dtype} {labels.shape}")
+    _check_grid(labels.shape[-2:], radius)
+    reach = radius - 1
+    height, width = labels.shape[-2] - reach, labels.shape[-1] - 2 * reach
+    origin = labels[..., None, :height, reach : reach + width]  # (..., 1, h, w)
+
+    def one(offset: Array) -> Array:
+        return block(labels, (offset[0], reach + offset[1]), (height, width), axis=-2)
+
+    target = jnp.moveaxis(lax.map(one, jnp.asarray(offsets(radius))), 0, -3)  # (..., P, h, w)
+    known = (origin != NEUTRAL) & (target != NEUTRAL)
+    same = known & (origin == target)
+    kinds = same & (origin == 0), same & (origin != 0), known & (origin != target)
+    background, foreground, negative = (_widen(kind, reach) for kind in kinds)
+    return background, foreground, negative
+
+
+def affinity_loss(
+    affinity: Array, background: Array, foreground: Array, negative: Array, eps: float = 1e-6
+) -> dict[str, Array]:
+    """Cross-entropy of the affinities against pair labels (PROTOCOL, AffinityNet).
+
+    Args:
+      affinity: (..., P, H, W) in [0, 1].
+      background: bool pairs of that shape, see `pair_labels`.
+      foreground: the same.
+      negative: the same.
+      eps: added to the counts and inside the logarithms.
+
+    Returns:
+      scalars: "background", "foreground", "negative", each a mean over its pairs in the batch (0
+      where there are none), and "loss", a quarter, a quarter and half of them.
+
+    Raises:
+      ValueError: for labels of another shape than the affinity's.
+    """
+    kinds = {"background": background, "foreground": foreground, "negative": negative}
+    for name, pairs in kinds.items():
+        if pairs.shape != affinity.shape:
+            raise ValueError(f"{name} pairs {pairs.shape} must have the shape {affinity.shape}")
+    alike, unlike = -jnp.log(affinity + eps), -jnp.log(1 + eps - affinity)
+
+    def mean(values: Array, pairs: Array) -> Array:
+        return jnp.where(pairs, values, 0).sum() / (pairs.sum().astype(values.dtype) + eps)
+
+    terms = {
+        "background": mean(alike, background),
+        "foreground": mean(alike, foreground),
+        "negative": mean(unlike, negative),
+    }
+    loss = terms["background"] / 4 + terms["foreground"] / 4 + terms["negative"] / 2
+    return {"loss": loss, **terms}
+
+
+def _check_grid(grid: tuple[int, ...], radius: int) -> None:
+    offsets(radius)
+    reach = radius - 1
+    if grid[0] <= reach or grid[1] <= 2 * reach:
+        raise ValueError(
+            f"a grid of {grid[0]} x {grid[1]} has no pairs at radius {radius}: "
+            f"it must be larger than {reach} x {2 * reach}"
+        )
+
+
+def block(x: Array, start: tuple[Array, Array], size: tuple[int, int], axis: int) -> Array:
+    """The rectangle of a size from a start in two neighbouring axes, the first of them given."""
+    rows = lax.dynamic_slice_in_dim(x, start[0], size[0], axis=axis)
+    return lax.dynamic_slice_in_dim(rows, start[1], size[1], axis=axis + 1)
+
+
+def _widen(window: Array, reach: int) -> Array:
+    """Arrays over the window of from-pixels (..., h, w) onto the grid (..., H, W)."""
+    return jnp.pad(window, ((0, 0),) * (window.ndim - 2) + ((0, reach), (reach, reach)))
+
+
+def _pad(x: Array, amount: int, axes: tuple[int, int]) -> Array:
+    """Zeros all around two axes."""
+    widths = [(0, 0)] * x.ndim
+    for axis in axes:
+        widths[axis] = (amount, amount)
+    return jnp.pad(x, widths)

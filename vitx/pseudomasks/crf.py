@@ -1,0 +1,170 @@
+"""The dense CRF of Kraehenbuehl & Koltun (NeurIPS 2011), and the confident labels made with it.
+
+Two backends with the same parameters and normalisation: "pydensecrf" is the published C++ code,
+whose lattice filter approximates the kernels, for images of any size; "exact" computes the kernels
+themselves, in JAX, in memory that grows with the square of the pixels.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitx.data.transforms import resize_maps
+from vitx.pseudomasks.crf_exact import CRFParameters, mean_field
+
+__all__ = [
+    "BACKENDS",
+    "CRFParameters",
+    "background_channel",
+    "confident_labels",
+    "dense_crf",
+    "pool_posteriors",
+]
+
+Array = jax.Array
+
+BACKENDS = ("exact", "pydensecrf")
+EXACT_MAX_PIXELS = 128 * 128  # a kernel of 1 GiB
+NEUTRAL = 255
+
+
+def dense_crf(
+    images: np.ndarray,
+    probabilities: Array,
+    *,
+    parameters: CRFParameters | None = None,
+    backend: str = "exact",
+    present: np.ndarray | None = None,
+) -> Array:
+    """Mean-field posteriors of a fully connected CRF with Gaussian edge potentials.
+
+    Args:
+      images: uint8 (B, H, W, 3).
+      probabilities: (B, L, H, W), or (B, A, L, H, W) for A sets of unaries of the same image, which
+        then share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
+      parameters: default: PROTOCOL's.
+      backend: "exact", up to 128 x 128 pixels, or "pydensecrf", which needs the extra `vitx[crf]`.
+      present: bool (B, L), the labels that take part; others get probability 0. Default: all.
+
+    Returns:
+      posteriors of the shape of `probabilities`, summing to 1 over the labels. "exact" computes in
+      the type of `probabilities`, "pydensecrf" in float32.
+
+    Raises:
+      ValueError: for shapes or types that do not fit, an image that has no label present, an
+        unknown backend, or an image too large for the exact one.
+      ImportError: where pydensecrf is not installed.
+    """
+    parameters = parameters or CRFParameters()
+    images, probabilities = np.asarray(images), jnp.asarray(probabilities)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    shape = probabilities.shape
+    labels = shape[-3] if len(shape) in (4, 5) else 0
+    if present is None:
+        present = np.ones((len(images), labels), bool)
+    present = np.asarray(present)
+    _check(images, probabilities, present)
+    sets = probabilities.reshape(shape[0], -1, *shape[-3:])  # (B, A, L, H, W)
+    if backend == "pydensecrf":
+        result = _pydensecrf(images, np.asarray(sets, np.float32), parameters, present)
+    elif images.shape[1] * images.shape[2] > EXACT_MAX_PIXELS:
+        raise ValueError(
+            f"images of {images.shape[1]} x {images.shape[2]} are too large for the exact CRF, "
+            'which takes up to 128 x 128 pixels: use backend="pydensecrf"'
+        )
+    else:
+        result = mean_field(jnp.asarray(images), sets, jnp.asarray(present), parameters)
+    return result.reshape(shape)
+
+
+def _check(images: np.ndarray, probabilities: Array, present: np.ndarray) -> None:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
+    shape, size = probabilities.shape, images.shape[1:3]
+    if len(shape) not in (4, 5) or shape[0] != len(images) or shape[-2:] != size:
+        raise ValueError(f"probabilities {shape} do not fit the images {images.shape}")
+    if not jnp.issubdtype(probabilities.dtype, jnp.floating):
+        raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
+    if present.shape != (len(images), shape[-3]) or present.dtype != bool:
+        raise ValueError(
+            f"present must be bool {(len(images), shape[-3])}, not {present.dtype} {present.shape}"
+        )
+    if not present.any(1).all():
+        raise ValueError(f"image {int(present.any(1).argmin())} has no label present")
+
+
+def _pydensecrf(
+    images: np.ndarray, probabilities: np.ndarray, parameters: CRFParameters, present: np.ndarray
+) -> Array:
+    try:
+        from pydensecrf.densecrf import DenseCRF2D
+    except ImportError as error:
+        raise ImportError(
+            'the backend "pydensecrf" needs the package pydensecrf2: pip install "vitx[crf]"'
+        ) from error
+    posteriors = np.zeros_like(probabilities)
+    height, width = images.shape[1:3]
+    for b, image in enumerate(images):
+        for a, unnormalised in enumerate(probabilities[b]):
+            chosen = unnormalised[present[b]].reshape(present[b].sum(), -1)  # (L', N)
+            crf: Any = DenseCRF2D(width, height, len(chosen))
+            crf.setUnaryEnergy(-np.log(np.clip(chosen, 1e-5, 1)))
+            crf.addPairwiseGaussian(sxy=parameters.sxy_gaussian, compat=parameters.compat_gaussian)
+            crf.addPairwiseBilateral(
+                sxy=parameters.sxy_bilateral,
+                srgb=parameters.srgb,
+                rgbim=np.ascontiguousarray(image),
+                compat=parameters.compat_bilateral,
+            )
+            result = np.asarray(crf.inference(parameters.iterations))  # (L', N)
+            posteriors[b, a, present[b]] = result.reshape(-1, height, width)
+    return jnp.asarray(posteriors)
+
+
+def background_channel(cues: Array, alpha: float) -> Array:
+    """Background's score (1 - max_k cue)^alpha: cues (..., K, H, W) in [0, 1] -> (..., H, W)."""
+    return (1 - jnp.clip(cues.max(-3), 0, 1)) ** alpha
+
+
+def pool_posteriors(posteriors: Array, grid: tuple[int, int], pool: int = 8) -> Array:
+    """Posteriors (..., H, W) on a coarser grid (..., h, w).
+
+    Resized to the network's input, which is `pool` times the grid, bilinear without antialiasing,
+    then averaged over pool x pool pixels (PROTOCOL, "Labels").
+    """
+    height, width = grid
+    full = resize_maps(posteriors, (height * pool, width * pool))
+    return full.reshape(*full.shape[:-2], height, pool, width, pool).mean((-3, -1))
+
+
+def confident_labels(low: Array, high: Array, classes: Array) -> Array:
+    """Labels that two posteriors agree on (PROTOCOL, "Labels").
+
+    Args:
+      low: posteriors (B, K + 1, h, w), background first, with the background's low alpha, which
+        favours it: an object seen there is sure.
+      high: the same with the high alpha: a background seen there is sure.
+      classes: ints (B, K), the classifier's outputs that the others stand for, -1 where padding.
+
+    Returns:
+      uint8 (B, h, w): class + 1 where low shows an object, unless high shows background, which is
+      labelled 0; 255, neutral, where low shows background and high an object.
+    """
+    if low.shape != high.shape or low.shape[:2] != (classes.shape[0], classes.shape[1] + 1):
+        raise ValueError(
+            f"posteriors {low.shape} and {high.shape} do not fit classes {classes.shape}: "
+            "(B, K + 1, h, w) wanted"
+        )
+    absent = jnp.pad(classes < 0, ((0, 0), (1, 0)))[..., None, None]  # (B, K + 1, 1, 1)
+    names = jnp.pad(classes + 1, ((0, 0), (1, 0)))[..., None, None]
+
+    def decide(posteriors: Array) -> Array:
+        winner = jnp.where(absent, -jnp.inf, posteriors).argmax(1, keepdims=True)
+        return jnp.take_along_axis(names, winner, axis=1)[:, 0]  # (B, h, w)
+
+    sure = decide(low)
+    labels = jnp.where(sure == 0, NEUTRAL, sure)
+    return jnp.where(decide(high) == 0, 0, labels).astype(jnp.uint8)

@@ -1,0 +1,98 @@
+"""Cues and seed masks: what the classifier's explanations say about where its classes are."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vitx.data.transforms import resize_maps
+from vitx.relevance.explain import explain
+
+Array = jax.Array
+
+
+def class_cues(
+    model: Any,
+    images: Array,
+    classes: Array,
+    *,
+    size: tuple[int, int],
+    start_layer: int = 0,
+    root: float = 3,
+    rules: str = "published",
+) -> Array:
+    """Cues of an image's classes, the mean over the image and its mirror image (PROTOCOL, "Cues").
+
+    Args:
+      model: a vitx classifier.
+      images: normalised, (B, S, S, 3).
+      classes: ints (B, K), the classifier's outputs to look for; -1 is padding.
+      size: (H, W) of the cues, the image's own.
+      start_layer: see `vitx.explain`.
+      root: exponent 1 / root before min-max: 3 is the cube root, 1 none.
+      rules: see `vitx.explain`.
+
+    Returns:
+      (B, K, H, W) in [0, 1], zero for padding. Runs under `jit`; no image sees another.
+    """
+    classes = jnp.asarray(classes)
+    if classes.ndim != 2:
+        raise ValueError(f"classes must be (B, K), padded with -1, not {classes.shape}")
+    both = jnp.concatenate([images, images[:, :, ::-1]])  # (2 B, S, S, 3)
+    known = jnp.maximum(jnp.concatenate([classes, classes]), 0)
+    _, maps = explain(
+        model,
+        both,
+        known,
+        method="transformer_attribution",
+        start_layer=start_layer,
+        rules=rules,
+    )  # (2 B, K, h, w)
+    cues = cues_from_maps(maps, images.shape[1:3], size, root)
+    plain, mirrored = jnp.split(cues, 2)
+    mean = (plain + mirrored[..., ::-1]) / 2
+    return jnp.where((classes >= 0)[..., None, None], mean, 0)
+
+
+def cues_from_maps(
+    maps: Array, input_size: tuple[int, ...], size: tuple[int, int], root: float = 3
+) -> Array:
+    """Raw maps (..., h, w) to cues (..., H, W) in [0, 1].
+
+    Upsampled to the network's input, root, min-max, resized to `size`. A map without contrast
+    becomes zero.
+    """
+    if root <= 0:
+        raise ValueError(f"root must be above 0, not {root}")
+    full = resize_maps(maps, (input_size[0], input_size[1]))
+    return resize_maps(min_max(jnp.maximum(full, 0) ** (1 / root)), size)
+
+
+def min_max(maps: Array) -> Array:
+    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal."""
+    low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
+    # Resizing a constant map leaves a contrast of a few units in the last place.
+    noise = 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    real = high - low > noise
+    return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
+
+
+def seed_mask(cues: Array, classes: Array, background: float = 0.2) -> Array:
+    """Argmax of the cues and a constant background (PROTOCOL, "Seed mask").
+
+    Args:
+      cues: (..., K, H, W) in [0, 1].
+      classes: ints (..., K), the classifier's outputs, -1 where padding.
+      background: its score; it wins ties.
+
+    Returns:
+      uint8 (..., H, W): 0 background, otherwise class + 1.
+    """
+    if classes.shape != cues.shape[:-2]:
+        raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
+    scores = jnp.where((classes >= 0)[..., None, None], cues, -jnp.inf)
+    best = scores.argmax(-3)  # (..., H, W)
+    score = jnp.take_along_axis(scores, best[..., None, :, :], axis=-3)[..., 0, :, :]
+    names = (classes + 1)[..., None, None]  # (..., K, 1, 1)
+    label = jnp.take_along_axis(names, best[..., None, :, :], axis=-3)[..., 0, :, :]
+    return jnp.where(score > background, label, 0).astype(jnp.uint8)

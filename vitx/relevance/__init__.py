@@ -1,0 +1,1 @@
+"""Relevance: rules, the bundles made of them, the maps, and `explain`."""

@@ -1,0 +1,230 @@
+"""Bundles: for each operation of `Ops`, the same value with another cotangent.
+
+`with_rule` makes the cotangent relevance; `paired` makes it a pair of gradient and relevance, from one forward.
+Bundles are made once, here: a bundle built inside a function would retrace at every call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+
+from vitx import ops as plain
+from vitx.ops import Array, Ops
+from vitx.relevance import rules
+from vitx.relevance.rules import Operation, Rule
+
+Constants = tuple[tuple[str, Any], ...]
+
+# Relevance is ill-conditioned: the reduced-precision products that GPUs and TPUs default to would show in the maps.
+_linear = partial(plain.linear, precision=lax.Precision.HIGHEST)
+_scores = partial(plain.scores, precision=lax.Precision.HIGHEST)
+_weigh = partial(plain.weigh, precision=lax.Precision.HIGHEST)
+_conv = partial(plain.conv, precision=lax.Precision.HIGHEST)
+
+EXACT = Ops(linear=_linear, pixels=_linear, scores=_scores, weigh=_weigh, conv=_conv)
+"""`PLAIN` at full float32 precision on every backend. Taps (B, heads, Q, N) see the gradient."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pair:
+    """One value held twice, so that its cotangent is a gradient and a relevance.
+
+    Acts as an array where only shapes change.
+    """
+
+    gradient: Array
+    relevance: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.gradient.shape
+
+    def reshape(self, *shape: int) -> "Pair":
+        """Both reshaped."""
+        return self._both(lambda x: x.reshape(*shape))
+
+    def transpose(self, *axes: int) -> "Pair":
+        """Both transposed."""
+        return self._both(lambda x: x.transpose(*axes))
+
+    def __getitem__(self, index: Any) -> "Pair":
+        return self._both(lambda x: x[index])
+
+    def _both(self, f: Callable[[Array], Array]) -> "Pair":
+        return Pair(f(self.gradient), f(self.relevance))
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, Pair)
+
+
+def _value(x: Any) -> Any:
+    return x.gradient if _is_pair(x) else x
+
+
+def twice(tree: Any) -> Any:
+    """Each array of a tree as a `Pair`."""
+    return jax.tree.map(lambda x: Pair(x, x), tree)
+
+
+def with_rule(op: Operation, rule: Rule) -> Operation:
+    """`op` with the same value, whose cotangent is relevance."""
+
+    def value(constants: Constants, *inputs: Any) -> Any:
+        return op(*inputs, **dict(constants))
+
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Any]:
+        output = op(*inputs, **dict(constants))
+        return output, (inputs, output)
+
+    def backward(constants: Constants, residual: Any, relevance: Any) -> tuple[Any, ...]:
+        inputs, output = residual
+        return rule(inputs, output, relevance)
+
+    return _with_backward(value, forward, backward)
+
+
+def paired(op: Operation, rule: Rule) -> Operation:
+    """`op` over pairs: one value, and below it `op`'s gradient beside the rule's relevance."""
+
+    def value(constants: Constants, *inputs: Any) -> Any:
+        return twice(op(*map(_value, inputs), **dict(constants)))
+
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Any]:
+        values = tuple(map(_value, inputs))
+        output, pull = jax.vjp(partial(op, **dict(constants)), *values)
+        return twice(output), (pull, values, output)
+
+    def backward(constants: Constants, residual: Any, cotangent: Any) -> tuple[Any, ...]:
+        pull, values, output = residual
+        gradients = pull(jax.tree.map(lambda p: p.gradient, cotangent, is_leaf=_is_pair))
+        relevances = rule(
+            values, output, jax.tree.map(lambda p: p.relevance, cotangent, is_leaf=_is_pair)
+        )
+        return tuple(
+            None if r is None else Pair(g, r) for g, r in zip(gradients, relevances, strict=True)
+        )
+
+    return _with_backward(value, forward, backward)
+
+
+def _with_backward(
+    value: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]
+) -> Operation:
+    """The operation whose keyword arguments are constants, outside of differentiation."""
+    apply = jax.custom_vjp(value, nondiff_argnums=(0,))
+    apply.defvjp(forward, backward)
+    return lambda *inputs, **constants: apply(tuple(constants.items()), *inputs)
+
+
+def observer(look: Callable[[Array, Any], Array]) -> Operation:
+    """An `observe` whose tap receives look(attention, cotangent); the attention's own cotangent passes unchanged."""
+
+    @jax.custom_vjp
+    def apply(attention: Any, tap: Array) -> Any:
+        return attention
+
+    def forward(attention: Any, tap: Array) -> tuple[Any, Any]:
+        return attention, _value(attention)
+
+    def backward(value: Array, cotangent: Any) -> tuple[Any, Array]:
+        return cotangent, look(value, cotangent)
+
+    apply.defvjp(forward, backward)
+    return lambda attention, tap: attention if tap is None else apply(attention, tap)
+
+
+def _no_rule(op: Operation) -> Rule:
+    def rule(*_: Any) -> tuple[Any, ...]:
+        raise NotImplementedError(
+            f"{op.__name__} has no relevance rule: explanations end above the stem"
+        )
+
+    return rule
+
+
+def _rules(
+    linear: Rule, pixels: Rule, add: Rule, fork: Rule, products: Callable[..., Rule]
+) -> dict:
+    table: dict[str, Rule] = dict.fromkeys(
+        ("bias", "scale", "softmax", "gelu", "layer_norm"), rules.carry
+    )
+    for name in ("conv", "group_norm", "relu", "max_pool"):
+        table[name] = _no_rule(getattr(plain, name))
+    table.update(
+        linear=linear,
+        pixels=pixels,
+        add=add,
+        fork=fork,
+        scores=rules.halved(products(_scores)),
+        weigh=rules.halved(products(_weigh)),
+    )
+    return table
+
+
+_CHEFER = _rules(
+    linear=rules.alpha1(_linear),
+    pixels=rules.z_b(_linear),
+    add=rules.normalised(rules.z_rule(plain.add)),
+    fork=rules.gather_published,
+    products=rules.z_rule,
+)
+_LRP = {**_CHEFER, "linear": rules.alpha1_halves(_linear), "add": rules.z_rule(plain.add)}
+_CONDITIONED = {
+    "fork": rules.gather,
+    "scores": rules.halved(rules.stabilised(_scores)),
+    "weigh": rules.halved(rules.stabilised(_weigh)),
+}
+_STABLE = {
+    **_CHEFER,
+    **_CONDITIONED,
+    "add": rules.normalised(rules.stabilised(plain.add)),
+}
+_STABLE_LRP = {**_LRP, **_CONDITIONED, "add": rules.stabilised(plain.add)}
+_UNIFORM = _rules(
+    linear=rules.only_first(rules.uniform(_linear)),
+    pixels=rules.only_first(rules.uniform(_linear)),
+    add=rules.uniform(plain.add),
+    fork=rules.gather,
+    products=rules.uniform,
+)
+
+
+def _bundle(make: Callable[[Operation, Rule], Operation], table: dict, look: Any) -> Ops:
+    made = {
+        field.name: make(getattr(EXACT, field.name), table[field.name])
+        for field in fields(Ops)
+        if field.name != "observe"
+    }
+    return Ops(**made, observe=observer(look))
+
+
+def _raw(attention: Array, relevance: Array) -> Array:
+    return relevance
+
+
+def _mean_positive_product(attention: Array, cotangent: Pair) -> Array:
+    return jax.nn.relu(cotangent.gradient * cotangent.relevance).mean(1)
+
+
+CHEFER = _bundle(with_rule, _CHEFER, _raw)
+"""The rules of Chefer et al., CVPR 2021, as their published code has them. Taps (B, heads, Q, N) see relevance."""
+LRP = _bundle(with_rule, _LRP, _raw)
+"""The original-LRP baseline of the same code: no normalisation at the adds, halves divided separately."""
+STABLE = _bundle(with_rule, _STABLE, _raw)
+"""CHEFER with stabilised adds and products, for float32."""
+STABLE_LRP = _bundle(with_rule, _STABLE_LRP, _raw)
+"""LRP with stabilised adds and products."""
+UNIFORM = _bundle(with_rule, _UNIFORM, _raw)
+"""Keeps every operation's total exactly: a model with an operation outside `Ops` shows at once."""
+
+CHEFER_PAIRS = _bundle(paired, _CHEFER, _mean_positive_product)
+"""Gradient and CHEFER relevance in one pass over `Pair`s. Taps (B, Q, N) see mean over heads of relu(g * r)."""
+STABLE_PAIRS = _bundle(paired, _STABLE, _mean_positive_product)
+"""The same with STABLE."""

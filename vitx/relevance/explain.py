@@ -1,0 +1,229 @@
+"""Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vitx.ops import Array, Ops
+from vitx.relevance import bundles, methods
+
+METHODS = (
+    "rollout",
+    "raw_attention",
+    "gradcam",
+    "lrp",
+    "partial_lrp",
+    "transformer_attribution",
+)
+CLASS_AGNOSTIC = ("rollout", "raw_attention")
+RULES = ("published", "stable")
+
+_CLASS_CHUNK_BYTES = 2 << 30
+
+
+def explain(
+    model: Any,
+    images: ArrayLike,
+    classes: ArrayLike | None = None,
+    method: str = "transformer_attribution",
+    start_layer: int = 0,
+    rules: str = "published",
+    class_chunk: int | None = None,
+) -> tuple[Array, Array]:
+    """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
+
+    Args:
+      model: a `VisionTransformer`.
+      images: normalised, (B, H, W, 3).
+      classes: ints, (B,) or (B, K); None for the predicted class.
+      method: one of `METHODS`.
+      start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
+      rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
+      class_chunk: classes that go backward at once, which bounds memory; default: chosen by size.
+
+    Returns:
+      logits (B, classes), and raw maps (see PROTOCOL.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
+      model without a stem gives pixels, (B, H, W) or (B, K, H, W).
+
+    Raises:
+      ValueError: for an unknown method or rule, a start layer that the model has not, or images or classes of a
+        shape, type or range that does not fit.
+    """
+    _check_options(model, method, start_layer, rules, class_chunk)
+    images = jnp.asarray(images)
+    size = tuple(model.preprocess.size)
+    if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
+        raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be normalised floats, not {images.dtype}")
+    if classes is not None:
+        classes = _check_classes(classes, len(images), model.num_classes)
+    if class_chunk is None and classes is not None and classes.ndim == 2:
+        class_chunk = _fitting_chunk(model, images)
+    return _explain(model, images, classes, method, start_layer, rules, class_chunk)
+
+
+def _check_options(
+    model: Any, method: str, start_layer: int, rules: str, class_chunk: int | None
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if rules not in RULES:
+        raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
+    if not 0 <= start_layer < len(model.blocks):
+        raise ValueError(f"start_layer must be in [0, {len(model.blocks)}), not {start_layer}")
+    if class_chunk is not None and class_chunk < 1:
+        raise ValueError(f"class_chunk must be at least 1, not {class_chunk}")
+
+
+def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
+    classes = jnp.asarray(classes)
+    if classes.ndim not in (1, 2) or classes.shape[0] != batch or not classes.size:
+        raise ValueError(f"classes must be ({batch},) or ({batch}, K), not {classes.shape}")
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(f"classes must be integers, not {classes.dtype}")
+    if not isinstance(classes, jax.core.Tracer):
+        values = np.asarray(
+            classes
+        )  # JAX would trace even a constant's minimum inside an outer jit
+        low, high = values.min(), values.max()
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")
+    return classes
+
+
+def _fitting_chunk(model: Any, images: Array) -> int:
+    """Classes whose backward state stays near `_CLASS_CHUNK_BYTES`: a few attention- and MLP-sized arrays each."""
+    tokens = 1 + model.grid[0] * model.grid[1]
+    width = model.head.kernel.shape[0]
+    attention = model.blocks[0].attn.heads * tokens
+    one = 6 * len(images) * tokens * (attention + 4 * width) * images.dtype.itemsize
+    return max(1, _CLASS_CHUNK_BYTES // one)
+
+
+@partial(jax.jit, static_argnames=("method", "start_layer", "rules", "class_chunk"))
+def _explain(
+    model: Any,
+    images: Array,
+    classes: Array | None,
+    method: str,
+    start_layer: int,
+    rules: str,
+    class_chunk: int | None,
+) -> tuple[Array, Array]:
+    # Convolutions and whatever else runs outside a bundle follow the same precision as the bundles.
+    with jax.default_matmul_precision("highest"):
+        logits, one_class = _METHODS[method](model, images, start_layer, rules)
+    if classes is None:
+        classes = logits.argmax(-1)
+    hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
+    if hot.ndim == 2:
+        return logits, one_class(hot)
+    if method in CLASS_AGNOSTIC:
+        maps = one_class(hot[:, 0])
+        return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
+    maps = jax.lax.map(one_class, hot.swapaxes(0, 1), batch_size=class_chunk)  # (K, B, h, w)
+    return logits, maps.swapaxes(0, 1)
+
+
+# Each of these runs the forward and returns the logits (B, C) and a function from one-hot rows (B, C) to maps.
+
+
+def _transformer_attribution(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    ops = bundles.CHEFER_PAIRS if rules == "published" else bundles.STABLE_PAIRS
+    tokens = _tokens(model, images)
+
+    def forward(taps: list[Array]) -> Any:
+        encoded, _ = model.encode(bundles.twice(tokens), ops, [None] * start_layer + taps)
+        return model.classify(encoded, ops)
+
+    counts = _queries(model, tokens)[start_layer:]
+    taps = [jnp.zeros((len(tokens), q, tokens.shape[1]), tokens.dtype) for q in counts]
+    logits, pull = jax.vjp(forward, taps)
+
+    def one_class(hot: Array) -> Array:
+        (attributions,) = pull(bundles.twice(hot))
+        return _on_grid(model, methods.transformer_attribution(attributions, 0))
+
+    return logits.gradient, one_class
+
+
+def _attention_only(model: Any, images: Array, start_layer: int, method: str) -> Any:
+    ops = bundles.EXACT
+    encoded, attentions = model.encode(_tokens(model, images), ops)
+    if method == "rollout":
+        maps = methods.rollout([a.mean(1) for a in attentions], start_layer)
+    else:
+        maps = methods.raw_attention(attentions[-1])
+    return model.classify(encoded, ops), lambda hot: _on_grid(model, maps)
+
+
+def _rollout(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    return _attention_only(model, images, start_layer, "rollout")
+
+
+def _raw_attention(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    return _attention_only(model, images, start_layer, "raw_attention")
+
+
+def _last_block(model: Any, images: Array, ops: Ops) -> Any:
+    """Logits, the last block's attention, and the pullback to it, both (B, heads, 1, N)."""
+    tokens = _tokens(model, images)
+    batch, count, _ = tokens.shape
+    free = [None] * (len(model.blocks) - 1)
+
+    def forward(tap: Array) -> tuple[Array, Array]:
+        encoded, attentions = model.encode(tokens, ops, [*free, tap])
+        return model.classify(encoded, ops), attentions[-1]
+
+    tap = jnp.zeros((batch, model.blocks[-1].attn.heads, 1, count), tokens.dtype)
+    logits, pull, attention = jax.vjp(forward, tap, has_aux=True)
+    return logits, attention, lambda hot: pull(hot)[0]
+
+
+def _gradcam(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    logits, attention, pull = _last_block(model, images, bundles.EXACT)
+    return logits, lambda hot: _on_grid(model, methods.gradcam(attention, pull(hot)))
+
+
+def _partial_lrp(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
+    logits, _, pull = _last_block(model, images, ops)
+    return logits, lambda hot: _on_grid(model, methods.partial_lrp(pull(hot)))
+
+
+def _lrp(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+    ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
+
+    def forward(features: Array) -> Array:
+        encoded, _ = model.encode(model.embed(features, ops), ops)
+        return model.classify(encoded, ops)
+
+    logits, pull = jax.vjp(forward, model.features(images, bundles.EXACT))
+    return logits, lambda hot: pull(hot)[0].sum(-1)
+
+
+def _tokens(model: Any, images: Array) -> Array:
+    return model.embed(model.features(images, bundles.EXACT), bundles.EXACT)
+
+
+def _queries(model: Any, tokens: Array) -> list[int]:
+    return [tokens.shape[1]] * (len(model.blocks) - 1) + [1]
+
+
+def _on_grid(model: Any, row: Array) -> Array:
+    return row.reshape(len(row), *model.grid)
+
+
+_METHODS = {
+    "rollout": _rollout,
+    "raw_attention": _raw_attention,
+    "gradcam": _gradcam,
+    "lrp": _lrp,
+    "partial_lrp": _partial_lrp,
+    "transformer_attribution": _transformer_attribution,
+}

@@ -1,0 +1,92 @@
+"""The stages of an experiment: what each one's results depend on, and running those that are not done."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vitx.data import pipeline
+from vitx.run import StopRequest
+from vitx.workdir import Stage, Workdir
+
+# The keys of the config that decide a stage's results, those of the stages before it included.
+_CLASSIFIER = ("seed", "data", "model", "classifier")
+_SEEDS = (*_CLASSIFIER, "seeds")
+_LABELS = (*_SEEDS, "labels")
+_AFFINITY = (*_LABELS, "affinity")
+_MASKS = (*_AFFINITY, "walk")
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "classifier": _CLASSIFIER,
+    "seeds": _SEEDS,
+    "labels": _LABELS,
+    "affinity": _AFFINITY,
+    "masks": _MASKS,
+    "methods": (*_CLASSIFIER, "methods"),
+    "report": (*_MASKS, "methods", "report"),
+}
+
+
+@dataclass
+class Run:
+    """One experiment in one workdir, handed from stage to stage.
+
+    Attributes:
+      config: of the experiment.
+      workdir: its folder.
+      stop: looked at where stopping is safe.
+    """
+
+    config: ConfigDict
+    workdir: Workdir
+    stop: StopRequest
+    _sources: dict[str, pipeline.Source] = field(default_factory=dict)
+
+    def stage(self, name: str) -> Stage:
+        """The folder of a stage, checked against the options that it was begun with."""
+        options = self.config.to_dict()
+        return self.workdir.stage(name, {key: options[key] for key in DEPENDS[name]})
+
+    def finished(self, name: str) -> Path:
+        """Folder of a stage that has to be done.
+
+        Raises:
+          ValueError: where it is not, saying how to get it.
+        """
+        stage = self.stage(name)
+        if not stage.done:
+            raise ValueError(
+                f"stage {name!r} is not done in {self.workdir.folder}: run the stages before this one"
+            )
+        return stage.folder
+
+    def source(self, split: str) -> pipeline.Source:
+        """The images of a TFDS split such as "val" or "train[:400]", opened once."""
+        if split not in self._sources:
+            data = self.config.data
+            self._sources[split] = pipeline.open_source(data.name, split, data.root)
+        return self._sources[split]
+
+
+def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
+    """Runs those of `stages` that `config.stages` names and that are not done, in their order.
+
+    Raises:
+      ValueError: for a name that is no stage.
+    """
+    wanted = [name.strip() for name in run.config.stages.split(",")]
+    if unknown := [name for name in wanted if name != "all" and name not in DEPENDS]:
+        raise ValueError(
+            f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(DEPENDS)}"
+        )
+    for name, body in stages.items():
+        if "all" not in wanted and name not in wanted:
+            continue
+        stage = run.stage(name)
+        if stage.done:
+            print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
+            continue
+        with stage.run():
+            body(run, stage)
+        print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""What the training stages share: optimiser, learning rate, the step, and the run of the loop."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vitx import parallel
+from vitx.ops import Array
+from vitx.run import MetricsWriter
+from vitx.stages import Run
+from vitx.training.checkpointing import Checkpoints
+from vitx.training.loop import TrainState, fit
+from vitx.workdir import Stage
+
+Loss = Callable[[Any, Mapping[str, Array]], Array]
+
+
+def minimise(
+    run: Run,
+    stage: Stage,
+    config: Any,
+    params: Any,
+    loss: Loss,
+    batches: Callable[[int], Iterator[Mapping[str, Any]]],
+    evaluate: Callable[[Any], Mapping[str, float]],
+    steps_per_epoch: int,
+) -> Any:
+    """Trains `config.epochs` epochs in a stage's folder; returns the parameters of least validation loss.
+
+    Args:
+      run: the experiment.
+      stage: where to keep checkpoints and metrics; an earlier start of it is resumed.
+      config: as for `make_optimizer`.
+      params: the first parameters.
+      loss: (params, batch) -> scalar.
+      batches: first step -> iterator of host batches.
+      evaluate: params -> scores, with "loss".
+      steps_per_epoch: of `batches`.
+
+    Raises:
+      ValueError: where the split is smaller than a batch.
+    """
+    if not steps_per_epoch:
+        raise ValueError(f"{stage.folder.name}: the training split holds less than one batch")
+    optimizer = make_optimizer(config, steps_per_epoch)
+    first = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    folder = stage.folder / "checkpoints"
+    with MetricsWriter(stage.folder) as metrics, Checkpoints(folder) as checkpoints:
+        best = fit(
+            gradient_step(loss, optimizer),
+            first,
+            batches,
+            steps=config.epochs * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            evaluate=lambda state: evaluate(state.params),
+            checkpoints=checkpoints,
+            metrics=metrics,
+            stop=run.stop,
+            description=stage.folder.name,
+        )
+    return best.state.params
+
+
+def gradient_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused."""
+
+    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), {"loss": value}
+
+    return parallel.data_parallel(step, donate_argnums=(0,))
+
+
+def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:
+    """Linear from `learning_rate` to 0 over `epochs`, one value an epoch; before it a linear warm-up by step."""
+    peak, epochs, warmup = config.learning_rate, config.epochs, config.warmup_epochs
+
+    def schedule(step: Any) -> Any:
+        decay = (epochs - step // steps_per_epoch) / (epochs - warmup)
+        ramp = (step + 1) / (warmup * steps_per_epoch) if warmup else 1.0
+        return peak * jnp.minimum(jnp.minimum(decay, 1.0), ramp)
+
+    return schedule
+
+
+def make_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformation:
+    """The optimiser that a stage's config names, with weight decay on every parameter.
+
+    Args:
+      config: has optimizer ("sgd", with momentum 0.9 and decay in the gradient as in PyTorch, or "adamw"),
+        learning_rate, weight_decay, epochs and warmup_epochs.
+      steps_per_epoch: of the loader.
+
+    Raises:
+      ValueError: for another name.
+    """
+    rate = learning_rate(config, steps_per_epoch)
+    if config.optimizer == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9)
+        )
+    if config.optimizer == "adamw":
+        return optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
+        )
+    raise ValueError(f"optimizer must be sgd or adamw, not {config.optimizer!r}")

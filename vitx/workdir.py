@@ -1,0 +1,240 @@
+"""The folder of one run: a lock, stages that resume, and files that are whole or absent.
+
+A workdir holds one folder per stage. Whatever a stage finished is a file under its final name, so
+a process that is killed anywhere leaves a state from which the next start goes on. The other half
+of a run, signals, metrics and progress, is in `vitx.run`.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+from vitx.files import (
+    TEMPORARY,
+    WorkdirError,
+    WriteError,
+    plain_json,
+    read_npz,
+    safe_name,
+    write_bytes,
+    write_error,
+    write_json,
+    write_npz,
+)
+
+__all__ = [
+    "Stage",
+    "Workdir",
+    "WorkdirBusy",
+    "WorkdirError",
+    "WriteError",
+    "read_npz",
+    "safe_name",
+    "write_bytes",
+    "write_json",
+    "write_npz",
+]
+
+
+_RECORD: Final = "stage.json"
+_LOCK: Final = ".lock"
+_SAVE_SECONDS: Final = 10.0  # at most this much of a stage's time is lost to a kill
+
+
+class WorkdirBusy(WorkdirError):
+    """Another process is running in this workdir."""
+
+
+class Workdir:
+    """The folder of one run, made when it is missing.
+
+    Attributes:
+        folder: Its path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.folder = Path(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator["Workdir"]:
+        """Keeps other processes out, and removes what killed ones left half-written.
+
+        The lock is the kernel's (flock), so it ends with the process, however that dies.
+
+        Raises:
+            WorkdirBusy: Another process holds it; the message names its pid and host.
+        """
+        path = self.folder / _LOCK
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise write_error(path, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise WorkdirBusy(
+                    f"{self.folder} is in use by {holder}; wait for it, stop it, or give another "
+                    "--workdir"
+                ) from None
+            except OSError as error:  # some network file systems have no locks
+                raise WorkdirError(f"cannot lock {path}: {error.strerror}") from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+            file.flush()
+            self._remove_leftovers()
+            try:
+                yield self
+            finally:
+                file.truncate(0)
+
+    def _remove_leftovers(self) -> None:
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                if name.startswith(TEMPORARY[0]) and name.endswith(TEMPORARY[1]):
+                    (Path(folder) / name).unlink(missing_ok=True)
+
+    def stage(self, name: str, options: Mapping[str, Any]) -> "Stage":
+        """A stage's folder, with what an earlier start left in it.
+
+        Args:
+            name: The folder's name inside the workdir.
+            options: All that its results depend on, comparable as JSON.
+
+        Raises:
+            ValueError: The stage was begun with other options; the message says which.
+        """
+        return Stage(self.folder / name, options)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent so far in each stage that was begun, in the order they were begun."""
+        paths = self.folder.glob(f"*/{_RECORD}")
+        records = {path.parent.name: _read_record(path) for path in paths}
+        names = sorted(records, key=lambda name: records[name]["begun"])
+        return {name: records[name]["seconds"] for name in names}
+
+
+class Stage:
+    """One step of a run, with a folder of its own.
+
+    Attributes:
+        folder: Where its results go.
+        options: What its results depend on, as plain JSON values.
+    """
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]):
+        self.folder = folder
+        self.options: dict[str, Any] = json.loads(json.dumps(options, default=plain_json))
+        self._record: dict[str, Any] = {"options": self.options, "seconds": 0.0, "done": False}
+        self._started: float | None = None
+        path = folder / _RECORD
+        if path.exists():
+            self._record = _read_record(path)
+            self._require_same_options()
+
+    def _require_same_options(self) -> None:
+        before, now = _flatten(self._record["options"]), _flatten(self.options)
+        changed = [
+            f"{key} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"stage {self.folder.name!r} in {self.folder.parent} was begun with other options "
+                f"({', '.join(changed)}); give another --workdir, the old options, or delete "
+                f"{self.folder} and the folders of the stages after it"
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage ran to its end."""
+        return self._record["done"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds spent in it, over all starts."""
+        running = 0.0 if self._started is None else time.monotonic() - self._started
+        return self._record["seconds"] + running
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator["Stage"]:
+        """Times the body, and marks the stage done when it ends without an exception."""
+        if self.done:
+            raise ValueError(f"stage {self.folder.name!r} is done: check `stage.done` before run()")
+        self._record.setdefault("begun", time.time())
+        self._started = time.monotonic()
+        self._save()
+        ended = threading.Event()
+        saver = threading.Thread(target=self._save_regularly, args=(ended,), daemon=True)
+        saver.start()
+        done = False
+        try:
+            yield self
+            done = True
+        finally:
+            ended.set()
+            saver.join()
+            self._record |= {"seconds": self.seconds, "done": done}
+            self._started = None
+            try:
+                self._save()
+            except WriteError:
+                if done:  # else it would hide why the body failed
+                    raise
+
+    def _save_regularly(self, ended: threading.Event) -> None:
+        while not ended.wait(_SAVE_SECONDS):
+            with contextlib.suppress(WriteError):  # the stage's own writes will say so
+                self._save()
+
+    def _save(self) -> None:
+        write_json(self.folder / _RECORD, self._record | {"seconds": self.seconds})
+
+    def item(self, identifier: str, suffix: str, folder: str = "") -> Path:
+        """The file of one item, such as an image's mask: `folder/<id><suffix>` in the stage."""
+        return self.folder / folder / (safe_name(identifier) + suffix)
+
+    def items_done(self, suffix: str, folder: str = "") -> set[str]:
+        """The ids whose file `item(id, suffix, folder)` exists, and so is whole."""
+        place = self.folder / folder
+        if not place.is_dir():
+            return set()
+        return {
+            unquote(entry.name.removesuffix(suffix))
+            for entry in os.scandir(place)
+            if entry.name.endswith(suffix) and not entry.name.startswith(".")
+        }
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as {"a.b": JSON text}, so that options are compared and shown one by one."""
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+        record["options"], record["seconds"], record["done"], record["begun"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {path.parent}") from error
+    return record

@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
 
     config.labels = ConfigDict()
     config.labels.backend = "exact"
-    config.labels.alpha_low = 4.0
-    config.labels.alpha_high = 32.0
+    config.labels.alpha_low = 16.0
+    config.labels.alpha_high = 64.0
     config.labels.batch_size = 8
 
     config.affinity = ConfigDict()
@@ -69,10 +69,10 @@ def get_config() -> ConfigDict:
     # Tuples are candidates, among which the training split's masks choose; val only reports.
     config.walk = ConfigDict()
     config.walk.method = "chebyshev"
-    config.walk.beta = 16.0
-    config.walk.log2_steps = 8
-    config.walk.alpha = (1.0, 2.0, 4.0, 8.0, 16.0)
-    config.walk.background = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the seeds' masks
+    config.walk.beta = 4.0
+    config.walk.log2_steps = 2
+    config.walk.alpha = (4.0, 8.0, 16.0, 32.0, 64.0)
+    config.walk.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the seeds' masks
 
     config.methods = ConfigDict()
     config.methods.images = 48  # of val, those that show one class; 0: all of them

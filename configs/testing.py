@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
     config.affinity.batch_size = 8
     config.affinity.grid = 12
     config.affinity.features = 32
-    config.walk.log2_steps = 4
     config.methods.images = 5
     config.methods.batch_size = 3
     config.report.images = 2

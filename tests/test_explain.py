@@ -109,12 +109,19 @@ def test_maps_are_those_of_two_separate_passes():
     for start_layer in (0, 1):
         _, maps = vitx.explain(model, images, classes, "rollout", start_layer)
         assert_maps_equal(maps, row_of_product(means[start_layer:], normalised=True))
-    _, maps = vitx.explain(model, images, classes, "raw_attention")
-    assert_maps_equal(maps, means[-1][:, 0, 1:].reshape(IMAGES, *GRID))
-    weights = gradients[-1][:, :, 0, 1:].mean(-1, keepdims=True)
-    cam = np.maximum((attentions[-1][:, :, 0, 1:] * weights).mean(1), 0)
-    _, maps = vitx.explain(model, images, classes, "gradcam")
-    assert_maps_equal(maps, cam.reshape(IMAGES, *GRID))
+
+
+def test_maps_of_the_last_block():
+    images, classes = images_for(the_model(), IMAGES), CLASSES[:, 0]
+    _, attentions, gradients = observed(the_model(), images, EXACT, jnp.eye(3)[classes])
+    attention, gradient = (np.asarray(x[0])[:, :, 0, 1:] for x in (attentions, gradients))
+    raw = attention.mean(1).reshape(IMAGES, *GRID)
+    assert_maps_equal(explained("raw_attention")[1][:, 0], raw)
+    cam = np.maximum((attention * gradient.mean(-1, keepdims=True)).mean(1), 0)
+    assert_maps_equal(explained("gradcam")[1][:, 0], cam.reshape(IMAGES, *GRID))
+    _, _, relevances = observed(the_model(), images, bundles.LRP, jnp.eye(3)[classes])
+    partial_lrp = np.maximum(np.asarray(relevances[0])[:, :, 0, 1:], 0).mean(1)
+    assert_maps_equal(explained("partial_lrp")[1][:, 0], partial_lrp.reshape(IMAGES, *GRID))
 
 
 @pytest.mark.parametrize("make", [the_model, shallow_hybrid])
@@ -134,7 +141,7 @@ def test_shapes(make, method, rules):
 
 
 def test_logits_are_the_model_s_and_maps_are_finite():
-    expected = the_model()(images_for(the_model(), IMAGES))
+    expected = jax.jit(lambda m, x: m(x))(the_model(), images_for(the_model(), IMAGES))
     for method in METHODS:
         logits, maps = explained(method)
         np.testing.assert_allclose(logits, expected, rtol=1e-12)
@@ -163,9 +170,8 @@ def test_an_image_s_maps_do_not_depend_on_its_companions(method):
     np.testing.assert_allclose(logits[1], explained(method)[0][1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["gradcam", "transformer_attribution"])
-def test_an_image_alone_has_the_maps_it_has_in_a_batch(method):
-    model = the_model()
+def test_an_image_alone_has_the_maps_it_has_in_a_batch():
+    model, method = the_model(), "transformer_attribution"
     images = images_for(model, IMAGES)
     for index in range(IMAGES):
         one = slice(index, index + 1)
@@ -173,7 +179,7 @@ def test_an_image_alone_has_the_maps_it_has_in_a_batch(method):
         assert_maps_equal(maps, explained(method)[1][one])
 
 
-@every_method
+@by_class
 def test_many_classes_in_one_call_are_as_many_calls(method):
     model = the_model()
     images = images_for(model, IMAGES)
@@ -200,9 +206,8 @@ def test_chunks_of_classes_make_no_difference(class_chunk):
     assert_maps_equal(maps, expected, 1e-12)
 
 
-@pytest.mark.parametrize("method", ["raw_attention", "gradcam"])
-def test_without_classes_the_predicted_one_is_explained(method):
-    model = the_model()
+def test_without_classes_the_predicted_one_is_explained():
+    model, method = the_model(), "gradcam"
     images = images_for(model, IMAGES)
     logits, maps = vitx.explain(model, images, method=method)
     _, expected = vitx.explain(model, images, logits.argmax(-1), method)

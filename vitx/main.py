@@ -1,6 +1,8 @@
 """The command line that `train.py` and `evaluate.py` share."""
 
 import os
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,16 +12,18 @@ from ml_collections import config_flags
 
 from vitx.run import StopRequest, clean_exit
 from vitx.stages import Run, run_stages
-from vitx.workdir import Stage, Workdir
+from vitx.workdir import Stage, Workdir, write_bytes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
+_TRACEBACK = "error.txt"
 
 
 def launch(stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
     """Reads the flags, locks the workdir, and runs the stages that are not done.
 
-    Ends with exit code 0, 130 or 143 where a signal stopped it, 1 where a run failed, and 2 for wrong input.
+    Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
+    input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
     """
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(lambda argv: _main(argv, stages))
@@ -32,7 +36,13 @@ def _main(argv: list[str], stages: Mapping[str, Callable[[Run, Stage], None]]) -
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
     with clean_exit(), Workdir(str(_WORKDIR.value)).lock() as workdir, StopRequest() as stop:
-        run_stages(Run(_CONFIG.value, workdir, stop), stages)
+        try:
+            run_stages(Run(_CONFIG.value, workdir, stop), stages)
+        except (ValueError, FileNotFoundError) as error:
+            report = workdir.folder / _TRACEBACK
+            write_bytes(report, traceback.format_exc().encode())
+            print(f"error: {error}\n(details: {report})", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def _keep_compiled_programs() -> None:

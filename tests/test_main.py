@@ -1,0 +1,43 @@
+"""The command line from outside: exit codes, and one line where the input is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _train(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "train.py", "--config", "configs/testing.py"]
+    command += ["--workdir", str(workdir), f"--config.data.root={workdir / 'data'}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.stages=clasifier", "error: config.stages has no stage 'clasifier'"),
+        ("--config.model.name=vit_bas_patch16_224", "error: unknown model 'vit_bas_patch16_224'"),
+        ("--config.data.name=voc", "error: unknown dataset 'voc'"),
+        ("--config.model.image_size=50", "error: image size (50, 50) is not a multiple"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, argument: str, message: str
+) -> None:
+    ended = _train(tmp_path, argument)
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+@pytest.mark.slow
+def test_unknown_option_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    ended = _train(tmp_path, "--config.classifier.epoch=3")
+    assert ended.returncode != 0
+    assert "epoch" in ended.stderr
+    assert not (tmp_path / "classifier").exists()

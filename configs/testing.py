@@ -11,10 +11,12 @@ from configs import shapes
 
 
 def get_config() -> ConfigDict:
-    """Twenty-four images, two epochs, a grid of sixteen."""
+    """Twenty-four images, two epochs, a grid of twelve."""
     config = shapes.get_config()
     config.data.name = "shapes/tiny"
     config.model.name = "vit_test_conv_s4_48"
+    config.classifier.train_split = "train[:16]"
+    config.classifier.val_split = "train[16:]"
     config.classifier.epochs = 2
     config.classifier.batch_size = 8
     config.seeds.train_split = "train[:16]"
@@ -23,7 +25,10 @@ def get_config() -> ConfigDict:
     config.affinity.val_split = "train[8:16]"
     config.affinity.epochs = 2
     config.affinity.batch_size = 8
-    config.affinity.grid = 12
+    config.labels.grid = 12
+    config.walk.split = "train[8:16]"
+    config.walk.beta = (4.0, 16.0)
+    config.walk.log2_steps = (2,)
     config.affinity.features = 32
     config.methods.images = 5
     config.methods.batch_size = 3

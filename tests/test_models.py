@@ -190,7 +190,7 @@ def test_sizes_need_not_be_square(size):
     "name, size, grid",
     [
         ("vit_tiny_patch16_224", (32, 48), (2, 3)),
-        ("vit_tiny_patch16_224", 32, (2, 2)),
+        ("vit_tiny_patch16_224", np.int64(32), (2, 2)),
         ("vit_base_r50_s16_224", (32, 64), (2, 4)),
         ("vit_test_conv_s4_48", (16, 24), (4, 6)),
     ],
@@ -222,6 +222,8 @@ def test_seeds_make_weights():
         "num_classes must be at least 1, not 0": {"num_classes": 0},
         r"image size \(30, 30\) is not a multiple of the patch, 16 pixels": {"image_size": 30},
         r"image size \(32, 40\) is not a multiple of the patch": {"image_size": (32, 40)},
+        r"image_size must be a whole number or two \(H, W\), not \(32,\)": {"image_size": (32,)},
+        r"image_size must be a whole number or two \(H, W\), not 32.0": {"image_size": 32.0},
         r"image size \(0, 0\) is not a multiple of the patch": {"image_size": 0},
         r"image size \(62, 64\) is not a multiple of the patch, 4 pixels": {
             "name": "vit_test_conv_s4_48",

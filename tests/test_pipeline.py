@@ -11,7 +11,7 @@ from vitx.data import pipeline, sources
 from vitx.data.pipeline import Augment, evaluation_batches, open_source, training_loader
 
 Preprocess = namedtuple("Preprocess", "mean std size")
-PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.5, 0.25, 0.2), (64, 64))
+PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.5, 0.25, 0.2), (48, 48))
 PLAIN = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (16, 16))
 JITTER = Augment(flip=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, shift=3)
 
@@ -59,9 +59,9 @@ def test_batches_hold_what_the_contract_says(source):
     batches = load(source)
     assert len(batches) == 3 * (24 // 5)
     for batch in batches:
-        assert batch["image"].shape == (5, 64, 64, 3) and batch["image"].dtype == np.float32
+        assert batch["image"].shape == (5, 48, 48, 3) and batch["image"].dtype == np.float32
         assert batch["labels"].shape == (5, 5) and batch["labels"].dtype == np.float32
-        assert batch["mask"].shape == (5, 64, 64) and batch["mask"].dtype == np.uint8
+        assert batch["mask"].shape == (5, 48, 48) and batch["mask"].dtype == np.uint8
     low = (0 - np.array(PREPROCESS.mean)) / PREPROCESS.std
     high = (1 - np.array(PREPROCESS.mean)) / PREPROCESS.std
     for channel in range(3):
@@ -208,7 +208,7 @@ def test_python_ends_quietly_with_loaders_open(tmp_path):
 
         if __name__ == "__main__":
             source = open_source("shapes/tiny", "train", sys.argv[1])
-            preprocess = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3, size=(64, 64))
+            preprocess = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3, size=(48, 48))
             loaders = [
                 training_loader(
                     source, preprocess=preprocess, batch_size=4, epochs=99, seed=0,
@@ -289,7 +289,7 @@ def test_a_part_of_a_split_is_a_split(source, tmp_path):
 
 
 def test_the_cache_has_a_limit(source, monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "CACHE_BYTES", 24 * 64 * 64 * 4)
+    monkeypatch.setattr(sources, "CACHE_BYTES", 24 * 48 * 48 * 4)
     fresh = open_source("shapes/tiny", "train", tmp_path)
     assert fresh[3] is not fresh[3]
     assert source[3] is source[3]

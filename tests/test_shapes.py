@@ -11,8 +11,8 @@ from vitx.data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 GOLDEN_LABELS = [(4, 5), (2, 5), (2, 4), (1,), (2,), (2, 4), (4, 5), (2,)]
-GOLDEN_AREAS = [467, 484, 479, 253, 226, 597, 443, 425]
-GOLDEN_MEANS = [78.82, 159.0, 106.56, 136.77, 97.05, 111.41, 113.26, 85.99]
+GOLDEN_AREAS = [358, 357, 330, 185, 169, 412, 327, 282]
+GOLDEN_MEANS = [60.24, 99.17, 69.34, 78.01, 58.96, 79.45, 75.72, 54.18]
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -51,13 +51,13 @@ def test_drawings_stay_as_they_are(drawings):
 
 def test_masks_and_labels_agree(drawings):
     for drawing in drawings:
-        assert drawing.image.shape == (64, 64, 3) and drawing.image.dtype == np.uint8
-        assert drawing.mask.shape == (64, 64) and drawing.mask.dtype == np.uint8
+        assert drawing.image.shape == (48, 48, 3) and drawing.image.dtype == np.uint8
+        assert drawing.mask.shape == (48, 48) and drawing.mask.dtype == np.uint8
         assert tuple(np.unique(drawing.mask)) == (0, *drawing.labels)
         assert 1 <= len(drawing.labels) <= 3
-        # The smallest shape is a ring or a triangle of radius 9, of which 15 % may be covered.
+        # The smallest shape is a ring or a triangle of radius 8, of which 15 % may be covered.
         for label in drawing.labels:
-            assert (drawing.mask == label).sum() > 0.84 * min(AREAS) * 9**2
+            assert (drawing.mask == label).sum() > 0.84 * min(AREAS) * 8**2
     counts = np.bincount([label for d in drawings for label in d.labels], minlength=6)[1:]
     assert counts.min() > 0.6 * counts.max()
 
@@ -110,18 +110,18 @@ def test_signed_distance_knows_five_shapes():
 
 
 def test_objects_stay_visible():
-    owner = np.zeros((64, 64), np.int64)
-    owner[16:48, 16:48] = 1  # leaves hardly a place that touches none of it
+    owner = np.zeros((48, 48), np.int64)
+    owner[12:36, 12:36] = 1  # leaves hardly a place that touches none of it
     placed = 0
     for seed in range(20):
-        coverage = shapes._place(np.random.default_rng(seed), 1, owner, [4096, 1024])
+        coverage = shapes._place(np.random.default_rng(seed), 1, owner, [2304, 576])
         if coverage is not None:
             placed += 1
-            assert (owner[coverage < 0.5] == 1).sum() >= 0.85 * 1024
+            assert (owner[coverage < 0.5] == 1).sum() >= 0.85 * 576
     assert placed
     owner[...] = 1
     generator = np.random.default_rng(0)
-    assert shapes._place(generator, 1, owner, [4096, 4096 / 0.8]) is None  # covered already
+    assert shapes._place(generator, 1, owner, [2304, 2304 / 0.8]) is None  # covered already
 
 
 BUILD = """

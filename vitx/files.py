@@ -25,9 +25,14 @@ class WriteError(WorkdirError):
     """A file could not be written: the disk is full, read-only or not permitted."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def write_error(path: Path, error: Exception) -> WriteError:
     """Says in one line that `path` could not be written, why, and what to do."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return WriteError(
         f"cannot write {path}: {reason}; mend that (free space, permissions) and start again with "
         "the same --workdir: finished work is kept"
@@ -67,7 +72,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes JSON atomically, see `write_bytes`; NumPy and JAX scalars become numbers."""
-    write_bytes(path, (json.dumps(value, indent=2, default=plain_json) + "\n").encode())
+    write_bytes(
+        path, (json.dumps(value, indent=2, default=plain_json, allow_nan=False) + "\n").encode()
+    )
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> None:

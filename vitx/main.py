@@ -1,5 +1,6 @@
 """The command line that `train.py` and `evaluate.py` share."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from vitx.run import StopRequest, clean_exit
 from vitx.stages import Run, run_stages
-from vitx.workdir import Stage, Workdir, write_bytes
+from vitx.workdir import Stage, Workdir, WriteError, write_bytes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
@@ -36,12 +37,14 @@ def _main(argv: list[str], stages: Mapping[str, Callable[[Run, Stage], None]]) -
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
     with clean_exit(), Workdir(str(_WORKDIR.value)).lock() as workdir, StopRequest() as stop:
+        (workdir.folder / _TRACEBACK).unlink(missing_ok=True)
         try:
             run_stages(Run(_CONFIG.value, workdir, stop), stages)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, ImportError) as error:
             report = workdir.folder / _TRACEBACK
-            write_bytes(report, traceback.format_exc().encode())
             print(f"error: {error}\n(details: {report})", file=sys.stderr)
+            with contextlib.suppress(WriteError):
+                write_bytes(report, traceback.format_exc().encode())
             raise SystemExit(2) from None
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -45,11 +44,13 @@ class Run:
 
     def stage(self, name: str) -> Stage:
         """The folder of a stage, checked against the options that it was begun with."""
-        options = self.config.to_dict()
-        return self.workdir.stage(name, {key: options[key] for key in DEPENDS[name]})
+        options = {key: self.config.to_dict()[key] for key in DEPENDS[name]}
+        # Where the data lie and how many processes read them changes no number.
+        options["data"] = {k: v for k, v in options["data"].items() if k not in ("root", "workers")}
+        return self.workdir.stage(name, options)
 
-    def finished(self, name: str) -> Path:
-        """Folder of a stage that has to be done.
+    def finished(self, name: str) -> Stage:
+        """A stage that has to be done.
 
         Raises:
           ValueError: where it is not, saying how to get it.
@@ -57,9 +58,10 @@ class Run:
         stage = self.stage(name)
         if not stage.done:
             raise ValueError(
-                f"stage {name!r} is not done in {self.workdir.folder}: run the stages before this one"
+                f"stage {name!r} is not done in {self.workdir.folder}: run it first, with the same "
+                "--workdir and --config"
             )
-        return stage.folder
+        return stage
 
     def source(self, split: str) -> pipeline.Source:
         """The images of a TFDS split such as "val" or "train[:400]", opened once."""
@@ -80,13 +82,18 @@ def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> 
         raise ValueError(
             f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(DEPENDS)}"
         )
-    for name, body in stages.items():
-        if "all" not in wanted and name not in wanted:
-            continue
+    chosen = [name for name in stages if name in wanted or "all" in wanted]
+    if not chosen:
+        raise ValueError(
+            f"config.stages={run.config.stages} names no stage of this script, which has "
+            f"{', '.join(stages)}"
+        )
+    for name in chosen:
         stage = run.stage(name)
         if stage.done:
             print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
             continue
+        run.stop.check()
         with stage.run():
-            body(run, stage)
+            stages[name](run, stage)
         print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)

@@ -123,7 +123,7 @@ class _Prepare:
 
     def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
         augment, size = self.augment, self.preprocess.size
-        flipped = augment.flip and bool(generator.random() < 0.5)
+        flipped = bool(generator.random() < 0.5) and augment.flip
         down, right = generator.integers(-augment.shift, augment.shift + 1, 2)
 
         def move(array: np.ndarray, outside: int | None = None) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -76,6 +77,16 @@ class Source(Sequence[Example]):
         self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         self._cache: dict[int, Example] = {}
 
+    @functools.cached_property
+    def most_classes(self) -> int:
+        """The most classes that one image shows, which fixes the shapes of padded arrays."""
+        return max(len(set(record["labels"])) for record in self._label_records())
+
+    def _label_records(self) -> Iterator[Mapping[str, Any]]:
+        for index in range(len(self)):  # undecoded: only the labels are looked at
+            with self._explained():
+                yield self._records[index]
+
     def __len__(self) -> int:
         return self._length
 
@@ -100,7 +111,7 @@ class Source(Sequence[Example]):
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # array_record's, for whatever is wrong with its files
+        except (RuntimeError, ValueError) as error:  # array_record's and TFDS's for damaged files
             raise ValueError(
                 f"the dataset in {self._folder} is damaged ({str(error)[:150]}); "
                 "delete that folder to have it built again"
@@ -109,7 +120,7 @@ class Source(Sequence[Example]):
     def _decode(self, record: Mapping[str, Any]) -> Example:
         identifier = record["id"].decode()
         name = f"{identifier} of {self.name}"
-        image = transforms.read_image(record["image"], name)
+        image = transforms.read_image(record["image"], name, upright=False)
         mask = decode_mask(record["mask"], name) if self._has_masks else None
         labels = np.zeros(len(self.classes) - 1, np.float32)
         labels[list(record["labels"])] = 1

@@ -40,8 +40,12 @@ class Preprocess(Protocol):
         """Height and width in pixels."""
 
 
-def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> np.ndarray:
-    """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3), turned as its EXIF says.
+def read_image(
+    source: str | os.PathLike | bytes, name: str | None = None, *, upright: bool = True
+) -> np.ndarray:
+    """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3).
+
+    It is turned as its EXIF says, unless `upright` is false: masks are drawn on the pixels as stored.
 
     Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
     FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
@@ -56,7 +60,7 @@ def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> np
         data, name = path.read_bytes(), name or str(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
 

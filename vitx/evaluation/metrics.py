@@ -268,6 +268,12 @@ def per_class_iou(confusion: ArrayLike) -> Array:
     )
 
 
+def by_class(names: Sequence[str], values: ArrayLike) -> dict[str, float | None]:
+    """Figures (C,) by class name, for JSON: None where a class does not occur (NaN)."""
+    figures = np.asarray(values).tolist()
+    return {n: None if np.isnan(v) else v for n, v in zip(names, figures, strict=True)}
+
+
 def mean_iou(confusion: ArrayLike) -> Array:
     """Mean of `per_class_iou` over the classes present in the truth: (..., C, C) -> (...).
 

@@ -136,7 +136,7 @@ def explain_and_perturb(
     the same object in every call. The other arguments are those of `perturb_batch`.
 
     Returns:
-        bool (B, M, F) for each direction.
+        bool (B, M, F) for each direction, and "maps" (B, M, h, w) as `explain` gave them.
     """
     pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
     return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
@@ -201,7 +201,11 @@ def _program(
     )
     is_pytree = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(model))
     run = _jitted if is_pytree else _jitted_function
-    return run(model, pixels, heatmaps, targets, means, stds, fill, explain, fractions, directions)
+    # The masked forwards run at the precision of `explain`: a curve is of one model.
+    with jax.default_matmul_precision("highest"):
+        return run(
+            model, pixels, heatmaps, targets, means, stds, fill, explain, fractions, directions
+        )
 
 
 def _perturb(
@@ -249,7 +253,8 @@ def _perturb(
     kept = jnp.broadcast_to(clean, (len(found), len(counts) - len(removed), len(clean)))
     found = jnp.concatenate([kept, found], 1)  # (D * M, F, B)
     found = found.reshape(*ranks.shape[:2], *found.shape[1:])  # (D, M, F, B)
-    return {name: jnp.moveaxis(found[index], -1, 0) for index, name in enumerate(directions)}
+    figures = {name: jnp.moveaxis(found[index], -1, 0) for index, name in enumerate(directions)}
+    return figures if explain is None else figures | {"maps": maps}
 
 
 _OPTIONS = ("explain", "fractions", "directions")

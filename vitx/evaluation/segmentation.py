@@ -1,6 +1,5 @@
 """How well explanation maps find the foreground (PROTOCOL, "ImageNet-Segmentation (Table 3)")."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,7 +34,10 @@ def method_scores(
         raise ValueError(
             f"maps {raw.shape} and masks {masks.shape} must be (B, h, w), (B, H, W) of one batch"
         )
-    resized = jax.device_get(resize_maps(jnp.asarray(raw), masks.shape[1:]))  # (B, H, W)
+    resized = np.array(resize_maps(jnp.asarray(raw), masks.shape[1:]))  # (B, H, W)
+    # Resizing leaves rounding noise on a constant map, which min-max would blow up.
+    flat = raw.max((1, 2)) == raw.min((1, 2))
+    resized[flat] = raw[flat][:, :1, :1]
     keep = np.ones(len(masks), bool) if valid is None else np.asarray(valid, bool)
     return segmentation_counts(resized[keep], masks[keep])
 

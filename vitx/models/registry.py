@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from vitx.models.resnet import ConvStem, ResNetV2
@@ -85,8 +86,11 @@ def create(
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     sizes = MODELS[name]
     side = sizes.image_size if image_size is None else image_size
-    size = (side, side) if isinstance(side, int) else (side[0], side[1])
-    preprocess = Preprocess(size=size)
+    size = np.asarray(side)
+    if size.shape not in ((), (2,)) or not np.issubdtype(size.dtype, np.integer):
+        raise ValueError(f"image_size must be a whole number or two (H, W), not {image_size!r}")
+    height, width = np.broadcast_to(size, 2).tolist()
+    preprocess = Preprocess(size=(height, width))
     if sizes.imagenet_statistics:
         preprocess = replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     rngs = nnx.Rngs(seed)

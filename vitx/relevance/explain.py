@@ -87,9 +87,8 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
     if not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(f"classes must be integers, not {classes.dtype}")
     if not isinstance(classes, jax.core.Tracer):
-        values = np.asarray(
-            classes
-        )  # JAX would trace even a constant's minimum inside an outer jit
+        # JAX would trace even a constant's minimum inside an outer jit; NumPy does not.
+        values = np.asarray(classes)
         low, high = values.min(), values.max()
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from vitx.files import write_error
+from vitx.files import first_line, write_error
 
 
 class Restored(NamedTuple):
@@ -175,7 +175,7 @@ class Checkpoints:
             except (MemoryError, PermissionError):
                 raise  # no damage: to go back in training would be wrong
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                reason = first_line(error)[:200]
                 damaged.append(f"checkpoint {self.folder / str(step)} is damaged: {reason}")
                 logging.warning("%s; trying the one before", damaged[-1])
                 continue

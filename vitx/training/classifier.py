@@ -10,7 +10,7 @@ from flax import nnx
 
 from vitx import checkpoints, parallel
 from vitx.data import pipeline
-from vitx.evaluation.metrics import average_precision_multilabel
+from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
 from vitx.ops import Array
 from vitx.stages import Run
@@ -26,10 +26,9 @@ def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
 
 
 def train_classifier(run: Run, stage: Stage) -> None:
-    """Trains, keeps the weights of least validation loss in `model.safetensors`, and scores them on val."""
+    """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config = run.config.classifier
-    train = run.source(run.config.data.train_split)
-    val = run.source(run.config.data.val_split)
+    train, selection = run.source(config.train_split), run.source(config.val_split)
     model = _initial_model(run, len(train.classes) - 1)
     steps_per_epoch = len(train) // config.batch_size
     graph, params = nnx.split(model)
@@ -51,7 +50,7 @@ def train_classifier(run: Run, stage: Stage) -> None:
         )
 
     def evaluate(params: Any) -> dict[str, float]:
-        scores = validate(nnx.merge(graph, params), val, config.batch_size)
+        scores = validate(nnx.merge(graph, params), selection, config.batch_size)
         return {"loss": scores["loss"], "map": scores["map"]}
 
     best = nnx.merge(
@@ -59,6 +58,7 @@ def train_classifier(run: Run, stage: Stage) -> None:
         minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch),
     )
     checkpoints.save(best, stage.folder / WEIGHTS)
+    val = run.source(run.config.data.val_split)
     write_json(stage.folder / "scores.json", validate(best, val, config.batch_size))
 
 
@@ -82,7 +82,7 @@ def validate(model: Any, source: pipeline.Source, batch_size: int) -> dict[str, 
     return {
         "loss": float(np.concatenate(losses).mean()),
         "map": float(mean),
-        "average_precision": dict(zip(source.classes[1:], map(float, precision), strict=True)),
+        "average_precision": by_class(source.classes[1:], precision),
     }
 
 
@@ -102,7 +102,7 @@ def augmentation(config: Any) -> pipeline.Augment:
 
 def _initial_model(run: Run, num_classes: int) -> Any:
     config = run.config.model
-    if config.get("checkpoint"):
+    if config.checkpoint:
         return checkpoints.load(
             config.checkpoint, image_size=config.image_size, num_classes=num_classes
         )

@@ -5,10 +5,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vitx.cues import read_cues, seeded
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
 from vitx.ops import Array
 from vitx.pseudomasks.crf import (
+    CRFParameters,
     background_channel,
     confident_labels,
     dense_crf,
@@ -16,49 +18,63 @@ from vitx.pseudomasks.crf import (
 )
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.training.seeds import max_classes, read_cues, seeded
 from vitx.workdir import Stage, write_bytes
 
 
 def make_labels(run: Run, stage: Stage) -> None:
-    """Writes `train/<id>.png` for each seeded training image: labels on AffinityNet's grid, 255 for neutral."""
-    run.finished("seeds")
-    seeds = run.stage("seeds")
+    """Writes `train/<id>.png` for each seeded training image: labels on AffinityNet's grid, 255 neutral."""
+    seeds = run.finished("seeds")
     source = seeded(run, "train")
-    done, width = stage.items_done(".png", "train"), max_classes(source)
+    grid = run.config.labels.grid
+    pool = pool_factor(run.config.model.image_size, grid)
+    done = stage.items_done(".png", "train")
     with progress(len(source), "labels", start=len(done)) as bar:
         for example in source:
             if example.id in done:
                 continue
-            cues, classes = read_cues(seeds, "train", [example.id], width)
-            posteriors = crf_posteriors(run.config, example.image, cues[0], classes[0])
-            labels = grid_labels(run.config, posteriors, classes[0])
-            write_bytes(stage.item(example.id, ".png", "train"), encode_mask(labels))
+            cues, classes = read_cues(seeds, "train", example.id, source.most_classes)
+            posteriors = crf_posteriors(run.config.labels, example.image, cues, classes)
+            low, high = pool_posteriors(posteriors, (grid, grid), pool)
+            path = stage.item(example.id, ".png", "train")
+            write_bytes(path, encode_mask(agreed_labels(low, high, classes)))
             bar.advance()
             run.stop.check()
 
 
-def crf_posteriors(config: Any, image: np.ndarray, cues: np.ndarray, classes: np.ndarray) -> Array:
-    """Posteriors (2, 1 + K, H, W) of background and classes, at low and at high alpha, from cues (K, h, w).
+def pool_factor(image_size: int, grid: int) -> int:
+    """Pixels of the model's input along a cell of AffinityNet's grid, 8 as published.
 
-    Classes of -1 are padding, whose posterior is 0.
+    Raises:
+      ValueError: where the grid does not divide the input.
     """
-    options = config.labels
+    if grid < 1 or image_size % grid:
+        raise ValueError(f"labels.grid {grid} must divide model.image_size {image_size}")
+    return image_size // grid
+
+
+def crf_posteriors(options: Any, image: np.ndarray, cues: np.ndarray, classes: np.ndarray) -> Array:
+    """Posteriors (2, 1 + K, H, W) of background and classes, at low and at high alpha.
+
+    Args:
+      options: `config.labels`.
+      image: uint8 (H, W, 3).
+      cues: (K, h, w), resized to the image.
+      classes: (K,), -1 for padding, whose posterior is 0.
+    """
     foreground = resize_maps(jnp.asarray(cues), image.shape[:2])  # (K, H, W)
-    probabilities = jnp.stack(
-        [
-            jnp.concatenate([background_channel(foreground, alpha)[None], foreground])
-            for alpha in (options.alpha_low, options.alpha_high)
-        ]
-    )  # (2, 1 + K, H, W)
-    present = np.concatenate([[True], classes >= 0])
+    alphas = (options.alpha_low, options.alpha_high)
+    backgrounds = jnp.stack([background_channel(foreground, alpha) for alpha in alphas])
+    foregrounds = jnp.broadcast_to(foreground, (2, *foreground.shape))
+    probabilities = jnp.concatenate([backgrounds[:, None], foregrounds], 1)  # (2, 1 + K, H, W)
     return dense_crf(
-        image[None], probabilities[None], present=present[None], backend=options.backend
+        image[None],
+        probabilities[None],
+        parameters=CRFParameters(**options.crf),
+        present=np.concatenate([[True], classes >= 0])[None],
+        backend=options.backend,
     )[0]
 
 
-def grid_labels(config: Any, posteriors: Array, classes: np.ndarray) -> np.ndarray:
-    """Labels uint8 (grid, grid) that both alphas agree on, 255 elsewhere."""
-    grid = config.affinity.grid
-    low, high = pool_posteriors(posteriors, (grid, grid), pool=config.model.image_size // grid)
+def agreed_labels(low: Array, high: Array, classes: np.ndarray) -> np.ndarray:
+    """Labels uint8 (h, w) of one image that posteriors (1 + K, h, w) at both alphas agree on, else 255."""
     return np.asarray(confident_labels(low[None], high[None], jnp.asarray(classes)[None])[0])

@@ -79,6 +79,8 @@ def gradient_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callab
 def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:
     """Linear from `learning_rate` to 0 over `epochs`, one value an epoch; before it a linear warm-up by step."""
     peak, epochs, warmup = config.learning_rate, config.epochs, config.warmup_epochs
+    if not 0 <= warmup < epochs:
+        raise ValueError(f"warmup_epochs must be in [0, epochs), not {warmup} of {epochs}")
 
     def schedule(step: Any) -> Any:
         decay = (epochs - step // steps_per_epoch) / (epochs - warmup)
@@ -89,23 +91,33 @@ def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimiser that a stage's config names, with weight decay on every parameter.
+    """The optimiser that a stage's config names.
 
     Args:
       config: has optimizer ("sgd", with momentum 0.9 and decay in the gradient as in PyTorch, or "adamw"),
-        learning_rate, weight_decay, epochs and warmup_epochs.
+        learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (as published; else only
+        matrices and kernels decay), and clip_norm (of the whole gradient, 0 for none).
       steps_per_epoch: of the loader.
 
     Raises:
       ValueError: for another name.
     """
     rate = learning_rate(config, steps_per_epoch)
-    if config.optimizer == "sgd":
-        return optax.chain(
-            optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9)
-        )
-    if config.optimizer == "adamw":
-        return optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
-        )
-    raise ValueError(f"optimizer must be sgd or adamw, not {config.optimizer!r}")
+    decayed = None if config.decay_norms_and_biases else _matrices
+    decay = config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            rule = optax.chain(
+                optax.add_decayed_weights(decay, decayed), optax.sgd(rate, momentum=0.9)
+            )
+        case "adamw":
+            rule = optax.adamw(rate, weight_decay=decay, mask=decayed)
+        case other:
+            raise ValueError(f"optimizer must be sgd or adamw, not {other!r}")
+    return (
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
+    )
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim > 1, params)

@@ -1,0 +1,55 @@
+"""Which images go through the pipeline, and the files in which stage `seeds` keeps their cues."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vitx.data import pipeline
+from vitx.stages import Run
+from vitx.workdir import Stage, read_npz, write_npz
+
+SPLITS = ("train", "val")
+
+
+def seeded(run: Run, split: str) -> pipeline.Source:
+    """The images of "train" or "val" that get seeds and masks."""
+    config = run.config
+    return run.source(config.seeds.train_split if split == "train" else config.data.val_split)
+
+
+def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
+    """Multi-hot labels (B, C) -> class indices int32 (B, width), -1 where an image has fewer."""
+    classes = np.full((len(labels), width), -1, np.int32)
+    for row, hot in enumerate(labels):
+        present = np.flatnonzero(hot)
+        classes[row, : len(present)] = present
+    return classes
+
+
+def cue_file(seeds: Stage, split: str, identifier: str) -> Path:
+    """The file of one image's cues in the folder of stage `seeds`."""
+    return seeds.item(identifier, ".npz", split)
+
+
+def write_cues(path: Path, cues: np.ndarray, classes: np.ndarray) -> None:
+    """Writes the cues (K, H, W) of the classes (K,) that are not padding, in half precision.
+
+    Raises:
+      FloatingPointError: where a cue is not finite.
+    """
+    if not np.isfinite(cues).all():
+        raise FloatingPointError(f"seeds: a cue is not finite, {path} is not written")
+    present = classes >= 0
+    write_npz(path, {"cues": cues[present].astype(np.float16), "classes": classes[present]})
+
+
+def read_cues(
+    seeds: Stage, split: str, identifier: str, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cues float32 (width, H, W) and classes (width,) of an image, padded with zeros and -1."""
+    file = read_npz(cue_file(seeds, split, identifier))
+    count, *size = file["cues"].shape
+    cues = np.zeros((width, *size), np.float32)
+    classes = np.full(width, -1, np.int32)
+    cues[:count], classes[:count] = file["cues"], file["classes"]
+    return cues, classes

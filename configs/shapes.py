@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.walk.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the seeds; published: 0.2
 
     config.methods = ConfigDict()
-    config.methods.images = 48  # of val, those that show one class; 0: all of them
+    config.methods.images = 128  # of val, those that show one class; 0: all of them
     config.methods.batch_size = 16
     config.methods.rules = "published"
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})

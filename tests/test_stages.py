@@ -1,6 +1,7 @@
 """Every stage once, in a setting that is tiny: what it leaves, that it resumes, and what it refuses."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -13,11 +14,12 @@ from ml_collections import ConfigDict
 import evaluate
 import train
 from configs import testing
+from vitx.cues import padded_classes, read_cues, seeded
 from vitx.data.palette import decode_mask
+from vitx.evaluation.methods import _batch, one_class
 from vitx.run import Stopped, StopRequest
 from vitx.stages import DEPENDS, Run, run_stages
-from vitx.training.seeds import padded_classes, read_cues, seeded
-from vitx.workdir import Workdir
+from vitx.workdir import Stage, Workdir
 
 STAGES = train.STAGES | evaluate.STAGES
 
@@ -71,12 +73,12 @@ def test_masks_are_palette_pngs_of_present_classes(finished: Run) -> None:
 def test_cues_are_in_range_and_of_the_labels(finished: Run) -> None:
     source = seeded(finished, "val")
     for example in source:
-        cues, classes = read_cues(finished.stage("seeds"), "val", [example.id], 4)
+        cues, classes = read_cues(finished.finished("seeds"), "val", example.id, 4)
         present = np.flatnonzero(example.labels)
-        np.testing.assert_array_equal(classes[0][: len(present)], present)
-        assert (classes[0][len(present) :] == -1).all()
+        np.testing.assert_array_equal(classes[: len(present)], present)
+        assert (classes[len(present) :] == -1).all()
         assert cues.min() >= 0 and cues.max() <= 1
-        assert cues[0, : len(present)].max() > 0
+        assert cues[: len(present)].max() > 0
 
 
 @pytest.mark.slow
@@ -140,6 +142,52 @@ def test_stopped_run_goes_on_to_the_same_weights(finished: Run, data: Path, tmp_
 
     weights = Path("classifier") / "model.safetensors"
     assert (tmp_path / weights).read_bytes() == (finished.workdir.folder / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stage_reads_only_the_options_that_it_declares(
+    finished: Run, data: Path, tmp_path: Path
+) -> None:
+    """Else a changed option could leave a stale stage standing."""
+    shutil.copytree(finished.workdir.folder, tmp_path / "copy")
+    for name, body in STAGES.items():
+        config = finished.config.to_dict()
+        declared = ConfigDict({key: config[key] for key in DEPENDS[name]})
+        run = _StageRun(declared, Workdir(tmp_path / "copy"), StopRequest())
+        stage = run.workdir.stage(name, finished.stage(name).options)
+        body(run, stage)
+
+
+class _StageRun(Run):
+    """A run that takes the stages before it as they are."""
+
+    def finished(self, name: str) -> Stage:
+        record = json.loads((self.workdir.folder / name / "stage.json").read_text())
+        return self.workdir.stage(name, record["options"])
+
+    stage = finished
+
+
+@pytest.mark.slow
+def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path) -> None:
+    source = finished.source("val")
+    batch = _batch(source, one_class(source, 2), 3, (96, 64))
+    assert batch["image"].shape == (3, 96, 64, 3) and batch["mask"].shape == (3, 96, 64)
+
+
+@pytest.mark.slow
+def test_choice_is_the_best_of_the_candidates(finished: Run) -> None:
+    chosen = json.loads((finished.workdir.folder / "masks" / "chosen.json").read_text())
+    best = max(walk["miou"] for walk in chosen["walks"])
+    named = {key: chosen[key] for key in ("beta", "log2_steps", "alpha")}
+    assert named | {"miou": best} in chosen["walks"]
+    config = finished.config.walk
+    assert len(chosen["walks"]) == len(config.beta) * len(config.log2_steps) * len(config.alpha)
+
+
+def test_stage_of_the_other_script_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names no stage of this script, which has classifier"):
+        run_stages(_run(tmp_path, data, stages="masks"), train.STAGES)
 
 
 def test_stage_that_needs_another_says_so(data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Reading, resizing, normalising and augmenting images.
 
-Images are uint8 (H, W, 3) until `normalise`. Resizing follows PROTOCOL, "Images": Pillow's
+Images are uint8 (H, W, 3) until `normalise`. Resizing follows docs/protocol.md, "Images": Pillow's
 antialiased bilinear for images, nearest for masks, bilinear without antialiasing for maps.
 """
 

@@ -1,7 +1,7 @@
 """Scores: pixel accuracy, IoU, average precision, F1.
 
 Everything here is NumPy in float64, vectorised over images, so the numbers do not depend on the
-device's precision. Functions return fractions in [0, 1]. What is counted, and how, is PROTOCOL's
+device's precision. Functions return fractions in [0, 1]. What is counted, and how, is docs/protocol.md's
 "ImageNet-Segmentation (Table 3)".
 """
 

@@ -1,4 +1,4 @@
-"""Accuracy while the most (or least) relevant pixels are removed (PROTOCOL, Table 2).
+"""Accuracy while the most (or least) relevant pixels are removed (docs/protocol.md, Table 2).
 
 Ranking, masking and all forwards run in one jitted program. One ranking of a heatmap serves every
 fraction, and the clean forward serves every heatmap of an image and both directions. The model runs

@@ -1,4 +1,4 @@
-"""How well explanation maps find the foreground (PROTOCOL, "ImageNet-Segmentation (Table 3)")."""
+"""How well explanation maps find the foreground (docs/protocol.md, "ImageNet-Segmentation (Table 3)")."""
 
 import jax.numpy as jnp
 import numpy as np

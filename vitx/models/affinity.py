@@ -11,7 +11,7 @@ from vitx.ops import PLAIN, Array, Ops
 
 
 class AffinityNet(nnx.Module):
-    """Pixel features on a grid: stem, bilinear resize, 1x1 conv, GroupNorm, ELU, 1x1 conv, ELU (PROTOCOL.md).
+    """Pixel features on a grid: stem, bilinear resize, 1x1 conv, GroupNorm, ELU, 1x1 conv, ELU (docs/protocol.md).
 
     Args:
       stem: module from images to features, with attribute `channels`.

@@ -35,7 +35,7 @@ def offsets(radius: int = 5) -> np.ndarray:
 
 
 def affinities(features: Array, radius: int = 5) -> Array:
-    """W = exp(-mean_c |f_i - f_j|) of all pairs (PROTOCOL, AffinityNet).
+    """W = exp(-mean_c |f_i - f_j|) of all pairs (docs/protocol.md, AffinityNet).
 
     Args:
       features: (..., H, W, C) floats.
@@ -137,7 +137,7 @@ def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
 def affinity_loss(
     affinity: Array, background: Array, foreground: Array, negative: Array, eps: float = 1e-6
 ) -> dict[str, Array]:
-    """Cross-entropy of the affinities against pair labels (PROTOCOL, AffinityNet).
+    """Cross-entropy of the affinities against pair labels (docs/protocol.md, AffinityNet).
 
     Args:
       affinity: (..., P, H, W) in [0, 1].

@@ -44,7 +44,7 @@ def dense_crf(
       images: uint8 (B, H, W, 3).
       probabilities: (B, L, H, W), or (B, A, L, H, W) for A sets of unaries of the same image, which
         then share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
-      parameters: default: PROTOCOL's.
+      parameters: default: docs/protocol.md's.
       backend: "exact", up to 128 x 128 pixels, or "pydensecrf", which needs the extra `vitx[crf]`.
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
@@ -133,7 +133,7 @@ def pool_posteriors(posteriors: Array, grid: tuple[int, int], pool: int = 8) -> 
     """Posteriors (..., H, W) on a coarser grid (..., h, w).
 
     Resized to the network's input, which is `pool` times the grid, bilinear without antialiasing,
-    then averaged over pool x pool pixels (PROTOCOL, "Labels").
+    then averaged over pool x pool pixels (docs/protocol.md, "Labels").
     """
     height, width = grid
     full = resize_maps(posteriors, (height * pool, width * pool))
@@ -141,7 +141,7 @@ def pool_posteriors(posteriors: Array, grid: tuple[int, int], pool: int = 8) -> 
 
 
 def confident_labels(low: Array, high: Array, classes: Array) -> Array:
-    """Labels that two posteriors agree on (PROTOCOL, "Labels").
+    """Labels that two posteriors agree on (docs/protocol.md, "Labels").
 
     Args:
       low: posteriors (B, K + 1, h, w), background first, with the background's low alpha, which

@@ -22,7 +22,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """Widths in pixels and grey levels, weights, and iterations (PROTOCOL, "Labels")."""
+    """Widths in pixels and grey levels, weights, and iterations (docs/protocol.md, "Labels")."""
 
     iterations: int = 10
     sxy_gaussian: float = 3

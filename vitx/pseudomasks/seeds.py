@@ -21,7 +21,7 @@ def class_cues(
     root: float = 3,
     rules: str = "published",
 ) -> Array:
-    """Cues of an image's classes, the mean over the image and its mirror image (PROTOCOL, "Cues").
+    """Cues of an image's classes, the mean over the image and its mirror image (docs/protocol.md, "Cues").
 
     Args:
       model: a vitx classifier.
@@ -78,7 +78,7 @@ def min_max(maps: Array) -> Array:
 
 
 def seed_mask(cues: Array, classes: Array, background: float = 0.2) -> Array:
-    """Argmax of the cues and a constant background (PROTOCOL, "Seed mask").
+    """Argmax of the cues and a constant background (docs/protocol.md, "Seed mask").
 
     Args:
       cues: (..., K, H, W) in [0, 1].

@@ -1,7 +1,7 @@
 """The random walk of AffinityNet: maps spread along affinities (Ahn & Kwak, CVPR 2018).
 
 W is symmetric with unit diagonal; W^beta elementwise, its columns divided by their sums, is the
-transition T, and maps m become m T^(2^log2_steps) (PROTOCOL, "Walk"). T joins each pixel to its
+transition T, and maps m become m T^(2^log2_steps) (docs/protocol.md, "Walk"). T joins each pixel to its
 neighbours inside a radius only, so one step is a stencil, and no H W x H W matrix is ever made.
 """
 

@@ -46,7 +46,7 @@ def explain(
       class_chunk: classes that go backward at once, which bounds memory; default: chosen by size.
 
     Returns:
-      logits (B, classes), and raw maps (see PROTOCOL.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
+      logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
       model without a stem gives pixels, (B, H, W) or (B, K, H, W).
 
     Raises:

@@ -2,7 +2,8 @@
 
 A rule is `rule(inputs, output, relevance) -> relevances`, one for each input, None for a parameter. There is one
 generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other one changes one thing.
-Everything is per image: no sum crosses the leading axis. PROTOCOL.md lists which rule the published code uses where.
+Everything is per image: no sum crosses the leading axis. Which rule the published code uses where:
+docs/protocol.md.
 """
 
 from collections.abc import Callable, Sequence

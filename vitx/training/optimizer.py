@@ -69,7 +69,8 @@ def gradient_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callab
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), {"loss": value}
 

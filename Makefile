@@ -21,10 +21,10 @@ demo: .venv/demo-stamp
 	@echo "The page: $(CURDIR)/$(RUN)/report.html"
 
 test: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: .venv/dev-stamp
 	$(BIN)/ruff format --check .

@@ -87,8 +87,8 @@ def get_config() -> ConfigDict:
     config.walk = ConfigDict()
     config.walk.split = "train[2304:]"
     config.walk.method = "chebyshev"
-    config.walk.beta = (4.0, 8.0, 16.0)  # published: 16
-    config.walk.log2_steps = (2, 4, 6, 8)  # published: 8, on a grid of 56
+    config.walk.beta = (2.0, 4.0, 8.0, 16.0)  # published: 16
+    config.walk.log2_steps = (1, 2, 4, 8)  # published: 8, on a grid of 56
     config.walk.alpha = (4.0, 8.0, 16.0, 32.0, 64.0)  # published: 4
     config.walk.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the seeds; published: 0.2
 

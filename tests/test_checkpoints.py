@@ -116,6 +116,14 @@ def test_load_gives_back_what_save_wrote(name, tmp_path):
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
 
 
+def test_the_same_model_makes_the_same_file(tmp_path):
+    model = vitx.create("vit_test_conv_s4_48", num_classes=3)
+    for name in ("a", "b"):
+        vitx.save(model, tmp_path / f"{name}.safetensors")
+    first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
 def test_load_gives_back_epsilons_and_heads(tmp_path):
     model = small_vit(norm_eps=1e-12, final_norm_eps=3e-5, heads=3)
     vitx.save(model, tmp_path / "new folder")

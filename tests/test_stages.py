@@ -93,7 +93,7 @@ def test_report_holds_every_section_and_picture(finished: Run) -> None:
     counter = Counter()
     counter.feed((finished.workdir.folder / "report.html").read_text())
     assert counter.headings >= 5
-    assert counter.images == finished.config.report.images * (8 + 6)
+    assert counter.images == finished.config.report.images * (8 + 1 + 6)
 
 
 @pytest.mark.slow

@@ -48,7 +48,15 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
         tensors[entry.name] = np.ascontiguousarray(entry.to_file(array))
     # "pt" is what transformers and timm look for; the tensors do have PyTorch's axes.
     metadata = {"format": "pt"} | {k: json.dumps(v) for k, v in _describe(model).items()}
-    write_bytes(path, serialise(tensors, metadata))
+    write_bytes(path, _in_one_order(serialise(tensors, metadata)))
+
+
+def _in_one_order(file: bytes) -> bytes:
+    """The same file with a sorted header: the library's order changes from run to run."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of eight
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(file)[end:]])
 
 
 def _describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def picture(image: ArrayLike, alt: str) -> Html:
     kind, data = encode(image)
     height, width = image.shape[:2]
     scale = SHOWN / max(height, width)
-    scale = round(scale) if scale > 1 else scale
+    scale = int(scale) if scale > 1 else scale
     style = ' class="pixelated"' if scale >= 2 else ""
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     size = f'width="{round(width * scale)}" height="{round(height * scale)}"'

@@ -267,18 +267,22 @@ def _pictures_section(run: Run, results: dict[str, Any]) -> Section:
         "seed mask",
         "refined",
     ]
+    names, split = [name for _, name in rows], len(columns)
     return Section(
         "Pictures",
         [
             f"{len(rows)} val images, evenly spaced over the split. The cue and the methods' maps are of "
             "the class under the image. Sure object and sure background: what the dense CRF says at "
-            "low and at high alpha; where neither is sure, the label is neutral.",
+            "low and (black) at high alpha; where neither is sure, the label is neutral.",
             report.class_legend(source.classes, voc_palette(), neutral="neutral"),
             report.picture_rows(
-                [*columns, *(TITLES[method] for method in METHODS)],
-                [row for row, _ in rows],
-                "From image to mask, and each method's map",
-                names=[name for _, name in rows],
+                columns, [row[:split] for row, _ in rows], "From image to mask", names=names
+            ),
+            report.picture_rows(
+                ["image", *(TITLES[method] for method in METHODS)],
+                [[row[0], *row[split:]] for row, _ in rows],
+                "Each method's map",
+                names=names,
             ),
             report.colour_scale(),
         ],

@@ -2,42 +2,26 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vitx import checkpoints
-from vitx.cues import read_cues, seeded
-from vitx.data import pipeline
-from vitx.data.palette import decode_mask, voc_palette
-from vitx.data.transforms import normalise, resize_image, resize_maps
+from vitx.cues import seeded
 from vitx.evaluation import report
-from vitx.evaluation.masks import image_seed_mask
+from vitx.evaluation.gallery import TITLES, pictures_section
 from vitx.evaluation.report import Section
-from vitx.relevance.explain import METHODS, explain
+from vitx.relevance.explain import METHODS
 from vitx.run import read_metrics
 from vitx.stages import Run
-from vitx.training.labels import agreed_labels, crf_posteriors
 from vitx.workdir import Stage, write_json
 
 FROM_TRUTH = (
     "Which classes an image shows is taken from its ground-truth label, for seeds and masks and on val too: "
     "these figures measure pseudo-masks, not a segmentation network."
 )
-TITLES = {
-    "rollout": "rollout",
-    "raw_attention": "raw attention",
-    "gradcam": "GradCAM",
-    "lrp": "LRP",
-    "partial_lrp": "partial LRP",
-    "transformer_attribution": "transformer attribution",
-}
 
 
 def write_summary(run: Run, stage: Stage) -> None:
@@ -53,7 +37,7 @@ def write_summary(run: Run, stage: Stage) -> None:
         results=results,
         sections=[
             _masks_section(run, results),
-            _pictures_section(run, results),
+            pictures_section(run, results),
             _methods_section(results),
             _training_section(run, results),
             Section("Options", [report.facts(run.config.to_dict(), "All options of this run")]),
@@ -113,22 +97,32 @@ def print_table(results: dict[str, Any]) -> None:
     console.print(table)
 
 
-def methods_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows (one a method) of the comparison, in percent."""
-    columns = {
-        "negative, predicted": "negative_predicted",
-        "negative, target": "negative_target",
-        "positive, predicted": "positive_predicted",
-        "positive, target": "positive_target",
-    }
-    segmentation = {"pixel accuracy": "pixel_accuracy", "mAP": "map", "mIoU": "miou"}
+_PERTURBED = {
+    "negative, predicted": "negative_predicted",
+    "negative, target": "negative_target",
+    "positive, predicted": "positive_predicted",
+    "positive, target": "positive_target",
+}
+_SEGMENTED = {"pixel accuracy": "pixel_accuracy", "mAP": "map", "mIoU": "miou"}
+
+
+def methods_table(
+    methods: dict[str, Any], *, intervals: bool = False
+) -> tuple[list[str], list[Any]]:
+    """Headers and rows (one a method) of the comparison in percent, or of its 95 % intervals."""
     rows = []
     for method in METHODS:
         perturbed, segmented = methods["perturbation"][method], methods["segmentation"][method]
-        cells = [report.percent(perturbed.get(key, {}).get("auc")) for key in columns.values()]
-        cells += [report.percent(segmented[key]["value"]) for key in segmentation.values()]
-        rows.append([TITLES[method], *cells])
-    return ["method", *columns, *segmentation], rows
+        figures = [perturbed.get(key, {}) for key in _PERTURBED.values()]
+        figures += [segmented[key] for key in _SEGMENTED.values()]
+        rows.append([TITLES[method], *(_cell(figure, intervals) for figure in figures)])
+    return ["method", *_PERTURBED, *_SEGMENTED], rows
+
+
+def _cell(figure: dict[str, Any], interval: bool) -> str:
+    if interval and figure:
+        return f"[{', '.join(map(report.percent, figure['interval']))}]"
+    return report.percent(figure.get("auc", figure.get("value")))
 
 
 def _masks_section(run: Run, results: dict[str, Any]) -> Section:
@@ -211,6 +205,10 @@ def _methods_section(results: dict[str, Any]) -> Section:
             "most relevant first (positive, lower is better) or least relevant first (negative, higher is better). "
             "Segmentation: the map of the predicted class, thresholded at its mean, against the object.",
             report.table(headers, rows, "Perturbation AUC and segmentation scores, %"),
+            report.fold(
+                "95 % bootstrap intervals over the images",
+                report.table(*methods_table(methods, intervals=True), "Intervals, %"),
+            ),
             report.charts(*curves),
         ],
     )
@@ -246,98 +244,3 @@ def _training_section(run: Run, results: dict[str, Any]) -> Section:
             report.table(["stage", "time"], times, "Time spent, over all starts of the run"),
         ],
     )
-
-
-def _pictures_section(run: Run, results: dict[str, Any]) -> Section:
-    source = seeded(run, "val")
-    model = checkpoints.load(run.finished("classifier").folder)
-    # Evenly over the split, so that nobody picks the pretty ones.
-    chosen = np.linspace(0, len(source) - 1, min(run.config.report.images, len(source))).astype(int)
-    rows = []
-    for index in chosen:
-        rows.append(_picture_row(run, results, model, source, int(index)))
-        run.stop.check()
-    columns = [
-        "image",
-        "truth",
-        "cue",
-        "sure object",
-        "sure background",
-        "labels",
-        "seed mask",
-        "refined",
-    ]
-    names, split = [name for _, name in rows], len(columns)
-    return Section(
-        "Pictures",
-        [
-            f"{len(rows)} val images, evenly spaced over the split. The cue and the methods' maps are of "
-            "the class under the image. Sure object and sure background: what the dense CRF says at "
-            "low and (black) at high alpha; where neither is sure, the label is neutral.",
-            report.class_legend(source.classes, voc_palette(), neutral="neutral"),
-            report.picture_rows(
-                columns, [row[:split] for row, _ in rows], "From image to mask", names=names
-            ),
-            report.picture_rows(
-                ["image", *(TITLES[method] for method in METHODS)],
-                [[row[0], *row[split:]] for row, _ in rows],
-                "Each method's map",
-                names=names,
-            ),
-            report.colour_scale(),
-        ],
-    )
-
-
-def _picture_row(
-    run: Run, results: dict[str, Any], model: Any, source: pipeline.Source, index: int
-) -> tuple[list[Any], str]:
-    example = source[index]
-    cues, classes = read_cues(run.finished("seeds"), "val", example.id, source.most_classes)
-    size = example.image.shape[:2]
-    name = source.classes[classes[0] + 1]
-    low, high = crf_posteriors(run.config.labels, example.image, cues, classes)
-    label = agreed_labels(low, high, classes)
-    object_sure = agreed_labels(low, low, classes)
-    background_sure = np.where(agreed_labels(high, high, classes) == 0, 0, 255).astype(np.uint8)
-    refined = run.finished("masks").item(example.id, ".png", "val").read_bytes()
-    background = results["chosen"]["background"]
-    palette = voc_palette()
-
-    def mask(values: np.ndarray, what: str) -> tuple[np.ndarray, str]:
-        return palette[values], f"{what} of image {example.id}"
-
-    cue = np.asarray(resize_maps(jnp.asarray(cues[:1]), size))[0]
-    row = [
-        (example.image, f"image {example.id}"),
-        mask(example.truth, "ground truth"),
-        (report.heatmap_overlay(example.image, cue), f"cue of {name} in image {example.id}"),
-        mask(object_sure, "confident objects"),
-        mask(background_sure, "confident background (black)"),
-        mask(label, "labels"),
-        mask(image_seed_mask(example, cues, classes, background), "seed mask"),
-        mask(decode_mask(refined), "refined mask"),
-    ]
-    for method, heatmap in _heatmaps(run, model, example, int(classes[0])):
-        overlay = report.heatmap_overlay(example.image, heatmap)
-        row.append((overlay, f"{TITLES[method]} of {name} in image {example.id}"))
-    return row, name
-
-
-def _heatmaps(
-    run: Run, model: Any, example: pipeline.Example, index: int
-) -> Sequence[tuple[str, np.ndarray]]:
-    config = run.config.methods
-    image = normalise(resize_image(example.image, model.preprocess.size), model.preprocess)[None]
-    start = config.start_layer.to_dict()
-    return [
-        (
-            method,
-            np.asarray(
-                explain(
-                    model, image, jnp.array([index]), method, start.get(method, 0), config.rules
-                )[1]
-            )[0],
-        )
-        for method in METHODS
-    ]

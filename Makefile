@@ -18,7 +18,6 @@ help:
 demo: .venv/demo-stamp
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(RUN)
 	$(BIN)/python evaluate.py --config configs/shapes.py --workdir $(RUN)
-	@echo "The page: $(CURDIR)/$(RUN)/report.html"
 
 test: .venv/dev-stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile

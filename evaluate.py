@@ -7,7 +7,7 @@ The same --workdir resumes. Results: `results.json` and `report.html` in the wor
 
 from vitx.evaluation.masks import make_masks
 from vitx.evaluation.methods import compare_methods
-from vitx.evaluation.summary import write_summary
+from vitx.evaluation.summary import show_results, write_summary
 from vitx.main import launch
 
 STAGES = {
@@ -17,4 +17,4 @@ STAGES = {
 }
 
 if __name__ == "__main__":
-    launch(STAGES)
+    launch(STAGES, finish=show_results)

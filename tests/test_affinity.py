@@ -59,6 +59,7 @@ def test_affinities_equal_the_published_code(golden, x64):
     assert not found.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     st.integers(2, 4),
@@ -174,6 +175,7 @@ def test_loss_is_finite_at_the_ends_and_without_pairs():
     assert float(affinity_loss(ends, no, no, no)["loss"]) == 0
 
 
+@pytest.mark.slow
 def test_training_on_the_loss_parts_unlike_pixels():
     """Gradient steps from noise make affinities high within two halves and low between them."""
     labels = jnp.asarray(np.repeat([1, 2], 8)[None].repeat(12, 0))  # (12, 16)

@@ -116,6 +116,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_no_damage_to_any_file_gives_wrong_numbers(tmp_path, two_checkpoints, damage, caplog):
     fell_back = 0

@@ -149,6 +149,7 @@ def test_float64_stays_where_it_is_on(tmp_path):
     assert {v.dtype for v in weights_of(single).values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(
     heads=st.integers(1, 3),

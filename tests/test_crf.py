@@ -229,6 +229,7 @@ def test_pooling_by_hand():
     assert pool_posteriors(jnp.zeros((2, 3, 50, 70)), (7, 5)).shape == (2, 3, 7, 5)
 
 
+@pytest.mark.slow
 def test_pooled_posteriors_still_sum_to_one():
     posteriors = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 3, 11, 13)), axis=1)
     np.testing.assert_allclose(pool_posteriors(posteriors, (4, 4)).sum(1), 1, atol=1e-5)

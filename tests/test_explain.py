@@ -90,6 +90,7 @@ def row_of_product(matrices, normalised):
     return np.array(out)
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_two_separate_passes():
     model = small_vit(depth=2)
     images, classes = images_for(model, IMAGES), CLASSES[:, 0]
@@ -111,6 +112,7 @@ def test_maps_are_those_of_two_separate_passes():
         assert_maps_equal(maps, row_of_product(means[start_layer:], normalised=True))
 
 
+@pytest.mark.slow
 def test_maps_of_the_last_block():
     images, classes = images_for(the_model(), IMAGES), CLASSES[:, 0]
     _, attentions, gradients = observed(the_model(), images, EXACT, jnp.eye(3)[classes])
@@ -140,6 +142,7 @@ def test_shapes(make, method, rules):
         assert maps.shape == (2, *expected, *size) and maps.dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_logits_are_the_model_s_and_maps_are_finite():
     expected = jax.jit(lambda m, x: m(x))(the_model(), images_for(the_model(), IMAGES))
     for method in METHODS:

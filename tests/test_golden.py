@@ -74,6 +74,7 @@ def tiny(tmp_path_factory):
         return load("vit_tiny", tmp_path_factory.mktemp("tiny"), num_heads=3, final_norm_eps=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "method", "start_layer"),
     [
@@ -95,6 +96,7 @@ def test_tiny_vit_every_method_and_class(tiny, key, method, start_layer):
     assert_close(maps.reshape(10, -1), expected[key].reshape(10, -1))
 
 
+@pytest.mark.slow
 def test_tiny_vit_attention(tiny):
     expected = numbers("vit_tiny")["attention"][::5]  # (image, block, head, query, key)
     _, attentions = tiny.encode(tiny.embed(images(0, 2, 32)))
@@ -103,6 +105,7 @@ def test_tiny_vit_attention(tiny):
         assert_close(attention, expected[:, block, :, :queries])
 
 
+@pytest.mark.slow
 def test_training_trajectory(tiny):
     """Five steps of SGD with momentum, and weight decay on every parameter, as PyTorch's."""
     expected = numbers("training")

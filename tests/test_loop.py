@@ -138,6 +138,7 @@ def test_saving_often_changes_nothing(tmp_path, uninterrupted):
     assert_same_run(tmp_path, train(tmp_path, save_every_seconds=0.0), uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(tmp_path, uninterrupted):
     script = f"""
         import os, pathlib, signal, sys

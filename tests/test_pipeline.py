@@ -76,6 +76,7 @@ def test_resumes_with_the_very_batches(source):
         assert_same(batches[start_step:], load(source, start_step=start_step))
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_batches_as_a_thread(source):
     assert_same(load(source)[3:], load(source, workers=2, start_step=3))
 
@@ -198,6 +199,7 @@ def test_a_closed_loader_is_at_its_end(source):
     assert list(batches) == []
 
 
+@pytest.mark.slow
 def test_python_ends_quietly_with_loaders_open(tmp_path):
     script = tmp_path / "open_loaders.py"
     script.write_text(

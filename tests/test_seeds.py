@@ -44,6 +44,7 @@ def test_root_one_leaves_the_map():
         cues_from_maps(maps, (2, 2), (2, 2), 0)
 
 
+@pytest.mark.slow
 def test_maps_without_contrast_give_zeros():
     """Also after resizing, whose weights leave rounding noise that min-max must not stretch."""
     flat = jnp.full((1, 7, 7), 0.1, jnp.float32)
@@ -55,6 +56,7 @@ def test_maps_without_contrast_give_zeros():
     assert not cues_from_maps(below, (3, 3), (3, 3)).any()
 
 
+@pytest.mark.slow
 def test_maps_are_stretched_alone_and_at_any_scale():
     maps = jax.random.uniform(jax.random.key(0), (3, 2, 5, 5))
     found = min_max(maps)
@@ -90,6 +92,7 @@ def lopsided(monkeypatch):
     monkeypatch.setattr(seeds, "explain", explain)
 
 
+@pytest.mark.slow
 def test_mirror_images_are_mirrored_back(lopsided):
     """The stand-in commutes with mirroring up to its grid, so both cues tell the same place."""
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
@@ -115,6 +118,7 @@ def cues_of(model):
     return jax.jit(lambda images, classes: class_cues(model, images, classes, size=(40, 24)))
 
 
+@pytest.mark.slow
 def test_cues_of_a_model(model, cues_of):
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     classes = jnp.asarray([[3, 1], [0, -1]])

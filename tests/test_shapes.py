@@ -147,6 +147,7 @@ BUILD = """
 """
 
 
+@pytest.mark.slow
 def test_building_needs_no_tensorflow_and_no_network_and_recovers_from_a_kill(tmp_path):
     killed = run_python(BUILD, str(tmp_path), "5")
     assert killed.returncode == -9
@@ -158,6 +159,7 @@ def test_building_needs_no_tensorflow_and_no_network_and_recovers_from_a_kill(tm
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_dataset(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(BUILD), str(tmp_path)]
     both = [

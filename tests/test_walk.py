@@ -49,6 +49,7 @@ def random_affinity(rng: np.random.Generator, shape: tuple[int, ...], kind: str)
     return values
 
 
+@pytest.mark.slow
 def test_walk_equals_the_published_code(x64):
     with np.load(GOLDEN / "affinity.npz") as file:
         golden = dict(file)
@@ -65,6 +66,7 @@ def test_walk_equals_the_published_code(x64):
 KINDS = ("any", "strong", "patchy")
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.sampled_from([(2, 1, 7), (3, 6, 2), (3, 5, 5), (5, 7, 8), (5, 3, 4)]),

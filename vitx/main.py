@@ -20,17 +20,24 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one
 _TRACEBACK = "error.txt"
 
 
-def launch(stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
-    """Reads the flags, locks the workdir, and runs the stages that are not done.
+def launch(
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Reads the flags, locks the workdir, runs the stages that are not done, and calls `finish` with its folder.
 
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
     """
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(lambda argv: _main(argv, stages))
+    app.run(lambda argv: _main(argv, stages, finish))
 
 
-def _main(argv: list[str], stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
+def _main(
+    argv: list[str],
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Path], None],
+) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.use_absl_handler()
@@ -40,6 +47,7 @@ def _main(argv: list[str], stages: Mapping[str, Callable[[Run, Stage], None]]) -
         (workdir.folder / _TRACEBACK).unlink(missing_ok=True)
         try:
             run_stages(Run(_CONFIG.value, workdir, stop), stages)
+            finish(workdir.folder)
         except (ValueError, FileNotFoundError, ImportError) as error:
             report = workdir.folder / _TRACEBACK
             print(f"error: {error}\n(details: {report})", file=sys.stderr)

@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from vitx.run import read_metrics
 from vitx.stages import Run
 from vitx.workdir import Stage, write_json
 
+_RESULTS, _PAGE = "results.json", "report.html"
 FROM_TRUTH = (
     "Which classes an image shows is taken from its ground-truth label, for seeds and masks and on val too: "
     "these figures measure pseudo-masks, not a segmentation network."
@@ -25,12 +27,11 @@ FROM_TRUTH = (
 
 
 def write_summary(run: Run, stage: Stage) -> None:
-    """Writes `results.json` and `report.html` in the workdir, and prints the table."""
+    """Writes `results.json` and `report.html` in the workdir."""
     results = gather(run, stage)
-    write_json(run.workdir.folder / "results.json", results)
-    page = run.workdir.folder / "report.html"
+    write_json(run.workdir.folder / _RESULTS, results)
     report.write_report(
-        page,
+        run.workdir.folder / _PAGE,
         title=f"vitx on {run.config.data.name}: image labels to masks",
         summary="A hybrid ViT learns from image labels what is shown; its explanations become seeds, a dense CRF and "
         "AffinityNet refine them into masks.",
@@ -43,8 +44,13 @@ def write_summary(run: Run, stage: Stage) -> None:
             Section("Options", [report.facts(run.config.to_dict(), "All options of this run")]),
         ],
     )
-    print_table(results)
-    print(f"\nreport: {page.resolve()}")
+
+
+def show_results(folder: Path) -> None:
+    """Prints the table and where the page is, if the report has been made."""
+    if (folder / _PAGE).exists() and (folder / _RESULTS).exists():
+        print_table(json.loads((folder / _RESULTS).read_text()))
+        print(f"\nreport: {(folder / _PAGE).resolve()}")
 
 
 def gather(run: Run, stage: Stage) -> dict[str, Any]:

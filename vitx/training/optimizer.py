@@ -46,7 +46,7 @@ def minimise(
     if not steps_per_epoch:
         raise ValueError(f"{stage.folder.name}: the training split holds less than one batch")
     optimizer = make_optimizer(config, steps_per_epoch)
-    first = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    first = TrainState.create(params, optimizer)
     folder = stage.folder / "checkpoints"
     with MetricsWriter(stage.folder) as metrics, Checkpoints(folder) as checkpoints:
         best = fit(

@@ -16,7 +16,9 @@ from vitx.stages import Run, run_stages
 from vitx.workdir import Stage, Workdir, WriteError, write_bytes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; the same one resumes. Default: runs/ and the config's name."
+)
 _TRACEBACK = "error.txt"
 
 
@@ -29,7 +31,7 @@ def launch(
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
     """
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     app.run(lambda argv: _main(argv, stages, finish))
 
 
@@ -43,7 +45,7 @@ def _main(
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
-    with clean_exit(), Workdir(str(_WORKDIR.value)).lock() as workdir, StopRequest() as stop:
+    with clean_exit(), Workdir(_workdir()).lock() as workdir, StopRequest() as stop:
         (workdir.folder / _TRACEBACK).unlink(missing_ok=True)
         try:
             run_stages(Run(_CONFIG.value, workdir, stop), stages)
@@ -54,6 +56,12 @@ def _main(
             with contextlib.suppress(WriteError):
                 write_bytes(report, traceback.format_exc().encode())
             raise SystemExit(2) from None
+
+
+def _workdir() -> Path:
+    if _WORKDIR.value is not None:
+        return Path(_WORKDIR.value)
+    return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def _keep_compiled_programs() -> None:

@@ -25,6 +25,8 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "methods": (*_CLASSIFIER, "methods"),
     "report": (*_MASKS, "methods", "report"),
 }
+# Not stages but commands: run anew each time, in the workdir itself, and never "done".
+COMMANDS = ("explain", "parity")
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Run:
 
     def stage(self, name: str) -> Stage:
         """The folder of a stage, checked against the options that it was begun with."""
+        if name in COMMANDS:
+            return Stage(self.workdir.folder, {})
         options = {key: self.config.to_dict()[key] for key in DEPENDS[name]}
         # Where the data lie and how many processes read them changes no number.
         options["data"] = {k: v for k, v in options["data"].items() if k not in ("root", "workers")}
@@ -78,22 +82,26 @@ def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> 
       ValueError: for a name that is no stage.
     """
     wanted = [name.strip() for name in run.config.stages.split(",")]
-    if unknown := [name for name in wanted if name != "all" and name not in DEPENDS]:
+    known = (*DEPENDS, *COMMANDS)
+    if unknown := [name for name in wanted if name not in known]:
         raise ValueError(
-            f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(DEPENDS)}"
+            f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(known)}"
         )
-    chosen = [name for name in stages if name in wanted or "all" in wanted]
+    chosen = [name for name in stages if name in wanted]
     if not chosen:
         raise ValueError(
             f"config.stages={run.config.stages} names no stage of this script, which has "
             f"{', '.join(stages)}"
         )
     for name in chosen:
+        run.stop.check()
         stage = run.stage(name)
+        if name in COMMANDS:
+            stages[name](run, stage)
+            continue
         if stage.done:
             print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
             continue
-        run.stop.check()
         with stage.run():
             stages[name](run, stage)
         print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)

@@ -213,6 +213,17 @@ def _mean_positive_product(attention: Array, cotangent: Pair) -> Array:
     return jax.nn.relu(cotangent.gradient * cotangent.relevance).mean(1)
 
 
+def attribution_bundle(**rules_of: Rule) -> Ops:
+    """CHEFER_PAIRS with other rules for the operations named: make it once, at module level.
+
+    Raises:
+      ValueError: for a name that is no operation.
+    """
+    if unknown := rules_of.keys() - _CHEFER.keys():
+        raise ValueError(f"no operation {min(unknown)!r}; there are {', '.join(sorted(_CHEFER))}")
+    return _bundle(paired, {**_CHEFER, **rules_of}, _mean_positive_product)
+
+
 CHEFER = _bundle(with_rule, _CHEFER, _raw)
 """The rules of Chefer et al., CVPR 2021, as their published code has them. Taps (B, heads, Q, N) see relevance."""
 LRP = _bundle(with_rule, _LRP, _raw)
@@ -224,7 +235,7 @@ STABLE_LRP = _bundle(with_rule, _STABLE_LRP, _raw)
 UNIFORM = _bundle(with_rule, _UNIFORM, _raw)
 """Keeps every operation's total exactly: a model with an operation outside `Ops` shows at once."""
 
-CHEFER_PAIRS = _bundle(paired, _CHEFER, _mean_positive_product)
+CHEFER_PAIRS = attribution_bundle()
 """Gradient and CHEFER relevance in one pass over `Pair`s. Taps (B, Q, N) see mean over heads of relu(g * r)."""
-STABLE_PAIRS = _bundle(paired, _STABLE, _mean_positive_product)
+STABLE_PAIRS = attribution_bundle(**{name: _STABLE[name] for name in (*_CONDITIONED, "add")})
 """The same with STABLE."""

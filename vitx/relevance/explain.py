@@ -1,5 +1,6 @@
 """Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -134,6 +135,23 @@ def _explain(
 
 def _transformer_attribution(model: Any, images: Array, start_layer: int, rules: str) -> Any:
     ops = bundles.CHEFER_PAIRS if rules == "published" else bundles.STABLE_PAIRS
+    return attribution(model, images, start_layer, ops)
+
+
+def attribution(
+    model: Any, images: Array, start_layer: int, ops: Ops
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Transformer attribution under any bundle of pairs, `bundles.attribution_bundle` makes others.
+
+    Args:
+      model: a `VisionTransformer`.
+      images: normalised, (B, H, W, 3).
+      start_layer: first block of the product.
+      ops: a bundle of pairs.
+
+    Returns:
+      logits (B, classes), and a function from one-hot rows (B, classes) to maps (B, h, w).
+    """
     tokens = _tokens(model, images)
 
     def forward(taps: list[Array]) -> Any:

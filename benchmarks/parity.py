@@ -1,0 +1,316 @@
+"""How far vitx is from the published PyTorch code, in float64, through the public interface.
+
+Every tensor follows from its name and a seed. tests/golden has the published numbers and says how they were made.
+Prints docs/parity.md; exit code 1 where a figure is over the limit.
+
+python -m benchmarks.parity > docs/parity.md
+"""
+
+import json
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpy.typing import ArrayLike
+from safetensors.numpy import save_file
+
+import vitx
+from vitx.evaluation.metrics import confusion_matrix, mean_iou, segmentation_scores
+from vitx.evaluation.perturbation import perturbation_curve
+from vitx.models.affinity import AffinityNet
+from vitx.models.vit import Preprocess
+from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
+from vitx.pseudomasks.walk import random_walk
+from vitx.training.classifier import multilabel_soft_margin
+
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+LIMIT = 1e-6
+MAPS = {
+    "transformer_attribution_start0": ("transformer_attribution", 0),
+    "transformer_attribution_start1": ("transformer_attribution", 1),
+    "rollout_start0": ("rollout", 0),
+    "rollout_start1": ("rollout", 1),
+    "raw_attention": ("raw_attention", 0),
+    "partial_lrp": ("partial_lrp", 0),
+    "gradcam": ("gradcam", 0),
+    "lrp": ("lrp", 0),
+}
+
+
+class Comparison(NamedTuple):
+    """One quantity of vitx beside the published code's."""
+
+    what: str
+    found: np.ndarray
+    expected: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        """Largest difference over the largest value."""
+        largest = np.abs(self.expected).max()
+        return float(np.abs(self.found - self.expected).max() / (largest or 1.0))
+
+
+def compare(what: str, found: ArrayLike, expected: ArrayLike) -> Comparison:
+    """Checks that both have one shape: a broadcast would hide a missing axis."""
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"{what}: shape {a.shape}, the published code's is {b.shape}")
+    return Comparison(what, a, b)
+
+
+def vit_tiny() -> Iterator[Comparison]:
+    """Three blocks, two images, five classes in one call."""
+    golden = numbers("vit_tiny")
+    model, pixels = load("vit_tiny", num_heads=3, final_norm_eps=1e-5), images(0, 2, 32)
+    classes = jnp.broadcast_to(jnp.arange(5), (2, 5))
+    for key, (method, start_layer) in MAPS.items():
+        logits, maps = vitx.explain(model, pixels, classes, method, start_layer)
+        yield compare(f"{key}, 2 images x 5 classes", maps.reshape(10, -1), _rows(golden[key]))
+    yield compare("logits", logits, golden["logits"][::5])
+    attentions = jax.jit(lambda m, x: m.encode(m.embed(x))[1])(model, pixels)
+    stored = golden["attention"][::5]  # (image, block, head, query, key)
+    for block, attention in enumerate(attentions):
+        queries = attention.shape[2]  # of the last block only the class token is computed
+        yield compare(f"attention, block {block}", attention, stored[:, block, :, :queries])
+
+
+def vit_base() -> Iterator[Comparison]:
+    """ViT-Base/16, one image."""
+    golden = numbers("vit_base")
+    model, pixels = load("vit_base", final_norm_eps=1e-5), images(0, 1, 224)
+    classes = jnp.asarray(golden["class_index"])
+    for key, (method, start_layer) in MAPS.items():
+        logits, maps = vitx.explain(model, pixels, classes, method, start_layer)
+        yield compare(key, maps.reshape(1, -1), golden[key].reshape(1, -1))
+    yield compare("logits", logits, golden["logits"])
+
+
+def hybrid_base() -> Iterator[Comparison]:
+    """R50+ViT-Base/16, one image."""
+    golden = numbers("hybrid_base")
+    model, pixels = load("hybrid_base"), images(0, 1, 224)
+    features = jax.jit(lambda m, x: m.features(x))(model, pixels)[0]  # (14, 14, 1024)
+    first = features[..., :16].transpose(2, 0, 1)
+    yield compare("stem, 16 channels", first, golden["backbone_features_first16"])
+    yield compare("stem, channel means", features.mean((0, 1)), golden["backbone_features_mean"])
+    logits, maps = vitx.explain(model, pixels, golden["class_index"][None])
+    yield compare("logits", logits[0], golden["timm_logits"])
+    yield compare(
+        "transformer_attribution", maps.reshape(-1), golden["transformer_attribution_start0"]
+    )
+
+
+def affinity() -> Iterator[Comparison]:
+    """Affinities, pair labels, losses, the random walk."""
+    golden = numbers("affinity")
+    side = len(golden["label"])
+    found = affinities(jnp.asarray(golden["features"][0].transpose(1, 2, 0)))
+    yield compare("affinities", _window(found), golden["affinity"])
+    labels = pair_labels(jnp.asarray(golden["label"].astype(np.int32)))
+    kinds = [golden[name] for name in ("bg_pos", "fg_pos", "neg")]
+    for name, label, kind in zip(
+        ("background", "foreground", "negative"), labels, kinds, strict=True
+    ):
+        yield compare(f"{name} pairs", _window(label), kind)
+    losses = affinity_loss(
+        _on_grid(golden["pred_affinity"], side), *(_on_grid(kind, side) for kind in kinds)
+    )
+    stored = {"loss": "loss", "background": "loss_bg", "foreground": "loss_fg"}
+    for name, key in (stored | {"negative": "loss_neg"}).items():
+        yield compare(f"loss: {name}", losses[name], golden[key])
+    cam, beta = jnp.asarray(golden["cam"]), int(golden["beta"])
+    for log2_steps, walked in zip(golden["walk_log2"], golden["walk"], strict=True):
+        yield compare(
+            f"walk, 2^{log2_steps} steps", random_walk(found, cam, beta, int(log2_steps)), walked
+        )
+    near = random_walk(found, cam, beta, int(log2_steps), "chebyshev", tolerance=1e-9)
+    yield compare(f"walk, 2^{log2_steps} steps, Chebyshev to 1e-9", near, walked)
+
+
+class _NoStem(nnx.Module):
+    channels = 1024
+
+
+def affinity_head() -> Iterator[Comparison]:
+    """AffinityNet's head: stem features to affinities."""
+    golden = numbers("affinity_head")
+    grid = (int(golden["grid"]),) * 2
+    tensors = weights(
+        {
+            "feat_conv.weight": (512, 1024, 1, 1),
+            "gn.weight": (512,),
+            "gn.bias": (512,),
+            "affinity_conv.weight": (512, 512, 1, 1),
+        },
+        seed=0,
+    )
+    net = nnx.eval_shape(
+        lambda: AffinityNet(_NoStem(), grid, preprocess=Preprocess(), rngs=nnx.Rngs(0))
+    )
+    net.feat_conv.set_value(jnp.asarray(tensors["feat_conv.weight"][:, :, 0, 0].T))
+    net.affinity_conv.set_value(jnp.asarray(tensors["affinity_conv.weight"][:, :, 0, 0].T))
+    net.gn.scale.set_value(jnp.asarray(tensors["gn.weight"]))
+    net.gn.bias.set_value(jnp.asarray(tensors["gn.bias"]))
+    features = net.head(jnp.asarray(golden["stem_features"].transpose(0, 2, 3, 1)))
+    yield compare("affinities", _window(affinities(features[0])), golden["affinity"])
+
+
+def metrics() -> Iterator[Comparison]:
+    """Segmentation scores, mIoU, perturbation curves."""
+    golden = numbers("segmentation_metrics")
+    scores = segmentation_scores(golden["maps"], golden["masks"])
+    for name in ("pixel_accuracy", "iou", "miou", "map"):
+        yield compare(f"segmentation: {name}", scores[name], golden[name])
+    golden = numbers("voc_miou")
+    confusion = confusion_matrix(golden["prediction"], golden["ground_truth"], 21)
+    yield compare("VOC: confusion matrix", confusion, golden["confusion"])
+    yield compare("VOC: mIoU", mean_iou(confusion), golden["miou"])
+    golden = numbers("perturbation")
+    model = load("vit_tiny", num_heads=3, final_norm_eps=1e-5)
+    pixels, targets = golden["pixels"].transpose(0, 2, 3, 1), golden["target"]
+    for direction in ("positive", "negative"):
+        for explained in ("predicted", "target"):
+            heatmaps, name = golden[f"heat_{explained}"], f"{direction}_{explained}"
+            curve = perturbation_curve(
+                model, pixels, heatmaps, targets, positive=direction == "positive"
+            )
+            yield compare(
+                f"perturbation: {direction}, {explained}: accuracies",
+                curve["accuracy"],
+                golden[f"accuracy_{name}"],
+            )
+            yield compare(
+                f"perturbation: {direction}, {explained}: AUC",
+                curve["auc"],
+                golden[f"auc_{name}"],
+            )
+
+
+def training() -> Iterator[Comparison]:
+    """Five steps of SGD with momentum, and weight decay on every parameter, as PyTorch's."""
+    golden = numbers("training")
+    graph, params = nnx.split(load("vit_tiny", num_heads=3, final_norm_eps=1e-5))
+    optimizer = optax.chain(
+        optax.add_decayed_weights(float(golden["weight_decay"])),
+        optax.sgd(float(golden["learning_rate"]), momentum=float(golden["momentum"])),
+    )
+    batch = jnp.asarray(golden["images"].transpose(0, 2, 3, 1))
+    labels = jnp.asarray(golden["labels"])
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            return multilabel_soft_margin(nnx.merge(graph, params)(batch), labels).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = optimizer.init(params), []
+    for _ in golden["losses"]:
+        params, state, value = step(params, state)
+        losses.append(value)
+    trained = nnx.merge(graph, params)
+    yield compare("losses of 5 steps", losses, golden["losses"])
+    yield compare("head's weight", trained.head.kernel[...].T, golden["head_weight"])
+    yield compare("head's bias", trained.head.bias[...], golden["head_bias"])
+    yield compare("logits", trained(batch), golden["logits"])
+
+
+GROUPS = {
+    group.__name__: group
+    for group in (
+        vit_tiny,
+        vit_base,
+        hybrid_base,
+        affinity,
+        affinity_head,
+        metrics,
+        training,
+    )
+}
+
+
+def numbers(name: str) -> dict[str, np.ndarray]:
+    """The published code's numbers in one file."""
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Every tensor by its name, in float64 and PyTorch's layout."""
+    tensors = {}
+    for name, shape in shapes.items():
+        random = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
+        values = random.standard_normal(shape)
+        if ("norm" in name or name.startswith("gn.")) and name.endswith("weight"):
+            values = 1 + 0.1 * values
+        elif name.endswith("bias") or len(shape) < 2 or name in ("pos_embed", "cls_token"):
+            values = 0.02 * values
+        else:
+            values = values / np.sqrt(np.prod(shape[1:]))
+        tensors[name] = values
+    return tensors
+
+
+def images(seed: int, count: int, size: int) -> jax.Array:
+    """Normally distributed images (count, size, size, 3)."""
+    values = np.random.RandomState(1000 + seed).standard_normal((count, 3, size, size))
+    return jnp.asarray(values.transpose(0, 2, 3, 1))
+
+
+def load(name: str, **options: Any) -> Any:
+    """A golden model, through a file with timm's names."""
+    description = json.loads((GOLDEN / f"{name}.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.safetensors"
+        save_file(weights(description["shapes"], description["seed"]), path)
+        return vitx.load(path, dtype="float64", **options)
+
+
+def _rows(stored: np.ndarray) -> np.ndarray:
+    return stored.reshape(len(stored), -1)
+
+
+def _window(pairs: jax.Array) -> np.ndarray:
+    """Pairs (34, H, W) -> those of the published code's from-pixels, (34, n)."""
+    return np.asarray(pairs)[..., :-4, 4:-4].reshape(34, -1)
+
+
+def _on_grid(pairs: np.ndarray, side: int) -> jax.Array:
+    """And back, with nothing outside of the window."""
+    inner = pairs.reshape(34, side - 4, side - 8)
+    return jnp.asarray(np.pad(inner, ((0, 0), (0, 4), (4, 4))))
+
+
+def main() -> None:
+    """Prints the table in Markdown."""
+    jax.config.update("jax_enable_x64", True)
+    print(
+        "# Parity with the published code\n\n"
+        "In float64, the largest difference from the published PyTorch code over the largest value, "
+        f"on random weights; the limit is {LIMIT:g}. Made by `python -m benchmarks.parity` with jax "
+        f"{jax.__version__} on {jax.devices()[0].device_kind}; the tests hold every row.\n"
+    )
+    worst = 0.0
+    for name, group in GROUPS.items():
+        print(f"## {name}: {group.__doc__}\n\n| quantity | difference |\n|---|---|")
+        for comparison in group():
+            worst = max(worst, comparison.difference)
+            print(f"| {comparison.what} | {comparison.difference:.1e} |", flush=True)
+        print()
+    print(f"The largest of all: {worst:.1e}.")
+    sys.exit(worst > LIMIT)
+
+
+if __name__ == "__main__":
+    main()

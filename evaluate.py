@@ -7,6 +7,7 @@ The same --workdir resumes. Results: `results.json` and `report.html` in the wor
 
 from vitx.evaluation.masks import make_masks
 from vitx.evaluation.methods import compare_methods
+from vitx.evaluation.methods_pictures import write_gallery
 from vitx.evaluation.summary import show_results, write_summary
 from vitx.main import launch
 
@@ -14,6 +15,7 @@ STAGES = {
     "masks": make_masks,
     "methods": compare_methods,
     "report": write_summary,
+    "gallery": write_gallery,
 }
 
 if __name__ == "__main__":

@@ -95,10 +95,32 @@ def get_config() -> ConfigDict:
 
     config.methods = ConfigDict()
     config.methods.images = 128  # of val, those that show one class; 0: all of them
-    config.methods.batch_size = 16
-    config.methods.rules = "published"
+    config.methods.compared = (
+        "rollout",
+        "raw_attention",
+        "gradcam",
+        "lrp",
+        "partial_lrp",
+        "transformer_attribution",
+        "lrp/stable",
+        "partial_lrp/stable",
+        "transformer_attribution/stable",
+    )
+    config.methods.explained = ("predicted", "target")
+    config.methods.measures = ("perturbation", "segmentation")
+    config.methods.directions = ("positive", "negative")
+    config.methods.fractions = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    config.methods.fill = 0.0  # what removed pixels become, in [0, 1]
+    config.methods.threshold = "mean"  # or a number in [0, 1]
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})
+    config.methods.batch_size = 16
 
     config.report = ConfigDict()
+    config.report.title = "image labels to masks"
+    config.report.summary = (
+        "A hybrid ViT learns from image labels what is shown; its explanations become seeds, a dense CRF and "
+        "AffinityNet refine them into masks."
+    )
     config.report.images = 12
+    config.report.published = False  # the papers' figures beside ours
     return config

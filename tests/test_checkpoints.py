@@ -20,9 +20,9 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_models import filled, images_for, small_hybrid, small_vit
 
 import vitx
+from tests.small_models import filled, images_for, small_hybrid, small_vit
 from vitx.models.affinity import AffinityNet
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.models.resnet import ConvStem, ResNetV2

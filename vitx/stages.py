@@ -1,11 +1,13 @@
 """The stages of an experiment: what each one's results depend on, and running those that are not done."""
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ml_collections import ConfigDict
 
+from vitx import checkpoints
 from vitx.data import pipeline
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir
@@ -26,7 +28,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "report": (*_MASKS, "methods", "report"),
 }
 # Not stages but commands: run anew each time, in the workdir itself, and never "done".
-COMMANDS = ("explain", "parity")
+COMMANDS = ("explain", "gallery", "parity")
 
 
 @dataclass
@@ -48,10 +50,23 @@ class Run:
         """The folder of a stage, checked against the options that it was begun with."""
         if name in COMMANDS:
             return Stage(self.workdir.folder, {})
-        options = {key: self.config.to_dict()[key] for key in DEPENDS[name]}
+        config = self.config.to_dict()
+        options = {key: config[key] for key in DEPENDS[name] if key in config}
         # Where the data lie and how many processes read them changes no number.
         options["data"] = {k: v for k, v in options["data"].items() if k not in ("root", "workers")}
+        if "checkpoint" in options.get("model", {}):  # what it holds counts, not what it is called
+            options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
         return self.workdir.stage(name, options)
+
+    @functools.cached_property
+    def checkpoint_digest(self) -> str:
+        """The start of the SHA-256 of `config.model.checkpoint`; "" where there is none.
+
+        Raises:
+          FileNotFoundError: where the file is not there.
+        """
+        path = self.config.get("model", {}).get("checkpoint", "")
+        return checkpoints.digest(path) if path else ""
 
     def finished(self, name: str) -> Stage:
         """A stage that has to be done.

@@ -1,5 +1,6 @@
 """Files of tensors, opened by what they contain, read one at a time: none is ever executed."""
 
+import hashlib
 import importlib
 import json
 import pickle
@@ -98,6 +99,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError("the file holds no tensors")
     beside = (_read_json(path.parent / n) for n in ("config.json", "preprocessor_config.json"))
     return Checkpoint(path, tensors, metadata, *beside)
+
+
+def digest(path: str | Path) -> str:
+    """The first 16 digits of the SHA-256 of a checkpoint file, or of the one in a folder.
+
+    Raises:
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: for a folder without one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder")
+    if path.is_dir():
+        path = _file_in(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _file_in(folder: Path) -> Path:

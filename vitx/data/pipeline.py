@@ -5,9 +5,12 @@ and however many workers it has. `evaluation_batches` goes through a split once,
 """
 
 import dataclasses
+import os
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -25,9 +28,11 @@ __all__ = [
     "TrainingBatches",
     "evaluation_batches",
     "open_source",
+    "read_ahead",
     "training_loader",
 ]
 
+Batch = TypeVar("Batch")
 Extra = Callable[[str, bool], Mapping[str, np.ndarray]]
 
 
@@ -182,6 +187,19 @@ class EvaluationBatches(Sequence[dict[str, Any]]):
             if len({mask.shape for mask in masks}) == 1:
                 batch["mask"] = np.stack(masks)
         return batch
+
+
+def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batch]:
+    """`batches[place]` for each place in order, read by threads while the device computes."""
+    ahead = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        for place in places:
+            waiting.append(pool.submit(batches.__getitem__, place))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def evaluation_batches(

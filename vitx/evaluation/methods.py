@@ -1,186 +1,150 @@
-"""Stage `methods`: the six explanation methods compared by perturbation and by segmentation."""
+"""Stage `methods`: explanation methods compared by perturbation (Table 2) and by segmentation (Table 3)."""
 
-import itertools
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from vitx import checkpoints
+from vitx import checkpoints, parallel
 from vitx.data import pipeline
-from vitx.data.transforms import resize_image, resize_mask
-from vitx.evaluation.bootstrap import bootstrap_interval
-from vitx.evaluation.metrics import SegmentationCounts
-from vitx.evaluation.perturbation import (
-    DIRECTIONS,
-    FRACTIONS,
-    area_under_curve,
-    explain_and_perturb,
-)
-from vitx.evaluation.segmentation import foreground_masks, method_scores
-from vitx.ops import Array
-from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, explain
+from vitx.data.transforms import resize_image, resize_mask, to_fractions
+from vitx.evaluation.comparison import Comparison, measure, summary
+from vitx.evaluation.segmentation import foreground_masks
 from vitx.run import progress
 from vitx.stages import Run
 from vitx.workdir import Stage, read_npz, write_json, write_npz
-
-BY_CLASS = tuple(method for method in METHODS if method not in CLASS_AGNOSTIC)
-# The maps that are perturbed, in the order of `explanations`.
-EXPLAINED = tuple(
-    [(method, "predicted") for method in METHODS] + [(method, "target") for method in BY_CLASS]
-)
 
 
 def compare_methods(run: Run, stage: Stage) -> None:
     """Writes `scores.json`: for each method, perturbation accuracies and AUCs, and segmentation scores.
 
-    Of the val split, the images that show one class: there, the classifier's best class is right or wrong. Each
-    batch is a file of its own, so that a stopped run loses at most one.
+    Each batch is a file of its own, so that a stopped run loses at most one. Batches are spread over all devices.
     """
     config = run.config.methods
-    model = checkpoints.load(run.finished("classifier").folder)
-    source = run.source(run.config.data.val_split)
-    chosen = one_class(source, config.images)
-    perturbed = partial(
-        explain_and_perturb,
-        model,
-        partial(explanations, start_layers=_start_layers(config), rules=config.rules),
-        mean=model.preprocess.mean,
-        std=model.preprocess.std,
+    comparison = Comparison.from_config(config)
+    model, source = classifier(run), run.source(run.config.data.val_split)
+    by_class = "perturbation" in comparison.measures or "target" in comparison.explained
+    if by_class:
+        require_classes(model, source)
+    chosen = chosen_images(source, config.images, one_class=by_class)
+    batches = Batches(
+        source,
+        chosen,
+        model.preprocess.size,
+        -(-config.batch_size // jax.device_count()) * jax.device_count(),
+        with_masks="segmentation" in comparison.measures,
     )
-    files = []
-    with progress(len(chosen), "methods") as bar:
-        for number in range(0, len(chosen), config.batch_size):
-            rows = chosen[number : number + config.batch_size]
-            files.append(stage.folder / "batches" / f"{number:06}.npz")
-            if not files[-1].exists():
-                batch = _batch(source, rows, config.batch_size, model.preprocess.size)
-                write_npz(files[-1], _measure(perturbed, batch, len(rows)))
-            bar.advance(len(rows))
+    files = [stage.folder / "batches" / f"{number:06}.npz" for number in range(len(batches))]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    done = len(chosen) - sum(batches.count(number) for number in missing)
+    with progress(len(chosen), "methods", start=done) as bar:
+        for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
+            pixels, targets = parallel.shard_batch((to_fractions(batch["image"]), batch["target"]))
+            measured = measure(model, comparison, pixels, targets, batch.get("mask"))
+            count = batches.count(number)
+            write_npz(files[number], {name: rows[:count] for name, rows in measured.items()})
+            bar.advance(count)
             run.stop.check()
-    write_json(stage.folder / "scores.json", summary([read_npz(file) for file in files]))
+    write_json(stage.folder / "scores.json", summary(comparison, [read_npz(f) for f in files]))
 
 
-def explanations(
-    model: Any,
-    images: Array,
-    targets: Array,
-    *,
-    start_layers: tuple[tuple[str, int], ...],
-    rules: str,
-) -> tuple[Array, Array]:
-    """All maps that are compared: logits (B, C), and maps (B, M, h, w) in the order of `EXPLAINED`.
+def classifier(run: Run) -> Any:
+    """The model that is explained: `config.model.checkpoint`, or the one that stage `classifier` trained.
 
-    Class-agnostic methods are explained once.
+    Raises:
+      ValueError: where there is neither, or the checkpoint does not fit.
     """
-    start = dict(start_layers)
-    logits, first = explain(model, images, method="rollout", start_layer=start.get("rollout", 0))
-    best = logits.argmax(-1)
-    classes = jnp.stack([best, targets.astype(best.dtype)], 1)
-    by_class = {}
-    for method in METHODS:
-        if method == "rollout":
-            by_class[method] = first[:, None]
-        else:
-            wanted = classes[:, :1] if method in CLASS_AGNOSTIC else classes
-            by_class[method] = explain(
-                model, images, wanted, method, start.get(method, 0), rules, wanted.shape[1]
-            )[1]
-    maps = [by_class[method][:, 0] for method in METHODS]
-    maps += [by_class[method][:, 1] for method in BY_CLASS]
-    return logits, jnp.stack(maps, 1)
+    config = run.config
+    if "classifier" in config:
+        return checkpoints.load(run.finished("classifier").folder)
+    if not config.model.checkpoint:
+        raise ValueError(
+            "this experiment explains a trained model: give its weights as --config.model.checkpoint=FILE "
+            "(docs/checkpoints.md lists where they are had)"
+        )
+    # 0 stands for what the file says.
+    names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
+    told = {name: config.model.get(name) or None for name in names}
+    model = checkpoints.load(config.model.checkpoint, **told)
+    if not hasattr(model, "blocks"):
+        raise ValueError(f"{config.model.checkpoint} holds no classifier that could be explained")
+    return model
 
 
-def summary(batches: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The figures of all images from those of the batches, by method, fractions.
-
-    Each figure's "interval" is its 95 % bootstrap interval over the images.
-    """
-    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    count = len(joined[DIRECTIONS[0]])
-    perturbation: dict[str, Any] = {}
-    for direction in DIRECTIONS:
-        for index, (method, explained) in enumerate(EXPLAINED):
-            right = joined[direction][:, index].astype(np.float64)  # (N, F)
-            interval = bootstrap_interval(partial(_curve_of, right), count)["auc"]
-            perturbation.setdefault(method, {})[f"{direction}_{explained}"] = {
-                "accuracy": right.mean(0).tolist(),
-                "auc": float(area_under_curve(right.mean(0))),
-                "interval": interval.tolist(),
-            }
-    segmentation: dict[str, Any] = {}
-    for index, method in enumerate(METHODS):
-        counts = _counts(joined, index)
-        intervals = bootstrap_interval(counts.scores, count)
-        segmentation[method] = {
-            name: {"value": float(value), "interval": intervals[name].tolist()}
-            for name, value in counts.scores().items()
-            if np.ndim(value) == 0
-        }
-    return {
-        "images": count,
-        "accuracy": float(joined[DIRECTIONS[0]][:, 0, 0].mean()),
-        "fractions": list(FRACTIONS),
-        "perturbation": perturbation,
-        "segmentation": segmentation,
-    }
+def require_classes(model: Any, source: pipeline.Source) -> None:
+    """Refuses a model whose outputs cannot be the dataset's classes."""
+    names = source.classes[1:]
+    if model.num_classes != len(names):
+        raise ValueError(
+            f"the model has {model.num_classes} outputs, but {source.name} {len(names)} classes"
+        )
 
 
-def one_class(source: pipeline.Source, limit: int) -> list[int]:
-    """Places of the first `limit` images (0: of all) that show one class alone.
+def chosen_images(source: pipeline.Source, limit: int, *, one_class: bool) -> list[int]:
+    """Places of the first `limit` images (0: of all), with `one_class` of those that show one class alone.
+
+    There, the model's best class is right or wrong.
 
     Raises:
       ValueError: where there is none.
     """
-    alone = (index for index in range(len(source)) if source[index].labels.sum() == 1)
-    chosen = list(itertools.islice(alone, limit or None))
+    if not one_class or source.one_class:
+        return list(range(min(limit or len(source), len(source))))
+    chosen: list[int] = []
+    for index in range(len(source)):
+        if source.labels(index).sum() == 1:
+            chosen.append(index)
+            if len(chosen) == limit:
+                break
     if not chosen:
         raise ValueError(f"no image of split {source.split!r} shows one class alone")
     return chosen
 
 
-def _curve_of(right: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    return {"auc": area_under_curve(weights @ right / weights.sum(-1, keepdims=True))}
+class Batches(Sequence[dict[str, np.ndarray]]):
+    """The chosen images in batches of one size: the last one repeats its last image.
 
+    Each has image uint8 (B, H, W, 3) at `size`; target int32 (B,), the class of an image, 0 without one; and
+    `with_masks` mask int16 (B, H, W): foreground 1, background 0, -1 ignored.
+    """
 
-def _measure(perturbed: Any, batch: dict[str, np.ndarray], valid: int) -> dict[str, np.ndarray]:
-    """Per image: right or wrong after each removal (B, M, F), and each method's segmentation counts."""
-    found = perturbed(batch["image"].astype(np.float32) / np.float32(255), batch["target"])
-    found = {name: np.asarray(values)[:valid] for name, values in found.items()}
-    maps = found.pop("maps")
-    if not np.isfinite(maps).all():
-        broken = {EXPLAINED[m] for m in np.flatnonzero(~np.isfinite(maps).all((0, 2, 3)))}
-        raise FloatingPointError(f"methods: maps are not finite: {sorted(broken)}")
-    truth = foreground_masks(batch["mask"])[:valid]
-    for index in range(len(METHODS)):
-        for name, values in method_scores(maps[:, index], truth).arrays().items():
-            found[f"{name}_{index}"] = values
-    return found
+    def __init__(
+        self,
+        source: pipeline.Source,
+        chosen: Sequence[int],
+        size: tuple[int, int],
+        batch_size: int,
+        *,
+        with_masks: bool,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"methods.batch_size is {batch_size}, but at least 1 is wanted")
+        self._source, self._chosen, self._size = source, chosen, size
+        self._batch_size, self._with_masks = batch_size, with_masks
 
+    def __len__(self) -> int:
+        return -(-len(self._chosen) // self._batch_size)
 
-def _counts(joined: dict[str, np.ndarray], index: int) -> SegmentationCounts:
-    suffix = f"_{index}"
-    return SegmentationCounts(
-        **{
-            name.removesuffix(suffix): values
-            for name, values in joined.items()
-            if name.endswith(suffix)
+    def count(self, number: int) -> int:
+        """How many images of a batch are not repeats."""
+        return min(self._batch_size, len(self._chosen) - number * self._batch_size)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:  # type: ignore[override]
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        start = number * self._batch_size
+        last = len(self._chosen) - 1
+        places = range(start, start + self._batch_size)
+        examples = [self._source[self._chosen[min(place, last)]] for place in places]
+        batch = {
+            "image": np.stack([resize_image(example.image, self._size) for example in examples]),
+            "target": np.array(
+                [example.labels.argmax() if example.labels.size else 0 for example in examples],
+                np.int32,
+            ),
         }
-    )
-
-
-def _start_layers(config: Any) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted(config.start_layer.to_dict().items()))
-
-
-def _batch(
-    source: pipeline.Source, rows: list[int], batch_size: int, size: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Images and masks at the model's size, and targets; filled up to the batch by repeating the last."""
-    examples = [source[index] for index in [*rows, *rows[-1:] * (batch_size - len(rows))]]
-    return {
-        "image": np.stack([resize_image(example.image, size) for example in examples]),
-        "mask": np.stack([resize_mask(example.truth, size) for example in examples]),
-        "target": np.array([example.labels.argmax() for example in examples], np.int32),
-    }
+        if self._with_masks:
+            masks = np.stack([resize_mask(example.truth, self._size) for example in examples])
+            batch["mask"] = foreground_masks(masks)
+        return batch

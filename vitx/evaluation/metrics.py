@@ -113,16 +113,20 @@ class SegmentationCounts:
         }
 
 
-def segmentation_counts(maps: ArrayLike, masks: ArrayLike) -> SegmentationCounts:
+def segmentation_counts(
+    maps: ArrayLike, masks: ArrayLike, threshold: float | None = None
+) -> SegmentationCounts:
     """Counts for raw maps against foreground masks.
 
     Each map is brought to [0, 1] by its own minimum and maximum (ignored pixels included, as
-    published); pixels above the mean are foreground. The average precision ranks both channels, 1 -
-    R against background and R against foreground, together; for a constant map both are 0.
+    published); pixels above its mean, or above `threshold`, are foreground. The average precision
+    ranks both channels, 1 - R against background and R against foreground, together; for a
+    constant map both are 0.
 
     Args:
         maps: (N, H, W) finite relevance at pixel resolution, any scale.
         masks: (N, H, W) 0 background, 1 foreground, -1 or 255 ignored.
+        threshold: in [0, 1], of all maps; None: each map's mean.
 
     Raises:
         ValueError: shapes differ, a map is not finite, or a mask has another value.
@@ -144,7 +148,8 @@ def segmentation_counts(maps: ArrayLike, masks: ArrayLike) -> SegmentationCounts
     low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
     varied = high > low
     scores = _divide(maps - low, high - low)  # (N, P), all 0 where the map is constant
-    predicted, truth = scores > scores.mean(1, keepdims=True), masks == 1
+    limit = scores.mean(1, keepdims=True) if threshold is None else threshold
+    predicted, truth = scores > limit, masks == 1
     regions = [((~predicted) & valid, ~truth & valid), (predicted & valid, truth & valid)]
     channels = np.stack([np.where(varied, 1.0 - scores, 0.0), scores], 1)  # (N, 2, P)
     return SegmentationCounts(

@@ -7,7 +7,6 @@ heatmaps there are.
 """
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitx.data.transforms import resize_maps
+from vitx.evaluation.ranking import pixel_counts, removal_ranks
+
+__all__ = [
+    "DIRECTIONS",
+    "FRACTIONS",
+    "area_under_curve",
+    "explain_and_perturb",
+    "explain_pixels",
+    "perturb_batch",
+    "perturbation_curve",
+    "pixel_counts",
+    "removal_ranks",
+]
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
@@ -142,28 +154,31 @@ def explain_and_perturb(
     return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
 
 
-def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
-    """floor(pixels * fraction), as the decimals are meant: 0.3 is 3/10, not a float below it."""
-    return tuple(
-        int(pixels * Fraction(fraction).limit_denominator(1_000_000)) for fraction in fractions
-    )
+def explain_pixels(
+    model: Any,
+    explain: Explain,
+    pixels: ArrayLike,
+    targets: ArrayLike,
+    mean: Statistics = 0.5,
+    std: Statistics = 0.5,
+) -> tuple[jax.Array, jax.Array]:
+    """What `explain` gives for pixels in [0, 1], arguments as for `explain_and_perturb`: logits (B, C), maps."""
+    pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
+    _check_pixels(pixels, None, targets)
+    means, stds = _statistics(mean, std, pixels.dtype)
+    return _explained(model, explain, pixels, targets, means, stds)
 
 
-def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
-    """Each pixel's place in the order of removal: (..., H, W) -> int32 (..., H, W), 0 first.
-
-    "positive" removes the highest values first, "negative" the lowest. Among equal values the
-    lower (row-major) index goes first in both, so the order is the same on every device and in
-    every run.
-    """
-    *batch, height, width = heatmaps.shape
-    keys = heatmaps.reshape(-1, height * width)  # (b, N)
-    order = jnp.argsort(-keys if direction == "positive" else keys, axis=-1, stable=True)
-    places = jnp.arange(height * width, dtype=jnp.int32)
-    ranks = jax.vmap(lambda row: jnp.zeros_like(places).at[row].set(places, unique_indices=True))(
-        order
-    )
-    return ranks.reshape(*batch, height, width)
+@partial(jax.jit, static_argnames="explain")
+def _explained(
+    model: Any,
+    explain: Explain,
+    pixels: jax.Array,
+    targets: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    return explain(model, _normalised(pixels, mean, std), targets)
 
 
 def area_under_curve(
@@ -188,17 +203,13 @@ def _program(
     directions: Sequence[str],
 ) -> dict[str, jax.Array]:
     """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
-    _check_shapes(pixels, heatmaps, targets)
-    if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")
+    _check_pixels(pixels, heatmaps, targets)
     fractions, directions = tuple(float(f) for f in fractions), tuple(directions)
     if not fractions or min(fractions) < 0 or max(fractions) > 1 or np.any(np.diff(fractions) <= 0):
         raise ValueError(f"fractions {fractions} must increase within [0, 1]")
     if unknown := set(directions) - set(DIRECTIONS):
         raise ValueError(f"unknown direction {unknown.pop()!r}: it is 'positive' or 'negative'")
-    means, stds = (
-        jnp.broadcast_to(jnp.asarray(value, pixels.dtype), (3,)) for value in (mean, std)
-    )
+    means, stds = _statistics(mean, std, pixels.dtype)
     is_pytree = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(model))
     run = _jitted if is_pytree else _jitted_function
     # The masked forwards run at the precision of `explain`: a curve is of one model.
@@ -222,8 +233,7 @@ def _perturb(
 ) -> dict[str, jax.Array]:
     *_, height, width, _ = pixels.shape
 
-    def normalise(images: jax.Array) -> jax.Array:
-        return (images - mean[None, None, None]) / std[None, None, None]  # (B, H, W, 3)
+    normalise = partial(_normalised, mean=mean, std=std)
 
     def right(logits: jax.Array) -> jax.Array:
         return jnp.argmax(logits, -1).astype(jnp.int32) == targets  # (B,)
@@ -257,6 +267,14 @@ def _perturb(
     return figures if explain is None else figures | {"maps": maps}
 
 
+def _normalised(pixels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    return (pixels - mean[None, None, None]) / std[None, None, None]  # (B, H, W, 3)
+
+
+def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[jax.Array]:
+    return [jnp.broadcast_to(jnp.asarray(value, dtype), (3,)) for value in (mean, std)]
+
+
 _OPTIONS = ("explain", "fractions", "directions")
 _jitted = jax.jit(_perturb, static_argnames=_OPTIONS)
 _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
@@ -272,6 +290,12 @@ def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray)
         raise ValueError(
             f"heatmap {np.flatnonzero(~np.isfinite(heatmaps).all((1, 2)))[0]} is not finite"
         )
+
+
+def _check_pixels(pixels: jax.Array, heatmaps: jax.Array | None, targets: jax.Array) -> None:
+    _check_shapes(pixels, heatmaps, targets)
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")
 
 
 def _check_shapes(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> None:

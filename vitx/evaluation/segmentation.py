@@ -9,7 +9,11 @@ from vitx.evaluation.metrics import SegmentationCounts, segmentation_counts
 
 
 def method_scores(
-    maps: ArrayLike, masks: ArrayLike, *, valid: ArrayLike | None = None
+    maps: ArrayLike,
+    masks: ArrayLike,
+    *,
+    valid: ArrayLike | None = None,
+    threshold: float | None = None,
 ) -> SegmentationCounts:
     """Scores one batch of explanation maps as foreground masks.
 
@@ -21,6 +25,7 @@ def method_scores(
         masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored. Labels of several classes
             are made such by `foreground_masks`.
         valid: (B,) bool, False for rows that only fill up the batch.
+        threshold: of the foreground, in [0, 1]; None: the map's mean.
 
     Returns:
         One row for each valid image; `SegmentationCounts.concatenate(...).scores()` gives the
@@ -39,7 +44,7 @@ def method_scores(
     flat = raw.max((1, 2)) == raw.min((1, 2))
     resized[flat] = raw[flat][:, :1, :1]
     keep = np.ones(len(masks), bool) if valid is None else np.asarray(valid, bool)
-    return segmentation_counts(resized[keep], masks[keep])
+    return segmentation_counts(resized[keep], masks[keep], threshold)
 
 
 def foreground_masks(masks: ArrayLike, classes: ArrayLike | None = None) -> np.ndarray:

@@ -1,0 +1,190 @@
+"""Datasets that TFDS builds once, as array_record, and reads without TensorFlow."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from vitx.data.records import Record
+from vitx.files import WriteError, first_line
+
+_SKIP = tfds.decode.SkipDecoding()
+
+
+class ManualBuilder(tfds.core.GeneratorBasedBuilder):
+    """A dataset of one split, made from one file that the user has to fetch.
+
+    A subclass has `_info`, and `_generate_examples(path)`, which yields numbers and examples in the
+    order they are kept in. The file's SHA-256 is kept as the dataset's metadata.
+
+    TFDS itself sorts the examples of a split and, beyond 1 GB of them, asks TensorFlow to; here
+    they are written as they come, into one file.
+    """
+
+    # TFDS looks for checksums of downloads beside the code, with a package it does not require.
+    code_path = None
+    SPLIT: ClassVar[str]
+    FILE: ClassVar[str]
+    MISSING: ClassVar[str]  # where to get it; {path} is where it goes, {root} the data's folder
+
+    @property
+    def manual_file(self) -> Path:
+        """Where the file belongs: TFDS's folder for what is fetched by hand."""
+        return Path(self.data_dir_root) / "downloads" / "manual" / self.FILE
+
+    def check_manual_file(self) -> None:
+        """Raises FileNotFoundError, saying where to get the file and where to put it."""
+        if not self.manual_file.is_file():
+            raise FileNotFoundError(
+                self.MISSING.format(path=self.manual_file, root=self.data_dir_root)
+            )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {self.SPLIT: self._generate_examples(self.manual_file)}
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        del download_config
+        self.check_manual_file()
+        print(f"{self.name}: made from {self.manual_file}, once", file=sys.stderr)
+        generators = self._split_generators(dl_manager)
+        splits = [self._write(split, examples) for split, examples in generators.items()]
+        self.info.set_splits(tfds.core.SplitDict(splits))
+        with self.manual_file.open("rb") as file:
+            self.info.metadata["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _write(
+        self, split: str, examples: Iterator[tuple[int, Mapping[str, Any]]]
+    ) -> tfds.core.SplitInfo:
+        template = self._get_filename_template(split_name=split)
+        path = template.sharded_filepath(shard_index=0, num_shards=1)
+        writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
+        number = size = 0
+        for _, example in examples:
+            data = self.info.features.serialize_example(example)
+            writer.write(data)
+            number, size = number + 1, size + len(data)
+        writer.close()
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=[number], num_bytes=size, filename_template=template
+        )
+
+
+class PreparedRecords:
+    """A split, or a part of one, of a dataset that has been built; see `Records`.
+
+    Its features are id and image, mask where there are masks, and labels or, for images of one
+    class, label.
+    """
+
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, classes: tuple[str, ...], split: str
+    ) -> None:
+        try:
+            part = builder.info.splits[split]  # also of parts of splits, such as "train[:400]"
+        except (KeyError, ValueError, AssertionError) as error:
+            known = ", ".join(builder.info.splits)
+            raise ValueError(
+                f"{builder.info.full_name} has no split {split!r}; it has {known}, and parts of "
+                f'them such as "{next(iter(builder.info.splits))}[:400]"'
+            ) from error
+        if not part.num_examples:
+            raise ValueError(f"split {split!r} of {builder.info.full_name} has no examples")
+        self.name, self.split, self.classes = builder.info.full_name, split, classes
+        self.content = (builder.info.metadata or {}).get("sha256") or repr(builder.builder_config)
+        self.one_class = "label" in builder.info.features
+        self._has_masks = "mask" in builder.info.features
+        encoded = {"image": _SKIP, "mask": _SKIP} if self._has_masks else {"image": _SKIP}
+        self._folder = str(builder.data_path)
+        with self._explained():
+            self._records = builder.as_data_source(split=split, decoders=encoded)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: int) -> Record:
+        """The example at `index`; ValueError naming the dataset's folder where that is damaged."""
+        with self._explained():
+            record = self._records[index]
+        identifier = record["id"].decode()
+        labels = [int(record["label"])] if self.one_class else [int(i) for i in record["labels"]]
+        mask = record["mask"] if self._has_masks else None
+        return Record(identifier, f"{identifier} of {self.name}", record["image"], mask, labels)
+
+    def labels(self, index: int) -> Sequence[int]:
+        """See `Records`; reads the stored bytes, since labels lie beside them."""
+        return self.read(index).labels
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # array_record's and TFDS's for damaged files
+            raise ValueError(
+                f"the dataset in {self._folder} is damaged ({str(error)[:150]}); "
+                "delete that folder to have it built again"
+            ) from error
+
+
+def open_prepared(
+    builder_class: type[tfds.core.GeneratorBasedBuilder],
+    classes: tuple[str, ...],
+    config: str,
+    split: str,
+    data_dir: Path,
+) -> PreparedRecords:
+    """A split of the dataset of a TFDS builder, which is built under `data_dir` if it is not there.
+
+    One process builds, all or nothing. `config` is empty for the builder's first. Raises ValueError
+    for an unknown config or split and for bad files, FileNotFoundError for a file that is to be
+    fetched, WriteError where building fails for want of space or permission.
+    """
+    configs = [known.name for known in builder_class.BUILDER_CONFIGS]
+    if config and config not in configs:
+        has = f"it has {', '.join(configs)}" if configs else "it has none"
+        raise ValueError(f"{builder_class.name} has no config {config!r}; {has}")
+
+    def make() -> tfds.core.GeneratorBasedBuilder:
+        return builder_class(data_dir=data_dir, config=config or None, file_format="array_record")
+
+    builder = make()
+    if not builder.data_path.exists():
+        if isinstance(builder, ManualBuilder):
+            builder.check_manual_file()
+        try:
+            _build(make, data_dir / f".{builder.name}.lock")
+        except (OSError, RuntimeError) as error:
+            raise WriteError(
+                f"cannot build {builder.name} in {data_dir}: {first_line(error)}; mend that (free "
+                "space, permissions) and start again"
+            ) from error
+        builder = make()
+    return PreparedRecords(builder, classes, split)
+
+
+def _build(make: Callable[[], tfds.core.DatasetBuilder], lock: Path) -> None:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # held until the file is closed, by death too
+        builder = make()
+        if builder.data_path.exists():
+            return  # another process was first
+        for leftover in Path(builder.data_path).parent.glob("incomplete.*"):
+            shutil.rmtree(leftover)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloading
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )

@@ -1,0 +1,51 @@
+"""Records: the examples of a split as they are stored, encoded."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An example as stored.
+
+    Attributes:
+      id: unique in the split, the name of what is made from it.
+      origin: names it in errors.
+      image: the bytes of an image file.
+      mask: those of a PNG of class indices, None where there is no mask.
+      labels: the classes shown, from 0 for the first after "background".
+    """
+
+    id: str
+    origin: str
+    image: bytes
+    mask: bytes | None
+    labels: Sequence[int]
+
+
+class Records(Protocol):
+    """A split as stored; pickled on the way to loader processes.
+
+    Attributes:
+      name: of the dataset.
+      split: as asked for.
+      classes: names, the first is "background".
+      content: what the content follows from, beside name, split and length.
+      one_class: whether every image is known to show exactly one class.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    content: str
+    one_class: bool
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def read(self, index: int) -> Record:
+        """The example at `index`, from 0; ValueError where it cannot be read."""
+
+    def labels(self, index: int) -> Sequence[int]:
+        """Its labels alone; decodes no image."""

@@ -1,0 +1,242 @@
+"""The comparison of explanation methods: what is measured on a batch, and the figures of a whole set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax.numpy as jnp
+import numpy as np
+
+from vitx.data.transforms import resize_maps
+from vitx.evaluation.bootstrap import bootstrap_interval
+from vitx.evaluation.metrics import SegmentationCounts
+from vitx.evaluation.perturbation import (
+    DIRECTIONS,
+    FRACTIONS,
+    area_under_curve,
+    explain_and_perturb,
+    explain_pixels,
+)
+from vitx.evaluation.segmentation import method_scores
+from vitx.ops import Array
+from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, explain
+
+MEASURES = ("perturbation", "segmentation")
+EXPLAINED = ("predicted", "target")
+STABLE = "/stable"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how. As a function it is the `explain` of `explain_and_perturb`.
+
+    Attributes:
+      methods: names of `vitx.METHODS`; "lrp/stable" has the stable rules instead of the published ones.
+      explained: the classes explained, of "predicted" and "target". Class-agnostic methods are explained once.
+      measures: of "perturbation" and "segmentation"; the latter scores the maps of the first of `explained`.
+      directions: of perturbation, "positive" and "negative".
+      fractions: of the pixels that are removed.
+      fill: what removed pixels become, in [0, 1].
+      threshold: a pixel is foreground where its map, in [0, 1], exceeds it; None: the mean of the map.
+      start_layers: (method, first block of its product) pairs, 0 for a method that is not named.
+
+    Raises:
+      ValueError: for a name that is not known or is there twice, or nothing to compare.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    explained: tuple[str, ...] = EXPLAINED
+    measures: tuple[str, ...] = MEASURES
+    directions: tuple[str, ...] = DIRECTIONS
+    fractions: tuple[float, ...] = FRACTIONS
+    fill: float = 0.0
+    threshold: float | None = None
+    start_layers: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        stable = tuple(name + STABLE for name in METHODS if name not in CLASS_AGNOSTIC)
+        _check("compared", self.methods, METHODS + stable)
+        _check("explained", self.explained, EXPLAINED)
+        _check("measures", self.measures, MEASURES)
+        _check("directions", self.directions, DIRECTIONS)
+        if unknown := [name for name, _ in self.start_layers if name not in METHODS]:
+            raise ValueError(f"methods.start_layer has {unknown[0]!r}, which is no method")
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """The comparison that a config's `methods` describes."""
+        return cls(
+            methods=tuple(config.compared),
+            explained=tuple(config.explained),
+            measures=tuple(config.measures),
+            directions=tuple(config.directions),
+            fractions=tuple(config.fractions),
+            fill=config.fill,
+            threshold=None if config.threshold == "mean" else float(config.threshold),
+            start_layers=tuple(sorted(config.start_layer.to_dict().items())),
+        )
+
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """(method, class explained) of each map: every method's first, then those of the further class."""
+        first, *further = self.explained
+        columns = [(method, first) for method in self.methods]
+        for which in further:
+            columns += [(method, which) for method in self.methods if method not in CLASS_AGNOSTIC]
+        return tuple(columns)
+
+    def __call__(self, model: Any, images: Array, targets: Array) -> tuple[Array, Array]:
+        """Normalised images (B, H, W, 3), targets (B,) -> logits (B, C), raw maps (B, M, h, w), M as `columns`.
+
+        The maps are on the token grid, but all in pixels where one of them is ("lrp" without a stem).
+        """
+        logits, _ = explain(model, images, method="raw_attention")
+        classes = {"predicted": logits.argmax(-1), "target": targets}
+        wanted = jnp.stack([classes[name].astype(jnp.int32) for name in self.explained], 1)
+        by_method = {method: self._maps(model, images, method, wanted) for method in self.methods}
+        maps = [
+            by_method[method][:, self.explained.index(explained)]
+            for method, explained in self.columns
+        ]
+        if len({x.shape for x in maps}) > 1:
+            maps = [_upsampled(x, images.shape[1:3]) for x in maps]
+        return logits, jnp.stack(maps, 1)
+
+    def _maps(self, model: Any, images: Array, method: str, classes: Array) -> Array:
+        name = method.removesuffix(STABLE)
+        rules = "stable" if method.endswith(STABLE) else "published"
+        wanted = classes[:, :1] if name in CLASS_AGNOSTIC else classes
+        start = dict(self.start_layers).get(name, 0)
+        return explain(model, images, wanted, name, start, rules, class_chunk=wanted.shape[1])[1]
+
+
+def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"methods.{option} has {unknown[0]!r}; there are {', '.join(known)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"methods.{option} is {', '.join(names) or 'empty'}: name each once")
+
+
+def _upsampled(maps: Array, size: tuple[int, ...]) -> Array:
+    """Maps (B, h, w) -> (B, H, W); a constant one stays so, where resizing would leave rounding noise."""
+    height, width = size
+    flat = maps.max((1, 2), keepdims=True) == maps.min((1, 2), keepdims=True)
+    return jnp.where(flat, maps[:, :1, :1], resize_maps(maps, (height, width)))
+
+
+def measure(
+    model: Any,
+    comparison: Comparison,
+    pixels: Array,
+    targets: Array,
+    masks: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """What the figures need of each image of a batch.
+
+    Args:
+      model: a `VisionTransformer`.
+      comparison: what to measure.
+      pixels: (B, H, W, 3) in [0, 1].
+      targets: (B,) true classes; any where neither perturbation nor "target" is asked for.
+      masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, for segmentation.
+
+    Returns:
+      for each direction bool (B, M, F), whether the model is right; for segmentation "<field>_<m>", the
+      `SegmentationCounts` of method m; "constant" bool (B, M), maps without any contrast.
+
+    Raises:
+      FloatingPointError: where a map is not finite.
+    """
+    mean, std = model.preprocess.mean, model.preprocess.std
+    if "perturbation" in comparison.measures:
+        found = explain_and_perturb(
+            model,
+            comparison,
+            pixels,
+            targets,
+            comparison.fractions,
+            mean,
+            std,
+            fill=comparison.fill,
+            directions=comparison.directions,
+        )
+    else:
+        found = {"maps": explain_pixels(model, comparison, pixels, targets, mean, std)[1]}
+    measured = {name: np.asarray(values) for name, values in found.items()}
+    maps = measured.pop("maps")
+    if not np.isfinite(maps).all():
+        broken = np.flatnonzero(~np.isfinite(maps).all((0, 2, 3)))
+        names = ", ".join("{} ({})".format(*comparison.columns[m]) for m in broken)
+        raise FloatingPointError(f"methods: maps are not finite: {names}")
+    measured["constant"] = maps.max((2, 3)) == maps.min((2, 3))
+    if "segmentation" in comparison.measures:
+        if masks is None:
+            raise ValueError("methods.measures has segmentation, but the dataset has no masks")
+        for index in range(len(comparison.methods)):
+            counts = method_scores(maps[:, index], masks, threshold=comparison.threshold)
+            measured |= {f"{name}_{index}": values for name, values in counts.arrays().items()}
+    return measured
+
+
+def summary(comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """The figures of all images from what `measure` gave of each batch; fractions, for JSON.
+
+    Each figure's "interval" is its 95 % bootstrap interval over the images.
+    """
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    constant: dict[str, int] = {}
+    for (method, _), count in zip(comparison.columns, joined["constant"].sum(0), strict=True):
+        constant[method] = constant.get(method, 0) + int(count)
+    results: dict[str, Any] = {
+        "images": len(joined["constant"]),
+        "constant_maps": {method: count for method, count in constant.items() if count},
+    }
+    if "perturbation" in comparison.measures:
+        results["accuracy"] = float(joined[comparison.directions[0]][:, 0, 0].mean())
+        results["fractions"] = list(comparison.fractions)
+        results["perturbation"] = _perturbation(comparison, joined)
+    if "segmentation" in comparison.measures:
+        results["segmentation"] = {
+            method: _segmentation(_counts(joined, index))
+            for index, method in enumerate(comparison.methods)
+        }
+    return results
+
+
+def _perturbation(comparison: Comparison, joined: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    figures: dict[str, Any] = {method: {} for method in comparison.methods}
+    for direction in comparison.directions:
+        right = joined[direction].astype(np.float64)  # (N, M, F)
+
+        def areas(weights: np.ndarray, right: np.ndarray = right) -> dict[str, np.ndarray]:
+            accuracy = np.tensordot(weights, right, 1) / weights.sum(-1)[:, None, None]
+            return {"auc": area_under_curve(accuracy, comparison.fractions)}  # (S, M)
+
+        accuracy = right.mean(0)
+        auc = area_under_curve(accuracy, comparison.fractions)
+        intervals = bootstrap_interval(areas, len(right))["auc"]  # (2, M)
+        for index, (method, explained) in enumerate(comparison.columns):
+            figures[method][f"{direction}_{explained}"] = {
+                "accuracy": accuracy[index].tolist(),
+                "auc": float(auc[index]),
+                "interval": intervals[:, index].tolist(),
+            }
+    return figures
+
+
+def _segmentation(counts: SegmentationCounts) -> dict[str, Any]:
+    intervals = bootstrap_interval(counts.scores, len(counts))
+    figures: dict[str, Any] = {
+        name: {"value": float(value), "interval": intervals[name].tolist()}
+        for name, value in counts.scores().items()
+        if np.ndim(value) == 0
+    }
+    curve = counts.precision_recall()
+    return figures | {"precision_recall": {name: x.tolist() for name, x in curve.items()}}
+
+
+def _counts(joined: Mapping[str, np.ndarray], index: int) -> SegmentationCounts:
+    suffix = f"_{index}"
+    return SegmentationCounts(
+        **{k.removesuffix(suffix): v for k, v in joined.items() if k.endswith(suffix)}
+    )

@@ -1,0 +1,169 @@
+"""The comparison of methods for readers: tables, the papers' figures beside ours, curves."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitx.evaluation import report
+from vitx.evaluation.comparison import STABLE
+from vitx.evaluation.published import PUBLISHED
+from vitx.evaluation.report import Section
+
+TITLES = {
+    "rollout": "rollout",
+    "raw_attention": "raw attention",
+    "gradcam": "GradCAM",
+    "lrp": "LRP",
+    "partial_lrp": "partial LRP",
+    "transformer_attribution": "transformer attribution",
+}
+_PERTURBED = {
+    "negative_predicted": "negative, predicted",
+    "negative_target": "negative, target",
+    "positive_predicted": "positive, predicted",
+    "positive_target": "positive, target",
+}
+_SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
+_BETTER = {"positive": "lower is better", "negative": "higher is better"}
+
+
+def title(method: str) -> str:
+    """A method's name on the page: "LRP, stable" for "lrp/stable"."""
+    name = TITLES[method.removesuffix(STABLE)]
+    return f"{name}, stable" if method.endswith(STABLE) else name
+
+
+def methods_table(
+    methods: dict[str, Any], *, intervals: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows (one a method) of the comparison in percent, or of its 95 % intervals."""
+    shown = {
+        (measure, key): header
+        for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED))
+        for key, header in headers.items()
+        if any(key in figures for figures in methods.get(measure, {}).values())
+    }
+    rows = []
+    for method in _names(methods):
+        figures = [methods[measure][method].get(key, {}) for measure, key in shown]
+        rows.append([title(method), *(_cell(figure, intervals) for figure in figures)])
+    return ["method", *shown.values()], rows
+
+
+def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows (one a figure that [Re] printed): ours with its interval, the paper's, the difference."""
+    rows = []
+    for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED)):
+        for method, figures in methods.get(measure, {}).items():
+            for key, paper in PUBLISHED[measure].get(method, {}).items():
+                if key in figures:
+                    ours = _value(figures[key])
+                    rows.append(
+                        [
+                            title(method),
+                            headers[key],
+                            report.percent(ours, 2),
+                            _cell(figures[key], interval=True),
+                            report.percent(paper, 2),
+                            f"{100 * (ours - paper):+.2f}",
+                        ]
+                    )
+    return ["method", "figure", "ours", "95 % interval", "[Re]", "difference"], rows
+
+
+def methods_section(methods: dict[str, Any], *, pictures: Sequence[object] = ()) -> Section:
+    """All figures and curves of the comparison; `pictures` come last."""
+    body: list[object] = [_explained(methods)]
+    body.append(report.table(*methods_table(methods), "Perturbation AUC, segmentation scores, %"))
+    body.append(
+        report.fold(
+            "95 % bootstrap intervals over the images",
+            report.table(*methods_table(methods, intervals=True), "Intervals, %"),
+        )
+    )
+    if methods["published"]:
+        body.append(report.table(*beside_published(methods), "Beside the published figures, %"))
+    if methods["constant_maps"]:
+        counts = ", ".join(f"{title(m)} {n}" for m, n in methods["constant_maps"].items())
+        body.append(f"Maps without any contrast, which tell nothing: {counts}.")
+    body.append(report.charts(*_curves(methods)))
+    if "perturbation" in methods:
+        accuracies = report.table(*accuracies_table(methods), "Accuracy, %")
+        body.append(report.fold("Accuracy at each fraction of pixels removed", accuracies))
+    return Section("Explanation methods", [*body, *pictures])
+
+
+def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the accuracy at each fraction, the first of which is the unperturbed one."""
+    fractions = [f"{100 * fraction:g} %" for fraction in methods["fractions"]]
+    rows = [
+        [title(method), _PERTURBED[key], *map(report.percent, figures[key]["accuracy"])]
+        for method, figures in methods["perturbation"].items()
+        for key in _PERTURBED
+        if key in figures
+    ]
+    return ["method", "perturbation", *fractions], rows
+
+
+def _names(methods: dict[str, Any]) -> list[str]:
+    return list(methods.get("perturbation") or methods["segmentation"])
+
+
+def _value(figure: dict[str, Any]) -> Any:
+    return figure.get("auc", figure.get("value"))
+
+
+def _cell(figure: dict[str, Any], interval: bool) -> str:
+    if interval and figure:
+        return f"[{', '.join(map(report.percent, figure['interval']))}]"
+    return report.percent(_value(figure))
+
+
+def _explained(methods: dict[str, Any]) -> str:
+    text = [f"{methods['images']} images."]
+    if "perturbation" in methods:
+        text.append(
+            f"Accuracy of the unperturbed model on them: {report.percent(methods['accuracy'], 2)} %. "
+            "Perturbation: area under the accuracy as pixels are removed, most relevant first (positive, lower is "
+            "better) or least relevant first (negative, higher is better)."
+        )
+    if "segmentation" in methods:
+        text.append("Segmentation: the map above its threshold, against the object.")
+    return " ".join(text)
+
+
+def _curves(methods: dict[str, Any]) -> Iterator[object]:
+    for direction, remark in _BETTER.items():
+        key = f"{direction}_predicted"
+        series = {
+            title(method): figures[key]["accuracy"]
+            for method, figures in methods.get("perturbation", {}).items()
+            if key in figures
+        }
+        if series:
+            yield report.line_chart(
+                series,
+                [100 * x for x in methods["fractions"]],
+                ("% of pixels removed", "accuracy"),
+                f"{direction.capitalize()} perturbation, predicted class ({remark})",
+            )
+    if "segmentation" in methods:
+        curves = {m: f["precision_recall"] for m, f in methods["segmentation"].items()}
+        recalls = [x / 50 for x in range(51)]
+        yield report.line_chart(
+            {title(method): _precision_at(curve, recalls) for method, curve in curves.items()},
+            [100 * x for x in recalls],
+            ("recall, %", "precision"),
+            "Precision and recall of the foreground over all thresholds",
+        )
+
+
+def _precision_at(curve: dict[str, list[float]], recalls: Sequence[float]) -> list[float | None]:
+    """Precision at the highest threshold that still reaches a recall."""
+    recall, precision = np.array(curve["recall"]), curve["precision"]
+    found: list[float | None] = []
+    for wanted in recalls:
+        reached = np.flatnonzero(recall >= wanted - 1e-12)
+        found.append(precision[reached[-1]] if reached.size else None)
+    return found

@@ -1,0 +1,51 @@
+"""The figures that the papers print for ViT-Base, fractions, to stand beside ours.
+
+[Re] is Athanasiadis et al., ReScience C 2022; its Tables 2 and 3 repeat those of Chefer et al., CVPR 2021. The row
+of transformer attribution is [Re]'s own run; Chefer's is in `CHEFER`.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+_PERTURBATION = ("negative_predicted", "negative_target", "positive_predicted", "positive_target")
+_SEGMENTATION = ("pixel_accuracy", "map", "miou")
+
+
+def _table(keys: tuple[str, ...], rows: dict[str, tuple[float | None, ...]]) -> dict:
+    return {
+        method: {key: x / 100 for key, x in zip(keys, row, strict=True) if x is not None}
+        for method, row in rows.items()
+    }
+
+
+PUBLISHED: Final[Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+    "perturbation": _table(
+        _PERTURBATION,
+        {
+            "rollout": (53.10, None, 20.05, None),
+            "raw_attention": (45.55, None, 23.99, None),
+            "gradcam": (41.52, 42.02, 34.06, 33.56),
+            "lrp": (43.49, 43.49, 41.94, 41.93),
+            "partial_lrp": (50.49, 50.49, 19.64, 19.64),
+            "transformer_attribution": (54.13, 55.03, 17.03, 16.38),
+        },
+    ),
+    "segmentation": _table(
+        _SEGMENTATION,
+        {
+            "rollout": (73.54, 84.76, 55.42),
+            "raw_attention": (67.84, 80.24, 46.37),
+            "gradcam": (64.44, 71.60, 40.82),
+            "lrp": (51.09, 55.68, 32.89),
+            "partial_lrp": (76.31, 84.67, 57.94),
+            "transformer_attribution": (79.73, 86.03, 62.01),
+        },
+    ),
+}
+
+CHEFER: Final = {
+    "perturbation": _table(
+        _PERTURBATION, {"transformer_attribution": (54.16, 55.04, 17.03, 16.04)}
+    ),
+    "segmentation": _table(_SEGMENTATION, {"transformer_attribution": (79.70, 86.03, 61.95)}),
+}

@@ -1,0 +1,31 @@
+"""In which order pixels are removed, and how many: exact, also at ties."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+
+
+def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
+    """floor(pixels * fraction), as the decimals are meant: 0.3 is 3/10, not a float below it."""
+    return tuple(
+        int(pixels * Fraction(fraction).limit_denominator(1_000_000)) for fraction in fractions
+    )
+
+
+def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
+    """Each pixel's place in the order of removal: (..., H, W) -> int32 (..., H, W), 0 first.
+
+    "positive" removes the highest values first, "negative" the lowest. Among equal values the
+    lower (row-major) index goes first in both, so the order is the same on every device and in
+    every run.
+    """
+    *batch, height, width = heatmaps.shape
+    keys = heatmaps.reshape(-1, height * width)  # (b, N)
+    order = jnp.argsort(-keys if direction == "positive" else keys, axis=-1, stable=True)
+    places = jnp.arange(height * width, dtype=jnp.int32)
+    ranks = jax.vmap(lambda row: jnp.zeros_like(places).at[row].set(places, unique_indices=True))(
+        order
+    )
+    return ranks.reshape(*batch, height, width)

@@ -17,7 +17,9 @@ from vitx.workdir import Stage, Workdir, WriteError, write_bytes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; the same one resumes. Default: runs/ and the config's name."
+    "workdir",
+    None,
+    "Folder of the run; the same one resumes. Default: runs/ and the config's name.",
 )
 _TRACEBACK = "error.txt"
 

@@ -15,21 +15,21 @@ from absl import app, flags
 from flax import nnx
 
 import vitx
-from vitx import ops as plain
 from vitx.ops import Ops
-from vitx.relevance import rules
-from vitx.relevance.bundles import CHEFER_PAIRS, STABLE_PAIRS, attribution_bundle
+from vitx.relevance.bundles import (
+    CHEFER_PAIRS,
+    STABLE_PAIRS,
+    STABLE_RULES,
+    attribution_bundle,
+)
 from vitx.relevance.explain import attribution
 
 _MODEL = flags.DEFINE_string("model", "vit_base_patch16_224", "A name of vitx's registry.")
 _IMAGES = flags.DEFINE_integer("images", 10, "Images, one a call.")
 
-_ADD = {"add": rules.normalised(rules.stabilised(plain.add))}
-_PRODUCTS = {
-    "scores": rules.halved(rules.stabilised(plain.scores)),
-    "weigh": rules.halved(rules.stabilised(plain.weigh)),
-}
-_FORK = {"fork": rules.gather}
+_ADD = {"add": STABLE_RULES["add"]}
+_PRODUCTS = {name: STABLE_RULES[name] for name in ("scores", "weigh")}
+_FORK = {"fork": STABLE_RULES["fork"]}
 BUNDLES = {
     "published": CHEFER_PAIRS,
     "stabilised: adds": attribution_bundle(**_ADD),

@@ -9,7 +9,7 @@ Run:
 
     --config.limit=64 for a quick look. DIR/downloads/manual holds gtsegs_ijcv.mat.
 
-Expected, ViT-Base/16, %, printed by [Re]:
+Expected with the weights of Table 2, %, printed by [Re]:
 
     pixel accuracy   rollout 73.54  raw 67.84  GradCAM 64.44  LRP 51.09  partial LRP 76.31  attribution 79.73
     mAP              rollout 84.76  raw 80.24  GradCAM 71.60  LRP 55.68  partial LRP 84.67  attribution 86.03

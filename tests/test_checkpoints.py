@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import vitx
 from tests.small_models import filled, images_for, small_hybrid, small_vit
+from vitx.checkpoints import digest
 from vitx.models.affinity import AffinityNet
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.models.resnet import ConvStem, ResNetV2
@@ -765,3 +766,18 @@ def test_vit_base_loads_in_seconds_and_twice_its_size(tmp_path):
     seconds, memory = map(float, done.stdout.split())
     assert seconds < 5
     assert memory <= 2 * path.stat().st_size
+
+
+def test_digest_follows_whatever_a_model_is_made_from(tmp_path):
+    def put(name, beside=None):
+        folder = tmp_path / name
+        vitx.save(small_vit(), folder)
+        if beside is not None:
+            (folder / "config.json").write_text(beside)
+        return digest(folder)
+
+    plain = put("a")
+    assert plain == put("b") == digest(tmp_path / "b" / "model.safetensors")
+    assert len({plain, put("c", "{}"), put("d", '{"mean": 1}'), put("deit")}) == 4
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        digest(tmp_path / "e")

@@ -13,8 +13,13 @@ from tests.small_models import small_hybrid, small_vit
 from vitx import parallel
 from vitx.data.sources import Source
 from vitx.evaluation.comparison import Comparison, measure, summary
-from vitx.evaluation.methods import Batches, chosen_images
-from vitx.evaluation.methods_report import accuracies_table, beside_published, methods_table
+from vitx.evaluation.methods import Batches, chosen_images, require_classes
+from vitx.evaluation.methods_report import (
+    accuracies_table,
+    beside_published,
+    departures,
+    methods_table,
+)
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
 from vitx.evaluation.report_parts import DASH
 from vitx.relevance.explain import explain
@@ -90,21 +95,16 @@ def test_golden_areas_through_the_whole_path():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_golden_segmentation_scores_through_the_whole_path(monkeypatch):
+def test_golden_segmentation_scores_from_maps_through_batches_to_figures(monkeypatch):
     golden = parity.numbers("segmentation_metrics")
     comparison = Comparison(("rollout",), ("predicted",), ("segmentation",))
     maps = jnp.asarray(golden["maps"])
 
-    def stored(self, model, images, targets):
-        rows = images[:, 0, 0, 0].astype(int)
-        return jnp.zeros((len(images), 2)), maps[rows][:, None]
+    def stored(model, comparison, pixels, targets, mean, std):
+        return None, maps[pixels[:, 0, 0, 0].astype(int)][:, None]
 
-    monkeypatch.setattr(Comparison, "__call__", stored)
     model = SimpleNamespace(preprocess=SimpleNamespace(mean=0.0, std=1.0))
-    monkeypatch.setattr(
-        "vitx.evaluation.comparison.explain_pixels",
-        lambda model, comparison, pixels, targets, mean, std: comparison(model, pixels, targets),
-    )
+    monkeypatch.setattr("vitx.evaluation.comparison.explain_pixels", stored)
     numbers = jnp.broadcast_to(jnp.arange(6.0)[:, None, None, None], (6, 24, 24, 3))
     batches = [
         measure(model, comparison, numbers[part], None, golden["masks"][part])
@@ -140,8 +140,14 @@ def test_broken_maps_are_named(monkeypatch):
         lambda *_: (None, jnp.full((2, 1, 3, 3), jnp.nan)),
     )
     comparison = Comparison(("gradcam",), ("target",), ("segmentation",))
-    with pytest.raises(FloatingPointError, match=r"not finite: gradcam \(target\)"):
-        measure(small_vit(), comparison, jnp.zeros((2, 8, 12, 3)), jnp.zeros(2, jnp.int32))
+    with pytest.raises(FloatingPointError, match=r"gradcam \(target\), rows 0, 1 of"):
+        measure(
+            small_vit(),
+            comparison,
+            jnp.zeros((2, 8, 12, 3)),
+            jnp.zeros(2, jnp.int32),
+            np.zeros((2, 8, 12), np.int16),
+        )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,11 @@ def test_broken_maps_are_named(monkeypatch):
         ({"methods": ("lrp", "lrp")}, "methods.compared is lrp, lrp: name each once"),
         ({"explained": ()}, "methods.explained is empty"),
         ({"directions": ("up",)}, "methods.directions has 'up'"),
-        ({"start_layers": (("rolout", 1),)}, "methods.start_layer has 'rolout'"),
+        ({"start_layers": (("lrp", 1),)}, "methods.start_layer has 'lrp'; only rollout and"),
+        ({"fractions": (0.5, 0.1)}, "methods.fractions .* must increase"),
+        ({"fractions": ()}, "methods.fractions .* must increase"),
+        ({"fill": 128.0}, "methods.fill is 128"),
+        ({"threshold": -0.5}, "methods.threshold is -0.5"),
     ],
 )
 def test_wrong_options_are_named(options, message):
@@ -165,6 +175,23 @@ def test_every_config_describes_a_comparison(config):
     comparison = Comparison.from_config(config.get_config().methods)
     assert dict(comparison.start_layers) == {"rollout": 1, "transformer_attribution": 0}
     assert comparison.threshold is None
+
+
+def test_a_threshold_is_mean_or_a_number():
+    config = imagenet_segmentation.get_config().methods
+    config.threshold = "median"
+    with pytest.raises(ValueError, match=r"methods\.threshold is 'median'"):
+        Comparison.from_config(config)
+
+
+def test_departures_from_the_published_protocol_are_named():
+    config = imagenet_perturbation.get_config()
+    assert departures(config) == []
+    assert departures(imagenet_segmentation.get_config()) == []
+    config.methods.fill = 0.5
+    config.methods.start_layer.rollout = 0
+    config.limit = 64
+    assert departures(config) == ["fill 0.5", "start layer of rollout 0", "64 images"]
 
 
 def test_limit_is_the_number_of_images():
@@ -191,22 +218,39 @@ class Records:
 
 def test_images_of_one_class_are_chosen_by_their_labels():
     source = Source(Records())
-    assert chosen_images(source, 3, one_class=True) == [0, 2, 3]
-    assert chosen_images(source, 3, one_class=False) == [0, 1, 2]
+    assert chosen_images(source, 0, one_class=True) == [0, 2, 3, 4]
+    assert chosen_images(source, 3, one_class=True) == [0, 2, 4], "evenly over the split"
+    assert chosen_images(source, 3, one_class=False) == [0, 2, 4]
     assert chosen_images(source, 0, one_class=False) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="limit of images is -1"):
+        chosen_images(source, -1, one_class=False)
 
 
 def test_last_batch_repeats_its_last_image():
+    model = small_vit(size=(4, 4))
     examples = [
-        SimpleNamespace(image=np.full((4, 4, 3), i, np.uint8), labels=np.eye(2)[i % 2])
+        SimpleNamespace(
+            id=str(i), image=np.full((4, 4, 3), 51 * i, np.uint8), labels=np.eye(2)[i % 2]
+        )
         for i in range(5)
     ]
-    batches = Batches(examples, [0, 2, 3], (4, 4), 2, with_masks=False)
-    assert [batches.count(i) for i in range(len(batches))] == [2, 1]
-    np.testing.assert_array_equal(batches[1]["image"][:, 0, 0, 0], [3, 3])
+    batches = Batches(examples, [0, 2, 3], model, 2, with_masks=False)
+    assert [list(batches.places(i)) for i in range(len(batches))] == [[0, 2], [3]]
+    np.testing.assert_allclose(batches[1]["pixels"][:, 0, 0, 0], [0.6, 0.6])
     np.testing.assert_array_equal(batches[1]["target"], [1, 1])
+    np.testing.assert_array_equal(batches[1]["valid"], [True, False])
+    assert batches[1]["id"] == ["3", "3"]
     with pytest.raises(IndexError):
         batches[2]
+    with pytest.raises(ValueError, match=r"methods\.batch_size is 0"):
+        Batches(examples, [0], model, 0, with_masks=False)
+
+
+def test_a_model_of_other_classes_is_refused():
+    source = Source(Records())
+    require_classes(small_vit(num_classes=2), source)
+    with pytest.raises(ValueError, match="the model has 3 outputs, but made 2 classes"):
+        require_classes(small_vit(num_classes=3), source)
 
 
 @pytest.fixture
@@ -220,6 +264,7 @@ def figures():
     batch = {
         "positive": generator.random((count, columns, 10)) > 0.5,
         "negative": generator.random((count, columns, 10)) > 0.2,
+        "clean": np.arange(count) % 4 > 0,
         "constant": np.zeros((count, columns), bool),
     }
     batch["constant"][3, 1] = True
@@ -236,7 +281,8 @@ def test_tables_show_every_figure_and_the_papers(figures):
     assert rows[0][headers.index("negative, target")] == DASH
     scores = segmentation_scores(maps, masks)
     assert rows[1][headers.index("mIoU")] == f"{100 * scores['miou']:.1f}"
-    assert methods["constant_maps"] == {"lrp": 1}
+    assert methods["constant_maps"] == {"lrp, predicted": 1}
+    assert methods["accuracy"] == 0.75
 
     headers, rows = beside_published(methods)
     assert len(rows) == 2 + 4 + 2 * 3, "LRP's stable rules were never printed"

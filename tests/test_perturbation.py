@@ -12,9 +12,8 @@ from vitx.evaluation.perturbation import (
     explain_and_perturb,
     perturb_batch,
     perturbation_curve,
-    pixel_counts,
-    removal_ranks,
 )
+from vitx.evaluation.ranking import pixel_counts, removal_ranks
 
 SIZE, CLASSES = 7, 4
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import evaluate
 import train
 from configs import testing
+from tests.small_models import small_vit
 from vitx.cues import padded_classes, read_cues, seeded
 from vitx.data.palette import decode_mask
 from vitx.evaluation.methods import Batches, chosen_images
@@ -177,8 +178,9 @@ class _StageRun(Run):
 def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path) -> None:
     source = finished.source("val")
     chosen = chosen_images(source, 2, one_class=True)
-    (batch,) = Batches(source, chosen, (96, 64), 3, with_masks=True)
-    assert batch["image"].shape == (3, 96, 64, 3) and batch["mask"].shape == (3, 96, 64)
+    model = small_vit(size=(96, 64))
+    (batch,) = Batches(source, chosen, model, 3, with_masks=True)
+    assert batch["pixels"].shape == (3, 96, 64, 3) and batch["mask"].shape == (3, 96, 64)
 
 
 @pytest.mark.slow

@@ -192,6 +192,18 @@ def test_other_options_are_refused_and_named(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_stage_that_made_nothing_takes_other_options(tmp_path):
+    with pytest.raises(RuntimeError), Workdir(tmp_path).stage("seeds", {"root": 3}).run():
+        raise RuntimeError("a wrong option, say")
+    stage = Workdir(tmp_path).stage("seeds", {"root": 2})
+    write_bytes(stage.folder / "1.npz", b"")
+    assert stage.options == {"root": 2}
+    with stage.run():
+        pass
+    with pytest.raises(ValueError, match="root 2 -> 3"):
+        Workdir(tmp_path).stage("seeds", {"root": 3})
+
+
 def test_seconds_of_all_stages_in_the_order_they_began(tmp_path):
     workdir = Workdir(tmp_path)
     for name in ("seeds", "labels", "affinity"):

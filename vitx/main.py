@@ -26,9 +26,9 @@ _TRACEBACK = "error.txt"
 
 def launch(
     stages: Mapping[str, Callable[[Run, Stage], None]],
-    finish: Callable[[Path], None] = lambda folder: None,
+    finish: Callable[[Run], None] = lambda run: None,
 ) -> None:
-    """Reads the flags, locks the workdir, runs the stages that are not done, and calls `finish` with its folder.
+    """Reads the flags, locks the workdir, runs the stages that are not done, and calls `finish`.
 
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
@@ -40,7 +40,7 @@ def launch(
 def _main(
     argv: list[str],
     stages: Mapping[str, Callable[[Run, Stage], None]],
-    finish: Callable[[Path], None],
+    finish: Callable[[Run], None],
 ) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -50,8 +50,9 @@ def _main(
     with clean_exit(), Workdir(_workdir()).lock() as workdir, StopRequest() as stop:
         (workdir.folder / _TRACEBACK).unlink(missing_ok=True)
         try:
-            run_stages(Run(_CONFIG.value, workdir, stop), stages)
-            finish(workdir.folder)
+            run = Run(_CONFIG.value, workdir, stop)
+            run_stages(run, stages)
+            finish(run)
         except (ValueError, FileNotFoundError, ImportError) as error:
             report = workdir.folder / _TRACEBACK
             print(f"error: {error}\n(details: {report})", file=sys.stderr)

@@ -4,13 +4,14 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from vitx import checkpoints
 from vitx.data import pipeline
 from vitx.run import StopRequest
-from vitx.workdir import Stage, Workdir
+from vitx.workdir import Stage, Workdir, recorded_options
 
 # The keys of the config that decide a stage's results, those of the stages before it included.
 _CLASSIFIER = ("seed", "data", "model", "classifier")
@@ -52,20 +53,24 @@ class Run:
             return Stage(self.workdir.folder, {})
         config = self.config.to_dict()
         options = {key: config[key] for key in DEPENDS[name] if key in config}
-        # Where the data lie and how many processes read them changes no number.
+        # What the data and the weights hold counts, not where they lie, nor how many processes read.
         options["data"] = {k: v for k, v in options["data"].items() if k not in ("root", "workers")}
-        if "checkpoint" in options.get("model", {}):  # what it holds counts, not what it is called
+        options["data"]["fingerprint"] = self.source(self.config.data.val_split).fingerprint
+        if "checkpoint" in options.get("model", {}):
             options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
         return self.workdir.stage(name, options)
 
     @functools.cached_property
     def checkpoint_digest(self) -> str:
-        """The start of the SHA-256 of `config.model.checkpoint`; "" where there is none.
+        """Of `config.model.checkpoint`, see `checkpoints.digest`; "" where there is none.
 
         Raises:
           FileNotFoundError: where the file is not there.
         """
         path = self.config.get("model", {}).get("checkpoint", "")
+        trained = self.workdir.folder / "classifier"
+        if path and not Path(path).exists() and (trained / "model.safetensors").exists():
+            return recorded_options(trained)["model"]["checkpoint"]  # it is no longer needed
         return checkpoints.digest(path) if path else ""
 
     def finished(self, name: str) -> Stage:
@@ -83,7 +88,7 @@ class Run:
         return stage
 
     def source(self, split: str) -> pipeline.Source:
-        """The images of a TFDS split such as "val" or "train[:400]", opened once."""
+        """The images of a split such as "val" or "train[:400]", opened once."""
         if split not in self._sources:
             data = self.config.data
             self._sources[split] = pipeline.open_source(data.name, split, data.root)

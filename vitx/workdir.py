@@ -143,7 +143,10 @@ class Stage:
         self._started: float | None = None
         path = folder / _RECORD
         if path.exists():
-            self._record = _read_record(path)
+            record = _read_record(path)
+            made = record["done"] or any(entry.name != _RECORD for entry in folder.iterdir())
+            # What failed before it made anything takes other options.
+            self._record = record if made else record | {"options": self.options}
             self._require_same_options()
 
     def _require_same_options(self) -> None:
@@ -219,6 +222,11 @@ class Stage:
             for entry in os.scandir(place)
             if entry.name.endswith(suffix) and not entry.name.startswith(".")
         }
+
+
+def recorded_options(folder: Path) -> dict[str, Any]:
+    """The options that the stage in `folder` was begun with."""
+    return dict(_read_record(folder / _RECORD)["options"])
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:

@@ -5,7 +5,7 @@ said beside the tensors, `build` makes the model they describe, `read` fills it,
 way back. `layout` says for both ways which parameter has which name and axes.
 """
 
-from vitx.checkpoints.files import digest
+from vitx.checkpoints.facts import digest
 from vitx.checkpoints.read import load
 from vitx.checkpoints.write import save
 

@@ -1,13 +1,15 @@
 """What a checkpoint says beyond its tensors: in metadata, in the JSON beside it, by its name."""
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final
 
-from vitx.checkpoints.files import FOLDER_FILES, Checkpoint
+from vitx.checkpoints.files import BESIDE, FOLDER_FILES, Checkpoint, file_in
 from vitx.checkpoints.names import Named
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 
@@ -89,7 +91,7 @@ def gather(checkpoint: Checkpoint, named: Named) -> Facts:
     said: dict[str, Any] = {}
     if named.heads is not None:
         said["num_heads"] = named.heads
-    if _looks_like_imagenet_statistics(checkpoint):
+    if _looks_like_imagenet_statistics(checkpoint.path):
         said |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if named.origin == "Hugging Face":
         said |= _from_hugging_face(checkpoint.config, checkpoint.processor)
@@ -105,6 +107,27 @@ def gather(checkpoint: Checkpoint, named: Named) -> Facts:
         except ValueError as error:
             raise ValueError(f"what the file says of {name} {error}") from error
     return Facts(**checked)
+
+
+def digest(path: str | Path) -> str:
+    """16 hexadecimal digits that change with whatever `load` makes a model from.
+
+    They follow from the weights, the JSON beside them, and whether the name stands for ImageNet's statistics.
+
+    Raises:
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: for a folder without a checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder")
+    path = file_in(path) if path.is_dir() else path
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256")
+    for beside in (path.parent / name for name in BESIDE):
+        content.update(beside.read_bytes() if beside.is_file() else b"-")
+    content.update(str(_looks_like_imagenet_statistics(path)).encode())
+    return content.hexdigest()[:16]
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -138,9 +161,8 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: source[name] for name in ("mean", "std") if name in source}
 
 
-def _looks_like_imagenet_statistics(checkpoint: Checkpoint) -> bool:
+def _looks_like_imagenet_statistics(path: Path) -> bool:
     """DeiT, DINO and MAE have a ViT's tensors but ImageNet's mean and std: the name tells."""
-    path = checkpoint.path
     # Hubs name every file alike, and the folder after the model.
     name = path.parent.name if path.name in FOLDER_FILES else path.name
     return re.search(r"(^|[^a-z])(deit|dino|mae)", name.lower()) is not None

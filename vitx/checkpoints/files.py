@@ -1,6 +1,5 @@
 """Files of tensors, opened by what they contain, read one at a time: none is ever executed."""
 
-import hashlib
 import importlib
 import json
 import pickle
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+BESIDE: Final = ("config.json", "preprocessor_config.json")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
 _DAMAGED: Final = (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError)
 
@@ -74,7 +74,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        path = _file_in(path)
+        path = file_in(path)
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -97,27 +97,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError("damaged, or no .safetensors, PyTorch or .npz file")
     if not tensors:
         raise ValueError("the file holds no tensors")
-    beside = (_read_json(path.parent / n) for n in ("config.json", "preprocessor_config.json"))
+    beside = (_read_json(path.parent / name) for name in BESIDE)
     return Checkpoint(path, tensors, metadata, *beside)
 
 
-def digest(path: str | Path) -> str:
-    """The first 16 digits of the SHA-256 of a checkpoint file, or of the one in a folder.
-
-    Raises:
-      FileNotFoundError: if there is nothing at `path`.
-      ValueError: for a folder without one.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file or folder")
-    if path.is_dir():
-        path = _file_in(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _file_in(folder: Path) -> Path:
+def file_in(folder: Path) -> Path:
+    """The checkpoint in a folder, or ValueError."""
     for name in FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name

@@ -96,11 +96,14 @@ def _resize(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling
 def resize_maps(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resize float maps (..., h, w) to (..., H, W): bilinear, half-pixel centres, no antialiasing.
 
-    The same as torch's Upsample with align_corners=False, also when shrinking.
+    The same as torch's Upsample with align_corners=False, also when shrinking. A constant map stays
+    so exactly, where resizing would leave rounding noise.
     """
     if not jnp.issubdtype(maps.dtype, jnp.floating):
         raise ValueError(f"resize_maps wants floats, got {maps.dtype}; use resize_mask for labels")
-    return jax.image.resize(maps, (*maps.shape[:-2], *size), method="bilinear", antialias=False)
+    resized = jax.image.resize(maps, (*maps.shape[:-2], *size), method="bilinear", antialias=False)
+    low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
+    return jnp.where(low == high, low, resized)
 
 
 def normalise(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, explain
 MEASURES = ("perturbation", "segmentation")
 EXPLAINED = ("predicted", "target")
 STABLE = "/stable"
+_PRODUCTS = ("rollout", "transformer_attribution")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Comparison:
       start_layers: (method, first block of its product) pairs, 0 for a method that is not named.
 
     Raises:
-      ValueError: for a name that is not known or is there twice, or nothing to compare.
+      ValueError: for a name that is not known or is there twice, nothing to compare, or numbers out of range.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -59,20 +61,30 @@ class Comparison:
         _check("explained", self.explained, EXPLAINED)
         _check("measures", self.measures, MEASURES)
         _check("directions", self.directions, DIRECTIONS)
-        if unknown := [name for name, _ in self.start_layers if name not in METHODS]:
-            raise ValueError(f"methods.start_layer has {unknown[0]!r}, which is no method")
+        if unknown := [name for name, _ in self.start_layers if name not in _PRODUCTS]:
+            raise ValueError(
+                f"methods.start_layer has {unknown[0]!r}; only {' and '.join(_PRODUCTS)} start at a layer"
+            )
+        if any(before >= after for before, after in pairwise(self.fractions)) or not all(
+            0 <= fraction <= 1 for fraction in self.fractions or (-1,)
+        ):
+            raise ValueError(f"methods.fractions {self.fractions} must increase within [0, 1]")
+        for name, value in (("fill", self.fill), ("threshold", self.threshold or 0.0)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"methods.{name} is {value:g}, but pixels and maps are in [0, 1]")
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """The comparison that a config's `methods` describes."""
+        """The comparison that a config's `methods` describes; what it leaves out is as by default."""
+        threshold = config.get("threshold", "mean")
+        if threshold != "mean" and not isinstance(threshold, int | float):
+            raise ValueError(f'methods.threshold is {threshold!r}: "mean", or a number in [0, 1]')
+        names = ("explained", "measures", "directions", "fractions")
         return cls(
             methods=tuple(config.compared),
-            explained=tuple(config.explained),
-            measures=tuple(config.measures),
-            directions=tuple(config.directions),
-            fractions=tuple(config.fractions),
-            fill=config.fill,
-            threshold=None if config.threshold == "mean" else float(config.threshold),
+            **{name: tuple(config[name]) for name in names if name in config},
+            fill=config.get("fill", 0.0),
+            threshold=None if threshold == "mean" else float(threshold),
             start_layers=tuple(sorted(config.start_layer.to_dict().items())),
         )
 
@@ -84,6 +96,11 @@ class Comparison:
         for which in further:
             columns += [(method, which) for method in self.methods if method not in CLASS_AGNOSTIC]
         return tuple(columns)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether images need a true class among the model's outputs."""
+        return "perturbation" in self.measures or "target" in self.explained
 
     def __call__(self, model: Any, images: Array, targets: Array) -> tuple[Array, Array]:
         """Normalised images (B, H, W, 3), targets (B,) -> logits (B, C), raw maps (B, M, h, w), M as `columns`.
@@ -99,7 +116,7 @@ class Comparison:
             for method, explained in self.columns
         ]
         if len({x.shape for x in maps}) > 1:
-            maps = [_upsampled(x, images.shape[1:3]) for x in maps]
+            maps = [resize_maps(x, (images.shape[1], images.shape[2])) for x in maps]
         return logits, jnp.stack(maps, 1)
 
     def _maps(self, model: Any, images: Array, method: str, classes: Array) -> Array:
@@ -115,13 +132,6 @@ def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"methods.{option} has {unknown[0]!r}; there are {', '.join(known)}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"methods.{option} is {', '.join(names) or 'empty'}: name each once")
-
-
-def _upsampled(maps: Array, size: tuple[int, ...]) -> Array:
-    """Maps (B, h, w) -> (B, H, W); a constant one stays so, where resizing would leave rounding noise."""
-    height, width = size
-    flat = maps.max((1, 2), keepdims=True) == maps.min((1, 2), keepdims=True)
-    return jnp.where(flat, maps[:, :1, :1], resize_maps(maps, (height, width)))
 
 
 def measure(
@@ -141,12 +151,16 @@ def measure(
       masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, for segmentation.
 
     Returns:
-      for each direction bool (B, M, F), whether the model is right; for segmentation "<field>_<m>", the
-      `SegmentationCounts` of method m; "constant" bool (B, M), maps without any contrast.
+      for perturbation, bool (B, M, F) under each direction, whether the model is right, and "clean" (B,), of the
+      unperturbed images; for segmentation "<field>_<m>", the `SegmentationCounts` of method m; "constant" bool (B, M),
+      maps without any contrast.
 
     Raises:
-      FloatingPointError: where a map is not finite.
+      FloatingPointError: where a map is not finite, naming methods and rows.
+      ValueError: for segmentation without masks.
     """
+    if "segmentation" in comparison.measures and masks is None:
+        raise ValueError("methods.measures has segmentation, but the dataset has no masks")
     mean, std = model.preprocess.mean, model.preprocess.std
     if "perturbation" in comparison.measures:
         found = explain_and_perturb(
@@ -165,15 +179,18 @@ def measure(
     measured = {name: np.asarray(values) for name, values in found.items()}
     maps = measured.pop("maps")
     if not np.isfinite(maps).all():
-        broken = np.flatnonzero(~np.isfinite(maps).all((0, 2, 3)))
-        names = ", ".join("{} ({})".format(*comparison.columns[m]) for m in broken)
-        raise FloatingPointError(f"methods: maps are not finite: {names}")
+        finite = np.isfinite(maps).all((2, 3))  # (B, M)
+        names = ", ".join(
+            "{} ({})".format(*comparison.columns[m]) for m in np.flatnonzero(~finite.all(0))
+        )
+        rows = ", ".join(map(str, np.flatnonzero(~finite.all(1))))
+        raise FloatingPointError(f"maps are not finite: {names}, rows {rows} of the batch")
     measured["constant"] = maps.max((2, 3)) == maps.min((2, 3))
     if "segmentation" in comparison.measures:
-        if masks is None:
-            raise ValueError("methods.measures has segmentation, but the dataset has no masks")
         for index in range(len(comparison.methods)):
-            counts = method_scores(maps[:, index], masks, threshold=comparison.threshold)
+            counts = method_scores(
+                maps[:, index], np.asarray(masks), threshold=comparison.threshold
+            )
             measured |= {f"{name}_{index}": values for name, values in counts.arrays().items()}
     return measured
 
@@ -183,60 +200,73 @@ def summary(comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]])
 
     Each figure's "interval" is its 95 % bootstrap interval over the images.
     """
-    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    constant: dict[str, int] = {}
-    for (method, _), count in zip(comparison.columns, joined["constant"].sum(0), strict=True):
-        constant[method] = constant.get(method, 0) + int(count)
+    columns = [f"{title}, {explained}" for title, explained in comparison.columns]
+    constant = sum(batch["constant"].sum(0) for batch in batches)
     results: dict[str, Any] = {
-        "images": len(joined["constant"]),
-        "constant_maps": {method: count for method, count in constant.items() if count},
+        "images": sum(len(batch["constant"]) for batch in batches),
+        "constant_maps": {
+            column: int(count) for column, count in zip(columns, constant, strict=True) if count
+        },
     }
     if "perturbation" in comparison.measures:
-        results["accuracy"] = float(joined[comparison.directions[0]][:, 0, 0].mean())
+        clean = np.concatenate([batch["clean"] for batch in batches])
+        results["accuracy"] = float(clean.mean())
         results["fractions"] = list(comparison.fractions)
-        results["perturbation"] = _perturbation(comparison, joined)
+        results["perturbation"] = _perturbation(comparison, batches)
     if "segmentation" in comparison.measures:
+        results["segmented"] = comparison.explained[0]
         results["segmentation"] = {
-            method: _segmentation(_counts(joined, index))
+            method: _segmentation(
+                SegmentationCounts.concatenate([_counts(batch, index) for batch in batches])
+            )
             for index, method in enumerate(comparison.methods)
         }
     return results
 
 
-def _perturbation(comparison: Comparison, joined: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _perturbation(
+    comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
     figures: dict[str, Any] = {method: {} for method in comparison.methods}
     for direction in comparison.directions:
-        right = joined[direction].astype(np.float64)  # (N, M, F)
+        right = np.concatenate([batch[direction] for batch in batches]).astype(np.float64)
 
-        def areas(weights: np.ndarray, right: np.ndarray = right) -> dict[str, np.ndarray]:
+        def statistics(weights: np.ndarray, right: np.ndarray = right) -> dict[str, np.ndarray]:
             accuracy = np.tensordot(weights, right, 1) / weights.sum(-1)[:, None, None]
-            return {"auc": area_under_curve(accuracy, comparison.fractions)}  # (S, M)
+            return {  # (S, M, F), (S, M)
+                "accuracy": accuracy,
+                "auc": area_under_curve(accuracy, comparison.fractions),
+            }
 
-        accuracy = right.mean(0)
-        auc = area_under_curve(accuracy, comparison.fractions)
-        intervals = bootstrap_interval(areas, len(right))["auc"]  # (2, M)
+        found = statistics(np.ones((1, len(right))))
+        intervals = bootstrap_interval(statistics, len(right))  # (2, M, F), (2, M)
         for index, (method, explained) in enumerate(comparison.columns):
             figures[method][f"{direction}_{explained}"] = {
-                "accuracy": accuracy[index].tolist(),
-                "auc": float(auc[index]),
-                "interval": intervals[:, index].tolist(),
+                "accuracy": found["accuracy"][0, index].tolist(),
+                "accuracy_interval": intervals["accuracy"][:, index].tolist(),
+                "auc": float(found["auc"][0, index]),
+                "interval": intervals["auc"][:, index].tolist(),
             }
     return figures
 
 
 def _segmentation(counts: SegmentationCounts) -> dict[str, Any]:
-    intervals = bootstrap_interval(counts.scores, len(counts))
+    def statistics(weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        scores = counts.scores(weights)
+        iou = scores.pop("iou")
+        return scores | {"iou_background": iou[..., 0], "iou_foreground": iou[..., 1]}
+
+    intervals = bootstrap_interval(statistics, len(counts))
     figures: dict[str, Any] = {
         name: {"value": float(value), "interval": intervals[name].tolist()}
-        for name, value in counts.scores().items()
-        if np.ndim(value) == 0
+        for name, value in statistics().items()
     }
     curve = counts.precision_recall()
     return figures | {"precision_recall": {name: x.tolist() for name, x in curve.items()}}
 
 
-def _counts(joined: Mapping[str, np.ndarray], index: int) -> SegmentationCounts:
+def _counts(batch: Mapping[str, np.ndarray], index: int) -> SegmentationCounts:
     suffix = f"_{index}"
     return SegmentationCounts(
-        **{k.removesuffix(suffix): v for k, v in joined.items() if k.endswith(suffix)}
+        **{k.removesuffix(suffix): v for k, v in batch.items() if k.endswith(suffix)}
     )

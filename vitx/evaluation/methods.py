@@ -1,6 +1,7 @@
 """Stage `methods`: explanation methods compared by perturbation (Table 2) and by segmentation (Table 3)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from vitx.data import pipeline
 from vitx.data.transforms import resize_image, resize_mask, to_fractions
 from vitx.evaluation.comparison import Comparison, measure, summary
 from vitx.evaluation.segmentation import foreground_masks
+from vitx.models.vit import VisionTransformer
 from vitx.run import progress
 from vitx.stages import Run
 from vitx.workdir import Stage, read_npz, write_json, write_npz
@@ -21,130 +23,191 @@ def compare_methods(run: Run, stage: Stage) -> None:
 
     Each batch is a file of its own, so that a stopped run loses at most one. Batches are spread over all devices.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "stage methods runs in one process: start it on one host, with all of its devices"
+        )
     config = run.config.methods
-    comparison = Comparison.from_config(config)
-    model, source = classifier(run), run.source(run.config.data.val_split)
-    by_class = "perturbation" in comparison.measures or "target" in comparison.explained
-    if by_class:
-        require_classes(model, source)
-    chosen = chosen_images(source, config.images, one_class=by_class)
-    batches = Batches(
-        source,
-        chosen,
-        model.preprocess.size,
-        -(-config.batch_size // jax.device_count()) * jax.device_count(),
-        with_masks="segmentation" in comparison.measures,
+    comparison, source = Comparison.from_config(config), run.source(run.config.data.val_split)
+    with precision(run.config.model):
+        model = classifier(run)
+        if comparison.needs_classes:
+            require_classes(model, source)
+        chosen = chosen_images(source, config.images, one_class=comparison.needs_classes)
+        batches = Batches(
+            source,
+            chosen,
+            model,
+            config.batch_size,
+            with_masks="segmentation" in comparison.measures,
+        )
+        files = [stage.folder / "batches" / f"{n:06}.npz" for n in range(len(batches))]
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        spread = parallel.replicate(model)
+        done = len(chosen) - sum(len(batches.places(number)) for number in missing)
+        with progress(len(chosen), "methods", start=done) as bar:
+            for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
+                write_npz(files[number], _measured(spread, comparison, batch))
+                bar.advance(len(batches.places(number)))
+                run.stop.check()
+        scores = summary(comparison, [read_npz(file) for file in files])
+    if scores["images"] != len(chosen):
+        raise ValueError(
+            f"{stage.folder} has results of {scores['images']} images, not of {len(chosen)}: delete it"
+        )
+    write_json(
+        stage.folder / "scores.json", scores | {"model": _facts(model), "devices": _devices()}
     )
-    files = [stage.folder / "batches" / f"{number:06}.npz" for number in range(len(batches))]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    done = len(chosen) - sum(batches.count(number) for number in missing)
-    with progress(len(chosen), "methods", start=done) as bar:
-        for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
-            pixels, targets = parallel.shard_batch((to_fractions(batch["image"]), batch["target"]))
-            measured = measure(model, comparison, pixels, targets, batch.get("mask"))
-            count = batches.count(number)
-            write_npz(files[number], {name: rows[:count] for name, rows in measured.items()})
-            bar.advance(count)
-            run.stop.check()
-    write_json(stage.folder / "scores.json", summary(comparison, [read_npz(f) for f in files]))
 
 
-def classifier(run: Run) -> Any:
+def _measured(
+    model: Any, comparison: Comparison, batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the figures need of each image; without the repeats that fill up the devices and the last batch."""
+    count = int(batch["valid"].sum())
+    arrays = {name: batch[name] for name in ("pixels", "target", "mask") if name in batch}
+    whole, _ = parallel.pad_batch(arrays, parallel.mesh().size)
+    pixels, targets = parallel.shard_batch((whole["pixels"], whole["target"]))
+    try:
+        measured = measure(model, comparison, pixels, targets, whole.get("mask"))
+    except FloatingPointError as error:
+        raise FloatingPointError(f"methods: {error}, which are {', '.join(batch['id'])}") from None
+    return {name: rows[:count] for name, rows in measured.items()}
+
+
+def classifier(run: Run) -> VisionTransformer:
     """The model that is explained: `config.model.checkpoint`, or the one that stage `classifier` trained.
 
     Raises:
       ValueError: where there is neither, or the checkpoint does not fit.
     """
     config = run.config
-    if "classifier" in config:
-        return checkpoints.load(run.finished("classifier").folder)
-    if not config.model.checkpoint:
+    trained = "classifier" in config
+    path = run.finished("classifier").folder if trained else config.model.checkpoint
+    if not path:
         raise ValueError(
             "this experiment explains a trained model: give its weights as --config.model.checkpoint=FILE "
             "(docs/checkpoints.md lists where they are had)"
         )
     # 0 stands for what the file says.
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
-    told = {name: config.model.get(name) or None for name in names}
-    model = checkpoints.load(config.model.checkpoint, **told)
-    if not hasattr(model, "blocks"):
-        raise ValueError(f"{config.model.checkpoint} holds no classifier that could be explained")
+    told = {} if trained else {name: config.model[name] or None for name in names}
+    model = checkpoints.load(path, **told, dtype=config.model.get("dtype"))
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{path} holds an AffinityNet, which has no classes to explain")
+    for name, layer in config.methods.start_layer.items():
+        if not 0 <= layer < len(model.blocks):
+            raise ValueError(
+                f"methods.start_layer.{name} is {layer}, but the model has {len(model.blocks)} blocks"
+            )
     return model
 
 
-def require_classes(model: Any, source: pipeline.Source) -> None:
+def precision(config: Any) -> AbstractContextManager[Any]:
+    """What a model of `config.dtype` needs around it: float64 is off in JAX by default."""
+    double = config.get("dtype", "float32") == "float64"
+    return jax.enable_x64(True) if double else nullcontext()
+
+
+def fits(model: VisionTransformer, source: pipeline.Source) -> bool:
+    """Whether the model's outputs can be the dataset's classes."""
+    return model.num_classes == len(source.classes) - 1
+
+
+def require_classes(model: VisionTransformer, source: pipeline.Source) -> None:
     """Refuses a model whose outputs cannot be the dataset's classes."""
-    names = source.classes[1:]
-    if model.num_classes != len(names):
+    if not fits(model, source):
         raise ValueError(
-            f"the model has {model.num_classes} outputs, but {source.name} {len(names)} classes"
+            f"the model has {model.num_classes} outputs, but {source.name} {len(source.classes) - 1} "
+            "classes: perturbation and the target class need the model's own"
         )
 
 
 def chosen_images(source: pipeline.Source, limit: int, *, one_class: bool) -> list[int]:
-    """Places of the first `limit` images (0: of all), with `one_class` of those that show one class alone.
+    """Places of `limit` images (0: of all), evenly over the split; with `one_class`, of those that show one alone.
 
     There, the model's best class is right or wrong.
 
     Raises:
-      ValueError: where there is none.
+      ValueError: where there is none, or for a negative limit.
     """
-    if not one_class or source.one_class:
-        return list(range(min(limit or len(source), len(source))))
-    chosen: list[int] = []
-    for index in range(len(source)):
-        if source.labels(index).sum() == 1:
-            chosen.append(index)
-            if len(chosen) == limit:
-                break
-    if not chosen:
+    if limit < 0:
+        raise ValueError(f"the limit of images is {limit}, but 0 (all) or more is wanted")
+    places = np.arange(len(source))
+    if one_class and not source.one_class:
+        alone = [source.labels(place).sum() == 1 for place in range(len(source))]
+        places = np.flatnonzero(alone)
+    if not len(places):
         raise ValueError(f"no image of split {source.split!r} shows one class alone")
-    return chosen
+    wanted = min(limit or len(places), len(places))
+    return places[np.linspace(0, len(places) - 1, wanted).astype(int)].tolist()
 
 
-class Batches(Sequence[dict[str, np.ndarray]]):
-    """The chosen images in batches of one size: the last one repeats its last image.
+class Batches(Sequence[dict[str, Any]]):
+    """The chosen images as the model wants them, in batches of one size: the last one repeats its last image.
 
-    Each has image uint8 (B, H, W, 3) at `size`; target int32 (B,), the class of an image, 0 without one; and
-    `with_masks` mask int16 (B, H, W): foreground 1, background 0, -1 ignored.
+    Each has id (list of B); pixels (B, H, W, 3) in [0, 1], of the model's type; target int32 (B,), the first class
+    of an image; valid bool (B,), False for repeats; and `with_masks` mask int16 (B, H, W): foreground 1, background
+    0, -1 ignored.
+
+    Raises:
+      ValueError: for a batch size under 1, or masks that the dataset does not have.
     """
 
     def __init__(
         self,
         source: pipeline.Source,
         chosen: Sequence[int],
-        size: tuple[int, int],
+        model: VisionTransformer,
         batch_size: int,
         *,
         with_masks: bool,
     ):
         if batch_size < 1:
             raise ValueError(f"methods.batch_size is {batch_size}, but at least 1 is wanted")
-        self._source, self._chosen, self._size = source, chosen, size
+        self._source, self._chosen = source, chosen
+        self._size, self._dtype = model.preprocess.size, model.head.bias.dtype
         self._batch_size, self._with_masks = batch_size, with_masks
 
     def __len__(self) -> int:
         return -(-len(self._chosen) // self._batch_size)
 
-    def count(self, number: int) -> int:
-        """How many images of a batch are not repeats."""
-        return min(self._batch_size, len(self._chosen) - number * self._batch_size)
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:  # type: ignore[override]
+    def places(self, number: int) -> Sequence[int]:
+        """Of the images in a batch, without repeats."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        start = number * self._batch_size
-        last = len(self._chosen) - 1
-        places = range(start, start + self._batch_size)
-        examples = [self._source[self._chosen[min(place, last)]] for place in places]
+        return self._chosen[number * self._batch_size : (number + 1) * self._batch_size]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:  # type: ignore[override]
+        places = self.places(number)
+        rows = np.arange(self._batch_size)
+        examples = [self._source[places[row]] for row in np.minimum(rows, len(places) - 1)]
+        images = np.stack([resize_image(example.image, self._size) for example in examples])
         batch = {
-            "image": np.stack([resize_image(example.image, self._size) for example in examples]),
-            "target": np.array(
-                [example.labels.argmax() if example.labels.size else 0 for example in examples],
-                np.int32,
-            ),
+            "id": [example.id for example in examples],
+            "pixels": to_fractions(images).astype(self._dtype),
+            "target": np.array([example.labels.argmax() for example in examples], np.int32),
+            "valid": rows < len(places),
         }
         if self._with_masks:
             masks = np.stack([resize_mask(example.truth, self._size) for example in examples])
             batch["mask"] = foreground_masks(masks)
         return batch
+
+
+def _facts(model: VisionTransformer) -> dict[str, Any]:
+    """What the file or the options said of the model."""
+    return {
+        "mean": model.preprocess.mean,
+        "std": model.preprocess.std,
+        "image_size": model.preprocess.size,
+        "num_heads": model.blocks[0].attn.heads,
+        "num_classes": model.num_classes,
+        "norm_eps": model.blocks[0].norm1.epsilon,
+        "final_norm_eps": model.norm.epsilon,
+        "dtype": str(model.head.bias.dtype),
+    }
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,113 +1,113 @@
 """A grid of images against methods, as in the papers' appendices: a row for the predicted, one for the target class."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vitx import parallel
 from vitx.data import pipeline
-from vitx.data.transforms import to_fractions
+from vitx.data.class_names import IMAGENET_CLASSES, imagenet_names
 from vitx.evaluation import report
 from vitx.evaluation.comparison import Comparison
-from vitx.evaluation.methods import Batches, chosen_images, classifier
+from vitx.evaluation.methods import Batches, chosen_images, classifier, fits, precision
 from vitx.evaluation.methods_report import title
 from vitx.evaluation.perturbation import explain_pixels
 from vitx.evaluation.report import Section
+from vitx.models.vit import VisionTransformer
 from vitx.stages import Run
 from vitx.workdir import Stage
 
 
 def write_gallery(run: Run, stage: Stage) -> None:
     """Command `gallery`: writes the grid alone, `gallery.html` in the workdir."""
-    config, source = run.config.methods, run.source(run.config.data.val_split)
-    grid = pictures(
-        source,
-        classifier(run),
-        Comparison.from_config(config),
-        images=run.config.report.images,
-        batch_size=config.batch_size,
-    )
     page = stage.folder / "gallery.html"
     report.write_report(
         page,
-        title=f"vitx: explanation methods on {source.name}",
+        title=f"vitx: explanation methods on {run.config.data.name}",
         results={"options": run.config.to_dict()},
-        sections=[Section("Explanation methods", grid)],
+        sections=[Section("Explanation methods", pictures(run))],
     )
     print(f"page: {page.resolve()}")
 
 
-def pictures(
-    source: pipeline.Source, model: Any, comparison: Comparison, *, images: int, batch_size: int
-) -> list[object]:
-    """The grid and what explains it, for a section of the page.
+def pictures(run: Run) -> list[object]:
+    """The grid of `config.report.images` images, evenly spaced over val, and what explains it.
 
-    Args:
-      source: where the images come from.
-      model: a `VisionTransformer`.
-      comparison: the methods and classes.
-      images: how many, evenly spaced over the split.
-      batch_size: images explained at once.
+    There are rows for the target class only where the dataset's classes are the model's.
     """
-    by_class = "target" in comparison.explained
-    chosen = chosen_images(source, 0, one_class=by_class)
-    # Evenly over the split, so that nobody picks the pretty ones.
-    places = np.linspace(0, len(chosen) - 1, min(images, len(chosen))).astype(int)
-    rows, names = [], []
-    for name, row in _picture_rows(
-        source, model, comparison, [chosen[place] for place in places], batch_size
-    ):
-        rows.append(row)
-        names.append(name)
+    config, source = run.config, run.source(run.config.data.val_split)
+    comparison = Comparison.from_config(config.methods)
+    if config.report.images < 1:
+        return []
+    with precision(config.model):
+        model = classifier(run)
+        if not fits(model, source):
+            comparison = replace(comparison, explained=("predicted",))
+        by_class = "target" in comparison.explained
+        chosen = chosen_images(source, config.report.images, one_class=by_class)
+        rows, names = [], []
+        for name, row in _rows(run, source, model, comparison, chosen):
+            rows.append(row)
+            names.append(name)
     grid = report.picture_rows(
         ["image", *map(title, comparison.methods)], rows, "Each method's map", names=names
     )
     return [
-        f"{len(places)} images, evenly spaced over {source.split}. Methods that know no class have one map an image.",
+        f"{len(chosen)} images, evenly spaced over {source.split}. Methods that know no class have one map an image.",
         grid,
         report.colour_scale(),
     ]
 
 
-def _picture_rows(
+def _rows(
+    run: Run,
     source: pipeline.Source,
-    model: Any,
+    model: VisionTransformer,
     comparison: Comparison,
     chosen: Sequence[int],
-    batch_size: int,
 ) -> Iterator[tuple[str, list[Any]]]:
-    size, devices = model.preprocess.size, parallel.mesh().size
-    batch_size = -(-min(batch_size, len(chosen)) // devices) * devices
-    batches = Batches(source, chosen, size, batch_size, with_masks=False)
-    names: Sequence[str] = source.classes[1:]
-    names = (
-        names
-        if len(names) == model.num_classes
-        else [f"class {i}" for i in range(model.num_classes)]
-    )
+    """The name and the cells of each row."""
+    batch_size = min(run.config.methods.batch_size, len(chosen))
+    batches = Batches(source, chosen, model, batch_size, with_masks=False)
+    names = _class_names(model.num_classes, source)
+    spread, devices = parallel.replicate(model), parallel.mesh().size
+    mean, std = model.preprocess.mean, model.preprocess.std
     for number, batch in enumerate(batches):
-        pixels, targets = parallel.shard_batch((to_fractions(batch["image"]), batch["target"]))
-        mean, std = model.preprocess.mean, model.preprocess.std
-        logits, maps = (
-            np.asarray(x) for x in explain_pixels(model, comparison, pixels, targets, mean, std)
-        )
-        for row in range(batches.count(number)):
-            example = source[chosen[number * batch_size + row]]
+        run.stop.check()
+        padded, _ = parallel.pad_batch((batch["pixels"], batch["target"]), devices)
+        pixels, targets = parallel.shard_batch(padded)
+        found = explain_pixels(spread, comparison, pixels, targets, mean, std)
+        logits, maps = (np.asarray(x) for x in found)
+        for row, place in enumerate(batches.places(number)):
             classes = {"predicted": int(logits[row].argmax()), "target": int(batch["target"][row])}
             for kinds in _grouped(comparison.explained, classes):
                 named = f"{' and '.join(kinds)}: {names[classes[kinds[0]]]}"
-                cells: list[Any] = [(example.image, f"image {example.id}")]
-                for method in comparison.methods:
-                    column = (method, kinds[0])
-                    if column not in comparison.columns:
-                        cells.append(None)
-                        continue
-                    overlay = report.heatmap_overlay(
-                        example.image, maps[row, comparison.columns.index(column)]
-                    )
-                    cells.append((overlay, f"{title(method)} of image {example.id}, {named}"))
-                yield named, cells
+                yield named, _cells(source[place], comparison, kinds[0], maps[row], named)
+
+
+def _cells(
+    example: pipeline.Example, comparison: Comparison, kind: str, maps: np.ndarray, named: str
+) -> list[Any]:
+    cells: list[Any] = [(example.image, f"image {example.id}")]
+    for method in comparison.methods:
+        if (method, kind) not in comparison.columns:
+            cells.append(None)
+            continue
+        heatmap = maps[comparison.columns.index((method, kind))]
+        overlay = report.heatmap_overlay(example.image, heatmap)
+        cells.append((overlay, f"{title(method)} of image {example.id}, {named}"))
+    return cells
+
+
+def _class_names(count: int, source: pipeline.Source) -> Sequence[str]:
+    """Of the model's outputs: the dataset's where there are as many, or ImageNet's."""
+    if count == len(source.classes) - 1:
+        return source.classes[1:]
+    if count == IMAGENET_CLASSES:
+        return imagenet_names()
+    return [f"class {index}" for index in range(count)]
 
 
 def _grouped(explained: Sequence[str], classes: dict[str, int]) -> list[list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vitx.evaluation import report
-from vitx.evaluation.comparison import STABLE
+from vitx.evaluation.comparison import STABLE, Comparison
 from vitx.evaluation.published import PUBLISHED
 from vitx.evaluation.report import Section
 
@@ -25,6 +25,8 @@ _PERTURBED = {
     "positive_target": "positive, target",
 }
 _SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
+_CAPTIONS = {"perturbation": "Perturbation AUC", "segmentation": "Segmentation"}
+_PUBLISHED_STARTS = {"rollout": 1, "transformer_attribution": 0}
 _BETTER = {"positive": "lower is better", "negative": "higher is better"}
 
 
@@ -69,23 +71,52 @@ def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
                             f"{100 * (ours - paper):+.2f}",
                         ]
                     )
-    return ["method", "figure", "ours", "95 % interval", "[Re]", "difference"], rows
+    return ["method", "figure", "ours", "95 % interval", "published", "difference"], rows
 
 
-def methods_section(methods: dict[str, Any], *, pictures: Sequence[object] = ()) -> Section:
-    """All figures and curves of the comparison; `pictures` come last."""
+def departures(config: Any) -> list[str]:
+    """What of an experiment is not as in [Re]'s Tables 2 and 3, for a line above the difference.
+
+    Data, weights and their sizes are not looked at.
+    """
+    ours, usual = Comparison.from_config(config.methods), Comparison()
+    names = ("explained", "fractions", "fill", "threshold")
+    found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]
+    if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
+        found = [text for text in found if not text.startswith("explained")]
+    starts = {**dict.fromkeys(_PUBLISHED_STARTS, 0), **dict(ours.start_layers)}
+    found += [f"start layer of {n} {s}" for n, s in starts.items() if s != _PUBLISHED_STARTS[n]]
+    if config.methods.images:
+        found.append(f"{config.methods.images} images")
+    return found
+
+
+def methods_section(
+    methods: dict[str, Any], *, differing: Sequence[str] | None, pictures: Sequence[object] = ()
+) -> Section:
+    """All figures and curves of the comparison; `pictures` come last.
+
+    `differing` is what `departures` found, None where the published figures are no yardstick.
+    """
     body: list[object] = [_explained(methods)]
-    body.append(report.table(*methods_table(methods), "Perturbation AUC, segmentation scores, %"))
+    body.append(
+        report.table(
+            *methods_table(methods),
+            " and ".join(_CAPTIONS[m] for m in _CAPTIONS if m in methods) + ", %",
+        )
+    )
     body.append(
         report.fold(
             "95 % bootstrap intervals over the images",
             report.table(*methods_table(methods, intervals=True), "Intervals, %"),
         )
     )
-    if methods["published"]:
+    if differing is not None:
+        if differing:
+            body.append(f"Not as published: {', '.join(differing)}.")
         body.append(report.table(*beside_published(methods), "Beside the published figures, %"))
     if methods["constant_maps"]:
-        counts = ", ".join(f"{title(m)} {n}" for m, n in methods["constant_maps"].items())
+        counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
         body.append(f"Maps without any contrast, which tell nothing: {counts}.")
     body.append(report.charts(*_curves(methods)))
     if "perturbation" in methods:
@@ -95,7 +126,7 @@ def methods_section(methods: dict[str, Any], *, pictures: Sequence[object] = ())
 
 
 def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of the accuracy at each fraction, the first of which is the unperturbed one."""
+    """Headers and rows of the accuracy at each fraction of pixels removed."""
     fractions = [f"{100 * fraction:g} %" for fraction in methods["fractions"]]
     rows = [
         [title(method), _PERTURBED[key], *map(report.percent, figures[key]["accuracy"])]
@@ -124,18 +155,20 @@ def _explained(methods: dict[str, Any]) -> str:
     text = [f"{methods['images']} images."]
     if "perturbation" in methods:
         text.append(
+            "Each shows one class. "
             f"Accuracy of the unperturbed model on them: {report.percent(methods['accuracy'], 2)} %. "
             "Perturbation: area under the accuracy as pixels are removed, most relevant first (positive, lower is "
             "better) or least relevant first (negative, higher is better)."
         )
     if "segmentation" in methods:
-        text.append("Segmentation: the map above its threshold, against the object.")
+        text.append(
+            f"Segmentation: the map of the {methods['segmented']} class, above its threshold, against the object."
+        )
     return " ".join(text)
 
 
 def _curves(methods: dict[str, Any]) -> Iterator[object]:
-    for direction, remark in _BETTER.items():
-        key = f"{direction}_predicted"
+    for key, header in _PERTURBED.items():
         series = {
             title(method): figures[key]["accuracy"]
             for method, figures in methods.get("perturbation", {}).items()
@@ -146,7 +179,7 @@ def _curves(methods: dict[str, Any]) -> Iterator[object]:
                 series,
                 [100 * x for x in methods["fractions"]],
                 ("% of pixels removed", "accuracy"),
-                f"{direction.capitalize()} perturbation, predicted class ({remark})",
+                f"Perturbation: {header} class ({_BETTER[key.split('_')[0]]})",
             )
     if "segmentation" in methods:
         curves = {m: f["precision_recall"] for m, f in methods["segmentation"].items()}

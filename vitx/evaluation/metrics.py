@@ -55,12 +55,6 @@ class SegmentationCounts:
         """The fields by name, to be stored; `SegmentationCounts(**arrays)` reads them back."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def select(self, keep: ArrayLike) -> Self:
-        """The rows that a mask or an index (N,) picks; drops the padding of a last batch."""
-        return type(self)(
-            **{name: array[np.asarray(keep)] for name, array in self.arrays().items()}
-        )
-
     def scores(self, weights: ArrayLike | None = None) -> dict[str, Array]:
         """Scores over all images.
 

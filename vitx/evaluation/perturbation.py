@@ -18,18 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.ranking import pixel_counts, removal_ranks
 
-__all__ = [
-    "DIRECTIONS",
-    "FRACTIONS",
-    "area_under_curve",
-    "explain_and_perturb",
-    "explain_pixels",
-    "perturb_batch",
-    "perturbation_curve",
-    "pixel_counts",
-    "removal_ranks",
-]
-
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
 
@@ -148,7 +136,8 @@ def explain_and_perturb(
     the same object in every call. The other arguments are those of `perturb_batch`.
 
     Returns:
-        bool (B, M, F) for each direction, and "maps" (B, M, h, w) as `explain` gave them.
+        bool (B, M, F) for each direction, "clean" bool (B,) of the unperturbed images, and "maps" (B, M, h, w) as
+        `explain` gave them.
     """
     pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
     return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
@@ -264,7 +253,7 @@ def _perturb(
     found = jnp.concatenate([kept, found], 1)  # (D * M, F, B)
     found = found.reshape(*ranks.shape[:2], *found.shape[1:])  # (D, M, F, B)
     figures = {name: jnp.moveaxis(found[index], -1, 0) for index, name in enumerate(directions)}
-    return figures if explain is None else figures | {"maps": maps}
+    return figures if explain is None else figures | {"maps": maps, "clean": clean}
 
 
 def _normalised(pixels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:

@@ -12,7 +12,6 @@ def method_scores(
     maps: ArrayLike,
     masks: ArrayLike,
     *,
-    valid: ArrayLike | None = None,
     threshold: float | None = None,
 ) -> SegmentationCounts:
     """Scores one batch of explanation maps as foreground masks.
@@ -24,11 +23,10 @@ def method_scores(
         maps: (B, h, w) raw maps, on the token grid or in pixels.
         masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored. Labels of several classes
             are made such by `foreground_masks`.
-        valid: (B,) bool, False for rows that only fill up the batch.
         threshold: of the foreground, in [0, 1]; None: the map's mean.
 
     Returns:
-        One row for each valid image; `SegmentationCounts.concatenate(...).scores()` gives the
+        One row for each image; `SegmentationCounts.concatenate(...).scores()` gives the
         figures of the set.
 
     Raises:
@@ -39,12 +37,8 @@ def method_scores(
         raise ValueError(
             f"maps {raw.shape} and masks {masks.shape} must be (B, h, w), (B, H, W) of one batch"
         )
-    resized = np.array(resize_maps(jnp.asarray(raw), masks.shape[1:]))  # (B, H, W)
-    # Resizing leaves rounding noise on a constant map, which min-max would blow up.
-    flat = raw.max((1, 2)) == raw.min((1, 2))
-    resized[flat] = raw[flat][:, :1, :1]
-    keep = np.ones(len(masks), bool) if valid is None else np.asarray(valid, bool)
-    return segmentation_counts(resized[keep], masks[keep], threshold)
+    resized = np.asarray(resize_maps(jnp.asarray(raw), masks.shape[1:]))  # (B, H, W)
+    return segmentation_counts(resized, masks, threshold)
 
 
 def foreground_masks(masks: ArrayLike, classes: ArrayLike | None = None) -> np.ndarray:

@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from vitx.evaluation import report
-from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.gallery import pictures_section
 from vitx.evaluation.masks_report import FROM_TRUTH, masks_section, training_section
-from vitx.evaluation.methods import classifier
 from vitx.evaluation.methods_pictures import pictures
 from vitx.evaluation.methods_report import (
     accuracies_table,
     beside_published,
+    departures,
     methods_section,
     methods_table,
 )
@@ -36,7 +34,11 @@ def write_summary(run: Run, stage: Stage) -> None:
     if "masks" in results:
         sections += [masks_section(results), pictures_section(run, results)]
     if "methods" in results:
-        sections.append(_methods_section(run, results["methods"]))
+        sections.append(
+            methods_section(
+                results["methods"], differing=_differing(run.config), pictures=pictures(run)
+            )
+        )
     sections.append(training_section(run, results))
     sections.append(Section("Options", [report.facts(run.config.to_dict(), "All options")]))
     write_json(run.workdir.folder / _RESULTS, results)
@@ -49,8 +51,11 @@ def write_summary(run: Run, stage: Stage) -> None:
     )
 
 
-def show_results(folder: Path) -> None:
-    """Prints the tables and where the page is, if the report has been made."""
+def show_results(run: Run) -> None:
+    """Prints the tables and where the page is, if stage `report` is asked for and done."""
+    folder = run.workdir.folder
+    if "report" not in run.config.stages:
+        return
     if (folder / _PAGE).exists() and (folder / _RESULTS).exists():
         print_tables(json.loads((folder / _RESULTS).read_text()))
         print(f"\nreport: {(folder / _PAGE).resolve()}")
@@ -78,7 +83,12 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         }
     if "methods" in run.config:
         results["methods"] = scores("methods")
-        results["methods"]["published"] = bool(run.config.report.published)
+        if run.config.report.published:
+            headers, rows = beside_published(results["methods"])
+            results["published"] = {
+                "differing": _differing(run.config),
+                "figures": [dict(zip(headers, row, strict=True)) for row in rows],
+            }
     source = run.source(run.config.data.val_split)
     return results | {
         "dataset": {
@@ -93,6 +103,10 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "stages": run.workdir.seconds() | {stage.folder.name: stage.seconds},
     }
+
+
+def _differing(config: Any) -> list[str] | None:
+    return departures(config) if config.report.published else None
 
 
 def print_tables(results: dict[str, Any]) -> None:
@@ -120,8 +134,12 @@ def print_tables(results: dict[str, Any]) -> None:
         _print(console, name, *methods_table(methods))
         if "perturbation" in methods:
             _print(console, "Accuracy as pixels are removed, %", *accuracies_table(methods))
-        if methods["published"]:
-            _print(console, "Beside the published figures, %", *beside_published(methods))
+    if "published" in results:
+        table = results["published"]["figures"]
+        if results["published"]["differing"]:
+            console.print(f"Not as published: {', '.join(results['published']['differing'])}.")
+        rows = [list(row.values()) for row in table]
+        _print(console, "Beside the published figures, %", list(table[0]), rows)
 
 
 def _print(console: Console, name: str, headers: list[str], rows: list[list[str]]) -> None:
@@ -131,15 +149,3 @@ def _print(console: Console, name: str, headers: list[str], rows: list[list[str]
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def _methods_section(run: Run, methods: dict[str, Any]) -> Section:
-    config = run.config
-    grid = pictures(
-        run.source(config.data.val_split),
-        classifier(run),
-        Comparison.from_config(config.methods),
-        images=config.report.images,
-        batch_size=config.methods.batch_size,
-    )
-    return methods_section(methods, pictures=grid)

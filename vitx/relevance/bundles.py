@@ -176,17 +176,15 @@ _CHEFER = _rules(
     products=rules.z_rule,
 )
 _LRP = {**_CHEFER, "linear": rules.alpha1_halves(_linear), "add": rules.z_rule(plain.add)}
-_CONDITIONED = {
+STABLE_RULES: dict[str, Rule] = {
+    "add": rules.normalised(rules.stabilised(plain.add)),
     "fork": rules.gather,
     "scores": rules.halved(rules.stabilised(_scores)),
     "weigh": rules.halved(rules.stabilised(_weigh)),
 }
-_STABLE = {
-    **_CHEFER,
-    **_CONDITIONED,
-    "add": rules.normalised(rules.stabilised(plain.add)),
-}
-_STABLE_LRP = {**_LRP, **_CONDITIONED, "add": rules.stabilised(plain.add)}
+"""What STABLE does otherwise than CHEFER."""
+_STABLE = {**_CHEFER, **STABLE_RULES}
+_STABLE_LRP = {**_LRP, **STABLE_RULES, "add": rules.stabilised(plain.add)}
 _UNIFORM = _rules(
     linear=rules.only_first(rules.uniform(_linear)),
     pixels=rules.only_first(rules.uniform(_linear)),
@@ -237,5 +235,5 @@ UNIFORM = _bundle(with_rule, _UNIFORM, _raw)
 
 CHEFER_PAIRS = attribution_bundle()
 """Gradient and CHEFER relevance in one pass over `Pair`s. Taps (B, Q, N) see mean over heads of relu(g * r)."""
-STABLE_PAIRS = attribution_bundle(**{name: _STABLE[name] for name in (*_CONDITIONED, "add")})
+STABLE_PAIRS = attribution_bundle(**STABLE_RULES)
 """The same with STABLE."""

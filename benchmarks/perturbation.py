@@ -6,8 +6,6 @@ one process, the figure is the median ratio. Target: at most 1.15.
 python -m benchmarks.perturbation [--model vit_base_patch16_224] [--batch 8] [--runs 5]
 """
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ import numpy as np
 from absl import app, flags
 
 import vitx
+from benchmarks.timing import alternate
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.perturbation import explain_and_perturb
 
@@ -57,18 +56,6 @@ def main(argv: list[str]) -> None:
         print(f"{name}: {np.median(times):.3f} s a batch")
     print(f"explanation / forward: {np.median(seconds['explanation'] / seconds['forward']):.2f}")
     print(f"perturbation / (explanation + 10 forwards): {ratio:.3f} (target {TARGET})")
-
-
-def alternate(sides: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run, the sides taking turns after one run each to compile."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(runs + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            jax.block_until_ready(side())
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ accuracies), AUC %, printed by [Re]:
 
 Accuracy of the unperturbed model: 80.3 or 80.8 % in published runs.
 
-Run time: docs/performance.md.
+Run time: about 3 hours on one H100, 22 minutes on eight (estimated, docs/performance.md).
 """
 
 from ml_collections import ConfigDict

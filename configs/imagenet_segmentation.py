@@ -15,7 +15,7 @@ Expected with the weights of Table 2, %, printed by [Re]:
     mAP              rollout 84.76  raw 80.24  GradCAM 71.60  LRP 55.68  partial LRP 84.67  attribution 86.03
     mIoU             rollout 55.42  raw 46.37  GradCAM 40.82  LRP 32.89  partial LRP 57.94  attribution 62.01
 
-Run time: docs/performance.md.
+Run time: minutes on one H100, 5 hours on two cores (estimated, docs/performance.md).
 """
 
 from ml_collections import ConfigDict

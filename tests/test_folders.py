@@ -40,7 +40,7 @@ def test_class_folders_are_classes(pets):
         expected = np.asarray(Image.open(pets / "val" / path))
         np.testing.assert_array_equal(source[index].image, expected)
         np.testing.assert_array_equal(source.labels(index), source[index].labels)
-    assert source[0].mask is None and source[0].labels.shape == (3,)
+    assert source[0].mask is None and not source.has_masks and source[0].labels.shape == (3,)
     assert not source[0].image.flags.writeable and not source.labels(0).flags.writeable
 
 
@@ -114,7 +114,10 @@ def test_two_images_of_one_id_are_refused(pets):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("test", r"has no folder 'test'; it has train, val, and \"all\" is"),
+        (
+            "test",
+            r"has no folder 'test'; it has train, val. Where .*: --config.data.val_split=all$",
+        ),
         ("../pets", "has no folder '../pets'"),
         ("val+train", "has no folder 'val.train'"),
         ("val/cat", "has no folder 'val/cat'"),
@@ -128,6 +131,18 @@ def test_two_images_of_one_id_are_refused(pets):
 def test_unknown_splits_are_explained(split, message, pets):
     with pytest.raises(ValueError, match=message):
         open_source("folder", split, pets)
+
+
+def test_class_folders_without_a_split_say_how_to_ask_for_them(pets):
+    with pytest.raises(
+        ValueError, match=r"has no folder 'validation'; it has ant, cat, dog\. "
+    ) as e:
+        open_source("folder", "validation", pets / "val")
+    option = str(e.value).split()[-1]
+    assert option.startswith("--config.data.val_split=")
+    assert len(open_source("folder", option.split("=")[1], pets / "val")) == 5
+    with pytest.raises(ValueError, match="has no folder 'validation'; it has none"):
+        open_source("folder", "validation", pets / "val" / "cat")
 
 
 def test_layouts_that_are_none(pets):

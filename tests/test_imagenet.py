@@ -128,6 +128,7 @@ def test_every_layout_gives_the_same_examples(layout, made, tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     source, built = (open_source(NAME, "validation", place) for place in (tmp_path, root))
     assert source.name == NAME and source.classes == built.classes and source.most_classes == 1
+    assert not source.has_masks and not built.has_masks
     for example, other in zip(source, built, strict=True):
         assert example.id == other.id
         np.testing.assert_array_equal(example.image, other.image)
@@ -158,6 +159,153 @@ def test_a_part_of_the_classes_keeps_their_numbers(made, tmp_path):
     in_one_folder(tmp_path / "n00007846", {"n00007846_1.JPEG": b""})  # ImageNet-21k's person
     with pytest.raises(ValueError, match="n00007846 is none of the 1000 classes"):
         open_source(NAME, "validation", tmp_path)
+
+
+def one_per_line(pairs):
+    return "".join(f"{name} {label}\n" for name, label in pairs)
+
+
+def kaggle(pairs):
+    boxes = "{1} 85 1 499 272 n02085782 3 4 50 60 "
+    lines = [f"{name},{boxes.format(name, label)}" for name, label in pairs]
+    return "\r\n".join(["ImageId,PredictionString", *lines, ""])
+
+
+RENAMED = {"b 1.png": 282, "a.jpeg.webp": 999, "10.GIF": 0, "9.tif": 0}
+
+
+def renamed(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(RENAMED):
+        Image.new("RGB", (9, 7), (50 * number, 0, 0)).save(folder / name)
+    for other in (".hidden.png", "Thumbs.db", "notes.md"):
+        (folder / other).write_bytes(b"no image")
+
+
+LABEL_FILES = {
+    "val.txt": one_per_line(RENAMED.items()),
+    "labels.txt": "\n".join(  # of the images as they were before converting
+        f"  val/{Path(name).stem}\t{imagenet.wnids()[label]}  \n"
+        for name, label in reversed(RENAMED.items())
+    ),
+    "LOC_val_solution.csv": kaggle(
+        (Path(name).stem, imagenet.wnids()[label])
+        for name, label in [*RENAMED.items(), ("not here", 5)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABEL_FILES)
+@pytest.mark.parametrize(("folder", "beside"), [("val", "val"), ("val", "."), (".", ".")])
+def test_a_file_labels_images_of_any_name(name, folder, beside, tmp_path):
+    renamed(tmp_path / folder)
+    (tmp_path / beside / name).write_text(LABEL_FILES[name], "utf-8-sig")
+    source = open_source(NAME, "validation", tmp_path)
+    assert [e.id for e in source] == ["10", "9", "a.jpeg", "b 1"]
+    assert [int(e.labels.argmax()) for e in source] == [0, 0, 999, 282]
+    np.testing.assert_array_equal(source[2].image.shape, (7, 9, 3))
+
+
+def test_published_names_may_be_labelled_too(made, tmp_path):
+    in_one_folder(tmp_path, made[1])
+    named = open_source(NAME, "validation", tmp_path)
+    labels = [(Path(name).stem, wnid(name)) for name in made[1]]
+    (tmp_path / "LOC_val_solution.csv").write_text(kaggle(labels))
+    assert open_source(NAME, "validation", tmp_path).fingerprint == named.fingerprint
+    converted = tmp_path / "converted" / "val"
+    in_one_folder(converted, {f"{stem}.png": made[1][f"{stem}.JPEG"] for stem, _ in labels})
+    numbers = [(name, imagenet.class_of(name)) for name in made[1]]  # Caffe's val.txt
+    (converted.parent / "val.txt").write_text(one_per_line(numbers))
+    source = open_source(NAME, "validation", converted.parent)
+    for index in range(64):
+        np.testing.assert_array_equal(source.labels(index), named.labels(index))
+
+
+def test_fingerprints_follow_the_labels(tmp_path):
+    renamed(tmp_path)
+    prints = []
+    for label in (999, 998, 999):
+        labels = one_per_line({**RENAMED, "a.jpeg.webp": label}.items())
+        (tmp_path / "val.txt").write_text(labels)
+        prints.append(open_source(NAME, "validation", tmp_path).fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
+WHOLE = LABEL_FILES["val.txt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "val.txt",
+            "10 0\n9.tif 0\n",
+            " has no line for 2 of the 4 images in {}, the first a.jpeg",
+        ),
+        ("val.txt", f"{WHOLE}\nx n00007846", ", line 6: 'n00007846' is no class; wanted a WordNet"),
+        ("val.txt", f"{WHOLE}x 1000", ", line 5: '1000' is no class; .* from 0 to 999"),
+        ("val.txt", "10 -1", ", line 1: '-1' is no class"),
+        ("val.txt", "10 0.0", ", line 1: '0.0' is no class"),
+        ("val.txt", f"{WHOLE}x n01440764", ", line 5: some classes are numbers and some WordNet"),
+        ("val.txt", f"{WHOLE}a.jpeg 999", ", line 5: a.jpeg again; keep one line"),
+        (
+            "labels.txt",
+            "490\n361\n",
+            ", line 1: wanted the name of an image and its class, found '490'",
+        ),
+        ("labels.txt", "tench, Tinca tinca\n", ", line 1: 'tinca' is no class"),
+        (
+            "val.txt",
+            "ILSVRC2012_val_00000911.JPEG 1",
+            r", line 1: .* as class \d+ \(n01514668\), not 1; count from 0",
+        ),
+        ("LOC_val_solution.csv", kaggle([("a.jpeg", "n0")]), ", line 2: 'n0' is no class"),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\na,\n",
+            ", line 2: wanted .* found 'a'",
+        ),
+        ("LOC_val_solution.csv", f"{'a' * 200_000},n01440764", ": field larger than field limit"),
+        ("val.txt", "10 0\n\xff 0".encode("latin-1"), ": 'utf-8' codec"),
+    ],
+)
+def test_bad_labels_are_named_by_file_and_line(file, text, message, tmp_path):
+    renamed(tmp_path / "val")
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(
+        ValueError, match=f"{tmp_path / file}{message.format(tmp_path / 'val')}"
+    ) as e:
+        open_source(NAME, "validation", tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_two_files_of_labels_are_one_too_many(tmp_path):
+    renamed(tmp_path / "val")
+    for path in (tmp_path / "val.txt", tmp_path / "val" / "labels.txt"):
+        path.write_text(WHOLE)
+    with pytest.raises(ValueError, match=r"val/labels.txt and .*/val.txt both label .* keep one"):
+        open_source(NAME, "validation", tmp_path)
+
+
+def test_images_of_no_known_class_are_not_dropped(made, tmp_path):
+    folder = tmp_path / "val"
+    renamed(folder)
+    with pytest.raises(
+        ValueError, match=rf"of 4 of the 4 images in {folder}, the first 10.GIF:"
+    ) as e:
+        open_source(NAME, "validation", tmp_path)
+    assert f'{folder}/val.txt, with lines such as "10.GIF n01440764"' in str(e.value)
+    assert "image-net.org" not in str(e.value)
+    in_one_folder(folder, made[1])
+    with pytest.raises(ValueError, match=r"of 4 of the 68 images .* name them as published"):
+        open_source(NAME, "validation", tmp_path)
+    truth = "ILSVRC2012_validation_ground_truth.txt"
+    (tmp_path / truth).write_text("490\n361\n")
+    with pytest.raises(ValueError, match=rf"first 10.GIF \({truth} cannot: it names no images"):
+        open_source(NAME, "validation", tmp_path)
+    for name in RENAMED:
+        (folder / name).unlink()
+    assert len(open_source(NAME, "validation", tmp_path)) == 64  # the names tell
 
 
 def test_unknown_splits_and_configs(made, tmp_path):

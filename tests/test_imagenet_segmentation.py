@@ -51,7 +51,7 @@ def test_pictures_and_masks_come_as_they_are(made):
     root, names, images, masks = made
     source = open_source(NAME, "test", root)
     assert len(source) == 23 and source.classes == ("background", "foreground")
-    assert source.most_classes == 1 and source.name == f"{NAME}/1.0.0"
+    assert source.most_classes == 1 and source.name == f"{NAME}/1.0.0" and source.has_masks
     assert len({image.shape for image in images}) > 15 and any(i.ndim == 2 for i in images)
     for index, (example, image, mask) in enumerate(zip(source, images, masks, strict=True)):
         assert example.id == names[index]
@@ -256,8 +256,10 @@ def test_a_file_that_is_no_hdf5_is_refused(tmp_path):
 
 READ = """
     import sys
+    from vitx.data.class_names import imagenet_names
     from vitx.data.sources import open_source
 
+    assert not imagenet_names.cache_info().currsize  # nothing is read on import
     source = open_source("imagenet_segmentation", "test", sys.argv[1])
     assert source[3].mask is not None
     assert not {"h5py", "tensorflow"} & set(sys.modules)

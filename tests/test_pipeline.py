@@ -1,6 +1,8 @@
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -8,7 +10,13 @@ import numpy as np
 import pytest
 
 from vitx.data import pipeline, sources
-from vitx.data.pipeline import Augment, evaluation_batches, open_source, training_loader
+from vitx.data.pipeline import (
+    Augment,
+    evaluation_batches,
+    open_source,
+    read_ahead,
+    training_loader,
+)
 
 Preprocess = namedtuple("Preprocess", "mean std size")
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.5, 0.25, 0.2), (48, 48))
@@ -57,6 +65,7 @@ class Marked(list):
 
 def test_batches_hold_what_the_contract_says(source):
     batches = load(source)
+    assert source.has_masks
     assert len(batches) == 3 * (24 // 5)
     for batch in batches:
         assert batch["image"].shape == (5, 48, 48, 3) and batch["image"].dtype == np.float32
@@ -265,6 +274,43 @@ def test_evaluation_keeps_masks_at_their_own_size():
 def test_evaluation_refuses_empty_batches(source):
     with pytest.raises(ValueError, match="batch_size is 0"):
         evaluation_batches(source, preprocess=PLAIN, batch_size=0)
+
+
+class Slow:
+    """Batches that are their places, the earlier ones slower; place 6 is damaged."""
+
+    def __init__(self):
+        self.begun = []
+
+    def __getitem__(self, place):
+        self.begun.append(place)
+        time.sleep(0.01 / (1 + place))
+        if place == 6:
+            raise FileNotFoundError("batch 6")
+        return place
+
+
+def test_batches_read_ahead_keep_their_order():
+    places = [5, 0, 9, 2, 1, 7, 3]
+    assert list(read_ahead(Slow(), places)) == places
+    assert list(read_ahead(Slow(), [])) == []
+
+
+def test_an_error_in_reading_ahead_comes_in_its_turn():
+    threads, batches, seen = threading.active_count(), Slow(), []
+    with pytest.raises(FileNotFoundError, match=r"^batch 6$"):
+        for batch in read_ahead(batches, range(1000)):
+            seen.append(batch)
+    assert seen == list(range(6)) and max(batches.begun) < 12
+    assert threading.active_count() == threads
+
+
+def test_closing_ends_reading_ahead():
+    threads, batches = threading.active_count(), Slow()
+    iterator = read_ahead(batches, range(7, 1000))
+    assert next(iterator) == 7
+    iterator.close()
+    assert len(batches.begun) <= 5 and threading.active_count() == threads
 
 
 def test_a_limit_leaves_the_first(source, tmp_path):

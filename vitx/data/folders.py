@@ -12,7 +12,10 @@ import tensorflow_datasets as tfds
 
 from vitx.data.records import Record
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm",
+)  # fmt: skip
 
 
 class ImageFile(NamedTuple):
@@ -32,6 +35,7 @@ class FolderRecords:
     """
 
     one_class = True
+    has_masks = False
 
     def __init__(
         self,
@@ -87,8 +91,11 @@ def open_records(config: str, split: str, data_dir: Path) -> FolderRecords:
         raise FileNotFoundError(f"no folder {data_dir}; dataset 'folder' reads class folders in it")
     place, known = base_split(split), subfolders(data_dir)
     if place not in ("", "all", *known):
-        has = f"it has {', '.join(known[:8])}" + (", ..." if len(known) > 8 else "")
-        raise ValueError(f'{data_dir} has no folder {place!r}; {has}, and "all" is {data_dir}')
+        has = f"it has {', '.join(known[:8]) or 'none'}" + (", ..." if len(known) > 8 else "")
+        raise ValueError(
+            f"{data_dir} has no folder {place!r}; {has}. Where these are the classes themselves: "
+            "--config.data.val_split=all"
+        )
     folder = data_dir if place in ("", "all") else data_dir / place
     classes = subfolders(folder)
     if not classes:

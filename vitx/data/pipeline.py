@@ -190,16 +190,23 @@ class EvaluationBatches(Sequence[dict[str, Any]]):
 
 
 def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batch]:
-    """`batches[place]` for each place in order, read by threads while the device computes."""
+    """`batches[place]` for each place in order, read by threads while the device computes.
+
+    An error in reading is raised as it is, in the batch's turn. Then, or once the iterator is
+    closed, no further batch is begun.
+    """
     ahead = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(ahead) as pool:
-        waiting: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(ahead)
+    waiting: deque[Future[Batch]] = deque()
+    try:
         for place in places:
             waiting.append(pool.submit(batches.__getitem__, place))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def evaluation_batches(

@@ -2,19 +2,22 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vitx.data.records import Record
 from vitx.files import WriteError, first_line
+
+Builder = TypeVar("Builder", bound=tfds.core.GeneratorBasedBuilder)
 
 _SKIP = tfds.decode.SkipDecoding()
 
@@ -40,13 +43,6 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder):
         """Where the file belongs: TFDS's folder for what is fetched by hand."""
         return Path(self.data_dir_root) / "downloads" / "manual" / self.FILE
 
-    def check_manual_file(self) -> None:
-        """Raises FileNotFoundError, saying where to get the file and where to put it."""
-        if not self.manual_file.is_file():
-            raise FileNotFoundError(
-                self.MISSING.format(path=self.manual_file, root=self.data_dir_root)
-            )
-
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager
         return {self.SPLIT: self._generate_examples(self.manual_file)}
@@ -57,7 +53,6 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder):
         download_config: tfds.download.DownloadConfig,
     ) -> None:
         del download_config
-        self.check_manual_file()
         print(f"{self.name}: made from {self.manual_file}, once", file=sys.stderr)
         generators = self._split_generators(dl_manager)
         splits = [self._write(split, examples) for split, examples in generators.items()]
@@ -105,8 +100,8 @@ class PreparedRecords:
         self.name, self.split, self.classes = builder.info.full_name, split, classes
         self.content = (builder.info.metadata or {}).get("sha256") or repr(builder.builder_config)
         self.one_class = "label" in builder.info.features
-        self._has_masks = "mask" in builder.info.features
-        encoded = {"image": _SKIP, "mask": _SKIP} if self._has_masks else {"image": _SKIP}
+        self.has_masks = "mask" in builder.info.features
+        encoded = {"image": _SKIP, "mask": _SKIP} if self.has_masks else {"image": _SKIP}
         self._folder = str(builder.data_path)
         with self._explained():
             self._records = builder.as_data_source(split=split, decoders=encoded)
@@ -120,7 +115,7 @@ class PreparedRecords:
             record = self._records[index]
         identifier = record["id"].decode()
         labels = [int(record["label"])] if self.one_class else [int(i) for i in record["labels"]]
-        mask = record["mask"] if self._has_masks else None
+        mask = record["mask"] if self.has_masks else None
         return Record(identifier, f"{identifier} of {self.name}", record["image"], mask, labels)
 
     def labels(self, index: int) -> Sequence[int]:
@@ -148,21 +143,17 @@ def open_prepared(
     """A split of the dataset of a TFDS builder, which is built under `data_dir` if it is not there.
 
     One process builds, all or nothing. `config` is empty for the builder's first. Raises ValueError
-    for an unknown config or split and for bad files, FileNotFoundError for a file that is to be
-    fetched, WriteError where building fails for want of space or permission.
+    for an unknown config or split and for bad files, WriteError where building fails for want of
+    space or permission.
     """
     configs = [known.name for known in builder_class.BUILDER_CONFIGS]
     if config and config not in configs:
         has = f"it has {', '.join(configs)}" if configs else "it has none"
         raise ValueError(f"{builder_class.name} has no config {config!r}; {has}")
 
-    def make() -> tfds.core.GeneratorBasedBuilder:
-        return builder_class(data_dir=data_dir, config=config or None, file_format="array_record")
-
+    make = functools.partial(_builder, builder_class, config, data_dir)
     builder = make()
     if not builder.data_path.exists():
-        if isinstance(builder, ManualBuilder):
-            builder.check_manual_file()
         try:
             _build(make, data_dir / f".{builder.name}.lock")
         except (OSError, RuntimeError) as error:
@@ -172,6 +163,28 @@ def open_prepared(
             ) from error
         builder = make()
     return PreparedRecords(builder, classes, split)
+
+
+def open_manual(
+    builder_class: type[ManualBuilder],
+    classes: tuple[str, ...],
+    config: str,
+    split: str,
+    data_dir: Path,
+) -> PreparedRecords:
+    """As `open_prepared`, of a dataset that is made from a file which the user has to fetch.
+
+    Raises FileNotFoundError where that is missing and the dataset not built, saying where to get it
+    and where to put it; nothing is written then.
+    """
+    builder = _builder(builder_class, "", data_dir)
+    if not (builder.data_path.exists() or builder.manual_file.is_file()):
+        raise FileNotFoundError(builder.MISSING.format(path=builder.manual_file, root=data_dir))
+    return open_prepared(builder_class, classes, config, split, data_dir)
+
+
+def _builder(builder_class: type[Builder], config: str, data_dir: Path) -> Builder:
+    return builder_class(data_dir=data_dir, config=config or None, file_format="array_record")
 
 
 def _build(make: Callable[[], tfds.core.DatasetBuilder], lock: Path) -> None:

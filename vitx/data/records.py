@@ -33,6 +33,7 @@ class Records(Protocol):
       classes: names, the first is "background".
       content: what the content follows from, beside name, split and length.
       one_class: whether every image is known to show exactly one class.
+      has_masks: whether every example has a mask; else none has.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Records(Protocol):
     classes: tuple[str, ...]
     content: str
     one_class: bool
+    has_masks: bool
 
     def __len__(self) -> int:
         """How many examples there are."""

@@ -7,36 +7,25 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms
 from vitx.data.palette import decode_mask
-from vitx.data.prepared import open_prepared
+from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
 
 CACHE_BYTES = 256 * 2**20  # a split that decodes to less stays in memory
 
-
-class Dataset(NamedTuple):
-    """How a split is opened, from config, split and folder of the data; its classes, () if unknown."""
-
-    open: Callable[[str, str, Path], Records]
-    classes: tuple[str, ...]
-
-
-def _prepared(builder_class: type, classes: tuple[str, ...]) -> Dataset:
-    return Dataset(functools.partial(open_prepared, builder_class, classes), classes)
-
-
-DATASETS: dict[str, Dataset] = {
-    "shapes": _prepared(shapes.Shapes, shapes.CLASSES),
-    "imagenet2012": Dataset(imagenet.open_records, imagenet.classes()),
-    "imagenet_segmentation": _prepared(
-        imagenet_segmentation.ImagenetSegmentation, imagenet_segmentation.CLASSES
+# How a split is opened, from config, split and folder of the data.
+DATASETS: dict[str, Callable[[str, str, Path], Records]] = {
+    "shapes": functools.partial(open_prepared, shapes.Shapes, shapes.CLASSES),
+    "imagenet2012": imagenet.open_records,
+    "imagenet_segmentation": functools.partial(
+        open_manual, imagenet_segmentation.ImagenetSegmentation, imagenet_segmentation.CLASSES
     ),
-    "folder": Dataset(folders.open_records, ()),
+    "folder": folders.open_records,
 }
 
 
@@ -74,6 +63,11 @@ class Source(Sequence[Example]):
         content = [self.name, records.content, self.split, self._length]
         self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         self._cache: dict[int, Example] = {}
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every example has a mask; else none has."""
+        return self._records.has_masks
 
     @functools.cached_property
     def most_classes(self) -> int:
@@ -138,4 +132,4 @@ def open_source(
     dataset, _, config = name.partition("/")
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; there is {', '.join(DATASETS)}")
-    return Source(DATASETS[dataset].open(config, split, Path(data_dir).expanduser()), limit)
+    return Source(DATASETS[dataset](config, split, Path(data_dir).expanduser()), limit)

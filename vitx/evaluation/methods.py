@@ -165,6 +165,8 @@ class Batches(Sequence[dict[str, Any]]):
     ):
         if batch_size < 1:
             raise ValueError(f"methods.batch_size is {batch_size}, but at least 1 is wanted")
+        if with_masks and not source.has_masks:
+            raise ValueError(f"methods.measures has segmentation, but {source.name} has no masks")
         self._source, self._chosen = source, chosen
         self._size, self._dtype = model.preprocess.size, model.head.bias.dtype
         self._batch_size, self._with_masks = batch_size, with_masks

@@ -101,7 +101,11 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         "checkpoint": run.checkpoint_digest,
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "device": jax.devices()[0].device_kind,
-        "stages": run.workdir.seconds() | {stage.folder.name: stage.seconds},
+        "stages": {
+            name: seconds
+            for name, seconds in run.workdir.seconds().items()
+            if name != stage.folder.name  # which is still running
+        },
     }
 
 
@@ -132,7 +136,7 @@ def print_tables(results: dict[str, Any]) -> None:
         methods = results["methods"]
         name = f"Explanation methods, {methods['images']} images, %"
         _print(console, name, *methods_table(methods))
-        if "perturbation" in methods:
+        if "perturbation" in methods and "masks" not in results:  # there, the page has them
             _print(console, "Accuracy as pixels are removed, %", *accuracies_table(methods))
     if "published" in results:
         table = results["published"]["figures"]

@@ -327,9 +327,65 @@ def test_every_product_has_full_precision(make, method):
     assert [p for p in products if p.count("HIGHEST") != 2] == []
 
 
+# Memory.
+
+
+@cache
+def deep_model():
+    return small_vit(depth=5)
+
+
+@pytest.mark.parametrize("rules", ["published", "stable"])
+@pytest.mark.parametrize(
+    ("method", "start_layer"),
+    [
+        ("transformer_attribution", 0),
+        ("transformer_attribution", 2),
+        ("transformer_attribution", 4),
+        ("lrp", 0),
+    ],
+)
+def test_lean_maps_are_the_fast_ones(method, start_layer, rules):
+    model = deep_model()
+    images = images_for(model, IMAGES)
+    logits, maps = vitx.explain(model, images, CLASSES, method, start_layer, rules, memory="lean")
+    expected = vitx.explain(model, images, CLASSES, method, start_layer, rules, memory="fast")
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-12)
+    assert_maps_equal(maps, expected[1])
+
+
+def test_lean_takes_less_memory_and_auto_chooses_it_for_many_tokens():
+    def temporaries(memory):
+        model = nnx.eval_shape(lambda: small_vit(depth=8, size=(80, 80)))  # 401 tokens
+        images = jax.ShapeDtypeStruct((2, 80, 80, 3), np.float64)
+        run = jax.jit(lambda model, images: vitx.explain(model, images, memory=memory)[1])
+        return run.lower(model, images).compile().memory_analysis().temp_size_in_bytes
+
+    fast, lean = temporaries("fast"), temporaries("lean")
+    assert lean < 0.4 * fast
+    assert temporaries("auto") == fast
+
+    def is_lean(name, size):
+        model = nnx.eval_shape(lambda: vitx.create(name, image_size=size))
+        return module._kept_bytes(model, 4) > module._LEAN_BYTES
+
+    assert not is_lean("vit_base_patch16_224", 224)
+    assert is_lean("vit_base_r50_s16_224", 448)
+
+
+def test_when_memory_ends_the_error_says_what_takes_less(monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(module, "_explain", full)
+    with pytest.raises(MemoryError, match='3 images at 8 x 12: give memory="lean"'):
+        vitx.explain(the_model(), images_for(the_model(), IMAGES))
+
+
 # Bad input.
 
 BAD = {
+    "memory must be one of auto, fast, lean, not 'small'": {"memory": "small"},
     "method must be one of rollout, .*transformer_attribution, not 'saliency'": {
         "method": "saliency"
     },

@@ -182,6 +182,33 @@ class VisionTransformer(nnx.Module):
             attentions.append(attention)
         return tokens, attentions
 
+    def encode_lean(
+        self, tokens: Array, ops: Ops = PLAIN, taps: Sequence[Array | None] | None = None
+    ) -> Array:
+        """The class token of `encode`, for a backward pass in little memory: only the blocks' inputs are kept.
+
+        The rest is computed anew. The blocks but the last run in a scan over their stacked weights, since a compiler
+        may compute unrolled ones anew too early. `taps` has one entry a block; those that are None come first.
+        """
+        *below, last = self.blocks
+        taps = [None] * len(self.blocks) if taps is None else list(taps)
+        seen = [tap for tap in taps[:-1] if tap is not None]
+        start = len(below) - len(seen)
+        graph, _ = nnx.split(last)
+
+        @jax.checkpoint
+        def step(x: Array, scanned: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
+            state, tap = scanned
+            return nnx.merge(graph, state)(x, ops, tap)[0], None
+
+        for part, part_taps in ((below[:start], None), (below[start:], seen)):
+            if part:
+                states = [nnx.split(block)[1] for block in part]
+                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+                over = (stacked, None if part_taps is None else jnp.stack(part_taps))
+                tokens, _ = jax.lax.scan(step, tokens, over)
+        return last(tokens, ops, taps[-1], queries=1)[0]
+
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens (B, >= 1, D) -> logits (B, classes), from the class token alone."""
         return self.head(self.norm(tokens[:, :1], ops), ops)[:, 0]

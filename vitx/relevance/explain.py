@@ -22,8 +22,10 @@ METHODS = (
 )
 CLASS_AGNOSTIC = ("rollout", "raw_attention")
 RULES = ("published", "stable")
+MEMORY = ("auto", "fast", "lean")
 
 _CLASS_CHUNK_BYTES = 2 << 30
+_LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
 
 
 def explain(
@@ -34,6 +36,7 @@ def explain(
     start_layer: int = 0,
     rules: str = "published",
     class_chunk: int | None = None,
+    memory: str = "auto",
 ) -> tuple[Array, Array]:
     """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
 
@@ -45,6 +48,8 @@ def explain(
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: classes that go backward at once, which bounds memory; default: chosen by size.
+      memory: "fast" keeps what the forward computed in every block; "lean" computes it anew for "lrp" and
+        "transformer_attribution", for about a fifth more time; "auto" chooses by size.
 
     Returns:
       logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
@@ -53,8 +58,9 @@ def explain(
     Raises:
       ValueError: for an unknown method or rule, a start layer that the model has not, or images or classes of a
         shape, type or range that does not fit.
+      MemoryError: where the device's memory ends, naming what uses less of it.
     """
-    _check_options(model, method, start_layer, rules, class_chunk)
+    _check_options(model, method, start_layer, rules, class_chunk, memory)
     images = jnp.asarray(images)
     size = tuple(model.preprocess.size)
     if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
@@ -65,16 +71,28 @@ def explain(
         classes = _check_classes(classes, len(images), model.num_classes)
     if class_chunk is None and classes is not None and classes.ndim == 2:
         class_chunk = _fitting_chunk(model, images)
-    return _explain(model, images, classes, method, start_layer, rules, class_chunk)
+    if memory == "auto":
+        memory = "lean" if _kept_bytes(model, images.dtype.itemsize) > _LEAN_BYTES else "fast"
+    try:
+        return _explain(model, images, classes, method, start_layer, rules, class_chunk, memory)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
+            'give memory="lean", class_chunk=1 or fewer images at once'
+        ) from error
 
 
 def _check_options(
-    model: Any, method: str, start_layer: int, rules: str, class_chunk: int | None
+    model: Any, method: str, start_layer: int, rules: str, class_chunk: int | None, memory: str
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if rules not in RULES:
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
+    if memory not in MEMORY:
+        raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
     if not 0 <= start_layer < len(model.blocks):
         raise ValueError(f"start_layer must be in [0, {len(model.blocks)}), not {start_layer}")
     if class_chunk is not None and class_chunk < 1:
@@ -105,7 +123,14 @@ def _fitting_chunk(model: Any, images: Array) -> int:
     return max(1, _CLASS_CHUNK_BYTES // one)
 
 
-@partial(jax.jit, static_argnames=("method", "start_layer", "rules", "class_chunk"))
+def _kept_bytes(model: Any, itemsize: int) -> int:
+    """What "fast" keeps of an image: some 36 arrays as wide as the tokens and six attention matrices a block."""
+    tokens, width = 1 + model.grid[0] * model.grid[1], model.head.kernel.shape[0]
+    one = 36 * width + 6 * model.blocks[0].attn.heads * tokens
+    return len(model.blocks) * tokens * one * itemsize
+
+
+@partial(jax.jit, static_argnames=("method", "start_layer", "rules", "class_chunk", "memory"))
 def _explain(
     model: Any,
     images: Array,
@@ -114,10 +139,11 @@ def _explain(
     start_layer: int,
     rules: str,
     class_chunk: int | None,
+    memory: str,
 ) -> tuple[Array, Array]:
     # Convolutions and whatever else runs outside a bundle follow the same precision as the bundles.
     with jax.default_matmul_precision("highest"):
-        logits, one_class = _METHODS[method](model, images, start_layer, rules)
+        logits, one_class = _METHODS[method](model, images, start_layer, rules, memory == "lean")
     if classes is None:
         classes = logits.argmax(-1)
     hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
@@ -133,13 +159,15 @@ def _explain(
 # Each of these runs the forward and returns the logits (B, C) and a function from one-hot rows (B, C) to maps.
 
 
-def _transformer_attribution(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _transformer_attribution(
+    model: Any, images: Array, start_layer: int, rules: str, lean: bool
+) -> Any:
     ops = bundles.CHEFER_PAIRS if rules == "published" else bundles.STABLE_PAIRS
-    return attribution(model, images, start_layer, ops)
+    return attribution(model, images, start_layer, ops, lean=lean)
 
 
 def attribution(
-    model: Any, images: Array, start_layer: int, ops: Ops
+    model: Any, images: Array, start_layer: int, ops: Ops, *, lean: bool = False
 ) -> tuple[Array, Callable[[Array], Array]]:
     """Transformer attribution under any bundle of pairs, `bundles.attribution_bundle` makes others.
 
@@ -148,6 +176,7 @@ def attribution(
       images: normalised, (B, H, W, 3).
       start_layer: first block of the product.
       ops: a bundle of pairs.
+      lean: computes the blocks anew on the way back.
 
     Returns:
       logits (B, classes), and a function from one-hot rows (B, classes) to maps (B, h, w).
@@ -155,7 +184,7 @@ def attribution(
     tokens = _tokens(model, images)
 
     def forward(taps: list[Array]) -> Any:
-        encoded, _ = model.encode(bundles.twice(tokens), ops, [None] * start_layer + taps)
+        encoded = _encoded(model, bundles.twice(tokens), ops, [None] * start_layer + taps, lean)
         return model.classify(encoded, ops)
 
     counts = _queries(model, tokens)[start_layer:]
@@ -179,11 +208,11 @@ def _attention_only(model: Any, images: Array, start_layer: int, method: str) ->
     return model.classify(encoded, ops), lambda hot: _on_grid(model, maps)
 
 
-def _rollout(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _rollout(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     return _attention_only(model, images, start_layer, "rollout")
 
 
-def _raw_attention(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _raw_attention(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     return _attention_only(model, images, start_layer, "raw_attention")
 
 
@@ -202,26 +231,30 @@ def _last_block(model: Any, images: Array, ops: Ops) -> Any:
     return logits, attention, lambda hot: pull(hot)[0]
 
 
-def _gradcam(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _gradcam(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     logits, attention, pull = _last_block(model, images, bundles.EXACT)
     return logits, lambda hot: _on_grid(model, methods.gradcam(attention, pull(hot)))
 
 
-def _partial_lrp(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _partial_lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
     logits, _, pull = _last_block(model, images, ops)
     return logits, lambda hot: _on_grid(model, methods.partial_lrp(pull(hot)))
 
 
-def _lrp(model: Any, images: Array, start_layer: int, rules: str) -> Any:
+def _lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
 
     def forward(features: Array) -> Array:
-        encoded, _ = model.encode(model.embed(features, ops), ops)
+        encoded = _encoded(model, model.embed(features, ops), ops, None, lean)
         return model.classify(encoded, ops)
 
     logits, pull = jax.vjp(forward, model.features(images, bundles.EXACT))
     return logits, lambda hot: pull(hot)[0].sum(-1)
+
+
+def _encoded(model: Any, tokens: Any, ops: Ops, taps: list[Array | None] | None, lean: bool) -> Any:
+    return model.encode_lean(tokens, ops, taps) if lean else model.encode(tokens, ops, taps)[0]
 
 
 def _tokens(model: Any, images: Array) -> Array:

@@ -92,6 +92,7 @@ def test_alike_features_have_affinity_one_and_no_gradient():
     assert not jax.jit(jax.grad(lambda x: affinities(x).sum()))(features).any()
 
 
+@pytest.mark.slow
 def test_affinities_take_any_leading_axes_and_jit():
     features = jax.random.normal(jax.random.key(0), (2, 3, 9, 10, 4))
     together = jax.jit(affinities)(features)
@@ -116,6 +117,7 @@ def test_labels_equal_the_published_code(golden):
         assert not outside.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(
     st.integers(2, 5),
@@ -167,6 +169,7 @@ def test_loss_by_hand(x64):
     assert float(found["loss"]) == pytest.approx(terms @ [0.25, 0.25, 0.5])
 
 
+@pytest.mark.slow
 def test_loss_is_finite_at_the_ends_and_without_pairs():
     ends = jnp.asarray([0.0, 1.0]).reshape(2, 1, 1)
     yes, no = jnp.ones((2, 1, 1), bool), jnp.zeros((2, 1, 1), bool)

@@ -120,6 +120,7 @@ def test_values_are_the_plain_ones_to_the_bit(name):
         assert_same(value, twice(expected))
 
 
+@pytest.mark.slow
 def test_values_of_a_whole_model_are_the_plain_ones_in_float32():
     with jax.enable_x64(False):
         model = small_vit(depth=1)
@@ -234,6 +235,7 @@ def test_pixels_conserve_by_their_bounds():
         np.testing.assert_allclose(total(relevance), total(cotangent), atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", [bundles.CHEFER, UNIFORM, bundles.STABLE_PAIRS])
 def test_operations_of_the_stem_have_no_rule_and_say_so(bundle):
     x, one = jnp.ones((1, 4, 4, 2)), jnp.ones(2)
@@ -326,6 +328,7 @@ def bare_norm(self, x, ops, tap, queries):
     return ops.add(skip[:, :queries], mixed), attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [small_vit, small_hybrid])
 def test_uniform_relevance_at_the_tokens_is_exactly_one(make):
     model = make()

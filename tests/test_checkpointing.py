@@ -38,6 +38,7 @@ def assert_same(left, right):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_an_empty_folder_gives_the_template(tmp_path):
     with Checkpoints(tmp_path / "new") as checkpoints:
         state = make_state()
@@ -193,6 +194,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
         Checkpoints(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
     script = """
 import pathlib, resource, signal, sys

@@ -104,6 +104,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_load_gives_back_what_save_wrote(name, tmp_path):
     model = MODELS[name]()
@@ -117,6 +118,7 @@ def test_load_gives_back_what_save_wrote(name, tmp_path):
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
 
 
+@pytest.mark.slow
 def test_the_same_model_makes_the_same_file(tmp_path):
     model = vitx.create("vit_test_conv_s4_48", num_classes=3)
     for name in ("a", "b"):
@@ -125,6 +127,7 @@ def test_the_same_model_makes_the_same_file(tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_load_gives_back_epsilons_and_heads(tmp_path):
     model = small_vit(norm_eps=1e-12, final_norm_eps=3e-5, heads=3)
     vitx.save(model, tmp_path / "new folder")
@@ -476,6 +479,7 @@ def test_image_size(tmp_path):
             vitx.load(path, image_size=wrong)
 
 
+@pytest.mark.slow
 def test_num_classes_replaces_the_head(tmp_path):
     model = small_vit()
     path = tmp_path / "m.safetensors"

@@ -94,6 +94,7 @@ def test_single_precision_is_close_to_the_definition():
     assert np.abs(np.asarray(found[0]) - expected).mean() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [4, 32])
 def test_backends_agree_on_scenes(alpha):
     """The published code approximates its kernels, so single pixels at borders may differ."""
@@ -111,6 +112,7 @@ def test_backends_agree_on_scenes(alpha):
     assert np.abs(np.asarray(exact - published)).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_backends_agree_on_noise():
     images, probabilities = noise(1, 2, 3, 24, 20)
     probabilities = jnp.asarray(probabilities, jnp.float32)
@@ -135,6 +137,7 @@ def test_without_iterations_probabilities_are_only_normalised(backend):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
 def test_sets_of_unaries_and_absent_labels(backend):
     """Two sets at once equal one at a time, and an absent label equals one never given."""
@@ -220,6 +223,7 @@ def test_background_channel_by_hand():
     assert np.isfinite(background_channel(jnp.full((1, 1, 1), 1 + 1e-6), 2.5)).all()
 
 
+@pytest.mark.slow
 def test_pooling_by_hand():
     """At the input's size it is the mean of blocks; doubled first, the borders are half-pixel."""
     x = jnp.asarray(np.arange(16.0).reshape(1, 4, 4), jnp.float32)

@@ -17,6 +17,7 @@ from vitx.relevance import explain as module
 from vitx.relevance.bundles import CHEFER, EXACT
 from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, RULES
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
 CLASSES = np.array([[0, 2], [1, 1], [2, 0]])
 IMAGES, GRID, PIXELS = 3, (2, 3), (8, 12)
 by_class = pytest.mark.parametrize("method", [m for m in METHODS if m not in CLASS_AGNOSTIC])
@@ -224,7 +225,7 @@ def test_a_padding_class_gives_zeros(method):
     padded = jnp.asarray(np.where(CLASSES == 0, -1, CLASSES))
     chunk = module._fitting_chunk(model, images_for(model, IMAGES))
     _, maps = module._explain(
-        model, images_for(model, IMAGES), padded, method, 0, "published", chunk
+        model, images_for(model, IMAGES), padded, method, 0, "published", chunk, "fast"
     )
     expected = np.where((CLASSES == 0)[..., None, None], 0, explained(method)[1])
     assert_maps_equal(maps, expected, 1e-12)
@@ -284,7 +285,7 @@ def program(method, classes=None, start_layer=0, model=None):
     """The program handed to the compiler, without dead code."""
     model = model or small_vit(depth=2)
     lowered = module._explain.lower(
-        model, images_for(model, IMAGES), classes, method, start_layer, "published", 2
+        model, images_for(model, IMAGES), classes, method, start_layer, "published", 2, "fast"
     )
     return lowered.as_text()
 
@@ -330,39 +331,35 @@ def test_every_product_has_full_precision(make, method):
 # Memory.
 
 
-@cache
-def deep_model():
-    return small_vit(depth=5)
-
-
-@pytest.mark.parametrize("rules", ["published", "stable"])
 @pytest.mark.parametrize(
-    ("method", "start_layer"),
+    ("method", "start_layer", "rules"),
     [
-        ("transformer_attribution", 0),
-        ("transformer_attribution", 2),
-        ("transformer_attribution", 4),
-        ("lrp", 0),
+        ("transformer_attribution", 0, "published"),
+        ("transformer_attribution", 1, "stable"),
+        ("transformer_attribution", 2, "published"),
+        ("lrp", 0, "published"),
     ],
 )
 def test_lean_maps_are_the_fast_ones(method, start_layer, rules):
-    model = deep_model()
-    images = images_for(model, IMAGES)
-    logits, maps = vitx.explain(model, images, CLASSES, method, start_layer, rules, memory="lean")
-    expected = vitx.explain(model, images, CLASSES, method, start_layer, rules, memory="fast")
-    np.testing.assert_allclose(logits, expected[0], rtol=1e-12)
-    assert_maps_equal(maps, expected[1])
+    model = small_vit(depth=3)
+    images, classes = images_for(model, IMAGES), CLASSES[:, 0]
+    found, expected = (
+        vitx.explain(model, images, classes, method, start_layer, rules, memory=memory)
+        for memory in ("lean", "fast")
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
+    assert_maps_equal(found[1], expected[1])
 
 
 def test_lean_takes_less_memory_and_auto_chooses_it_for_many_tokens():
     def temporaries(memory):
-        model = nnx.eval_shape(lambda: small_vit(depth=8, size=(80, 80)))  # 401 tokens
+        model = nnx.eval_shape(lambda: small_vit(depth=6, size=(80, 80)))  # 401 tokens
         images = jax.ShapeDtypeStruct((2, 80, 80, 3), np.float64)
         run = jax.jit(lambda model, images: vitx.explain(model, images, memory=memory)[1])
         return run.lower(model, images).compile().memory_analysis().temp_size_in_bytes
 
     fast, lean = temporaries("fast"), temporaries("lean")
-    assert lean < 0.4 * fast
+    assert lean < 0.5 * fast
     assert temporaries("auto") == fast
 
     def is_lean(name, size):

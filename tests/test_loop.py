@@ -134,6 +134,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path, uninterrupted, aft
     assert_same_run(tmp_path, train(tmp_path, batches=None), uninterrupted)
 
 
+@pytest.mark.slow
 def test_saving_often_changes_nothing(tmp_path, uninterrupted):
     assert_same_run(tmp_path, train(tmp_path, save_every_seconds=0.0), uninterrupted)
 

@@ -65,6 +65,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_counts(name):
     sizes = MODELS[name]
@@ -141,6 +142,7 @@ def vit_by_hand(model, images):
     return np.array(out)
 
 
+@pytest.mark.slow
 def test_the_vision_transformer_by_hand():
     model = small_vit(norm_eps=0.01, final_norm_eps=0.1)
     images = images_for(model, 2)
@@ -149,6 +151,7 @@ def test_the_vision_transformer_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_the_last_block_computes_the_class_token_alone():
     model = small_vit()
     images = images_for(model, 2)
@@ -186,6 +189,7 @@ def test_sizes_need_not_be_square(size):
     assert jax.eval_shape(lambda m, x: m(x), model, images_for(model, 2)).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, size, grid",
     [
@@ -204,6 +208,7 @@ def test_create_takes_another_size_and_head(name, size, grid):
     assert jax.eval_shape(lambda m, x: m(x), model, images).shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_seeds_make_weights():
     with jax.enable_x64(False):
         first, again, other = (
@@ -300,6 +305,7 @@ def test_bottleneck(inputs, stride):
     np.testing.assert_allclose(found, bottleneck_by_hand(block, x), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_resnet_stem_by_hand():
     stem = filled(lambda: ResNetV2((1, 1), rngs=nnx.Rngs(0)))
     images = normal(1, 16, 32, 3)
@@ -323,6 +329,7 @@ def test_resnet50_stem_has_stride_16_and_1024_channels():
     assert inspect.signature(ResNetV2.__init__).parameters["epsilon"].default == 1e-8
 
 
+@pytest.mark.slow
 def test_light_stem_by_hand():
     stem = filled(lambda: ConvStem((8, 16, 24), stride=4, rngs=nnx.Rngs(0)))
     assert [conv.stride for conv in stem.convs] == [2, 2, 1]

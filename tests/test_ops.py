@@ -128,6 +128,7 @@ def test_observe_returns_the_attention_and_shows_its_gradient():
 SIDES = st.sampled_from([1, 2, 5, 6])
 
 
+@pytest.mark.slow
 @given(SIDES, SIDES, st.sampled_from([1, 3, 7]), st.sampled_from([1, 2]), st.integers(0, 99))
 def test_conv_pads_as_tensorflow_does(height, width, side, stride, seed):
     x, kernel = normal(seed, 2, height, width, 2), normal(seed + 1, side, side, 2, 3)
@@ -143,6 +144,7 @@ def test_max_pool_pads_with_nothing(height, width, seed):
     np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x)), expected)
 
 
+@pytest.mark.slow
 def test_operations_keep_float32():
     x = jnp.ones((1, 4, 4, 4), jnp.float32)
     one, c = jnp.ones((4, 4), jnp.float32), jnp.ones(4, jnp.float32)

@@ -518,6 +518,7 @@ def test_a_thousand_outputs_are_imagenets(tmp_path: Path) -> None:
     assert made.input_size((5, 9)) == (16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -105,6 +105,7 @@ def test_several_heatmaps_of_an_image_share_a_program(data):
     )  # all ties: index order both ways
 
 
+@pytest.mark.slow
 def test_explanation_and_perturbation_in_one_program(data):
     pixels, _, targets = data
     grid = np.random.default_rng(2).random((11, 2, 3, 3)).astype(np.float32)

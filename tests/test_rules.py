@@ -383,6 +383,7 @@ def test_uniform_products_give_each_input_everything_so_they_are_halved():
 # Conservation: sum of relevance in = sum of relevance out, up to what the 1e-9 below takes.
 
 
+@pytest.mark.slow
 @given(LAYERS, SEEDS, KIND)
 def test_alpha1_conserves_and_its_halves_double(sizes, seed, kind):
     images, tokens, inputs, outputs = sizes

@@ -123,6 +123,7 @@ def test_progress_in_a_terminal_is_a_bar():
     assert "loss 0.25" in file.getvalue()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_program_with_130(tmp_path):
     script = """
 import time

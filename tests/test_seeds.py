@@ -25,6 +25,7 @@ def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 def test_cues_equal_loops(x64):
     """Upsampled, cube root, min-max, resized, in this order."""
     maps = np.random.default_rng(0).uniform(size=(2, 3, 4, 4))
@@ -136,6 +137,7 @@ def test_cues_of_a_model(model, cues_of):
     assert np.abs(np.asarray(sides[0] - expected))[0].max() > 0.05  # the mirror image counts
 
 
+@pytest.mark.slow
 def test_images_do_not_see_each_other(cues_of):
     images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
     classes = jnp.asarray([[2, 0], [1, 3]])

@@ -96,6 +96,7 @@ def test_tolerance_is_kept(sizes, beta, log2_steps, tolerance, seed):
         assert np.abs(np.asarray(near) - np.stack(walked)).max() <= tolerance
 
 
+@pytest.mark.slow
 def test_single_precision_does_not_drift():
     """4096 steps in float32 on a larger grid, and the tolerance that the docs promise."""
     rng = np.random.default_rng(0)
@@ -167,6 +168,7 @@ def test_without_affinities_nothing_moves():
         np.testing.assert_allclose(found, maps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_constant_maps_stay(x64):
     affinity = np.random.default_rng(0).uniform(size=(34, 7, 9))
     maps = np.full((1, 7, 9), 0.7)
@@ -174,6 +176,7 @@ def test_constant_maps_stay(x64):
     np.testing.assert_allclose(random_walk(affinity, maps, method="chebyshev"), maps, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["exact", "chebyshev"])
 def test_images_of_a_batch_walk_alone(method):
     rng = np.random.default_rng(0)

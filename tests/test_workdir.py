@@ -81,6 +81,7 @@ def test_a_damaged_npz_is_named(tmp_path, damage):
         read_npz(tmp_path / "b.npz")
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_gives_one_line_and_keeps_the_old_file(tmp_path):
     script = """
 import resource, signal, sys
@@ -134,6 +135,7 @@ with Workdir(sys.argv[1]).lock():
 """
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path):
     holder = python(HOLD, tmp_path)
     try:
@@ -243,6 +245,7 @@ with Workdir(sys.argv[1]).lock() as workdir:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_stage_leaves_whole_files_and_can_go_on(tmp_path):
     process = python(ITEMS, tmp_path)
     for _ in range(30):

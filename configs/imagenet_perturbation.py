@@ -26,6 +26,9 @@ Run time: about 3 hours on one H100, 22 minutes on eight (estimated, docs/perfor
 
 from ml_collections import ConfigDict
 
+from vitx.evaluation.perturbation import DIRECTIONS, FRACTIONS
+from vitx.relevance.explain import METHODS
+
 
 def get_config() -> ConfigDict:
     """All that decides the numbers; `--config.key=value` changes one."""
@@ -49,18 +52,11 @@ def get_config() -> ConfigDict:
 
     config.methods = ConfigDict()
     config.methods.images = config.get_ref("limit")
-    config.methods.compared = (
-        "rollout",
-        "raw_attention",
-        "gradcam",
-        "lrp",
-        "partial_lrp",
-        "transformer_attribution",
-    )
+    config.methods.compared = METHODS  # all six; "lrp/stable" takes the stable rules
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation",)
-    config.methods.directions = ("positive", "negative")
-    config.methods.fractions = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    config.methods.directions = DIRECTIONS  # positive and negative
+    config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
     config.methods.fill = 0.0  # what removed pixels become, in [0, 1]
     config.methods.threshold = "mean"  # of a map in [0, 1] for segmentation; or a number
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})

@@ -10,6 +10,9 @@ Run:
 
 from ml_collections import ConfigDict
 
+from vitx.evaluation.perturbation import DIRECTIONS, FRACTIONS
+from vitx.relevance.explain import METHODS
+
 
 def get_config() -> ConfigDict:
     """All that decides the numbers; `--config.key=value` changes one."""
@@ -96,20 +99,15 @@ def get_config() -> ConfigDict:
     config.methods = ConfigDict()
     config.methods.images = 128  # of val, those that show one class; 0: all of them
     config.methods.compared = (
-        "rollout",
-        "raw_attention",
-        "gradcam",
-        "lrp",
-        "partial_lrp",
-        "transformer_attribution",
+        *METHODS,
         "lrp/stable",
         "partial_lrp/stable",
         "transformer_attribution/stable",
     )
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation", "segmentation")
-    config.methods.directions = ("positive", "negative")
-    config.methods.fractions = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    config.methods.directions = DIRECTIONS  # positive and negative
+    config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
     config.methods.fill = 0.0  # what removed pixels become, in [0, 1]
     config.methods.threshold = "mean"  # or a number in [0, 1]
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})

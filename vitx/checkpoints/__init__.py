@@ -6,7 +6,7 @@ way back. `layout` says for both ways which parameter has which name and axes.
 """
 
 from vitx.checkpoints.facts import digest
-from vitx.checkpoints.read import load
+from vitx.checkpoints.read import load, load_classifier
 from vitx.checkpoints.write import save
 
-__all__ = ["digest", "load", "save"]
+__all__ = ["digest", "load", "load_classifier", "save"]

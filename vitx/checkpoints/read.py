@@ -78,6 +78,18 @@ def load(
         raise ValueError(f"{path}: {error}") from error
 
 
+def load_classifier(path: str | Path, **told: Any) -> VisionTransformer:
+    """`load` for files that must hold a classifier; of its options, 0 too stands for what the file says.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, and for an AffinityNet.
+    """
+    model = load(path, **{name: value or None for name, value in told.items()})
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"{path} holds an AffinityNet, which has no classes to explain")
+    return model
+
+
 def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
     if value is None:
         return None

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from vitx.evaluation.perturbation import (
     explain_and_perturb,
     explain_pixels,
 )
+from vitx.evaluation.ranking import are_increasing
 from vitx.evaluation.segmentation import method_scores
 from vitx.ops import Array
 from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, explain
@@ -65,9 +65,7 @@ class Comparison:
             raise ValueError(
                 f"methods.start_layer has {unknown[0]!r}; only {' and '.join(_PRODUCTS)} start at a layer"
             )
-        if any(before >= after for before, after in pairwise(self.fractions)) or not all(
-            0 <= fraction <= 1 for fraction in self.fractions or (-1,)
-        ):
+        if not are_increasing(self.fractions):
             raise ValueError(f"methods.fractions {self.fractions} must increase within [0, 1]")
         for name, value in (("fill", self.fill), ("threshold", self.threshold or 0.0)):
             if not 0 <= value <= 1:

@@ -1,6 +1,5 @@
 """A checkpoint that explains images of any size: its classes, its input sizes, its maps."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class Explainer:
         start = config.start_layer.to_dict()
         self._start = {method: start.get(method, 0) for method in self.methods}
         self.options: dict[str, Any] = {
-            "checkpoint": _digest(self._path),
+            "checkpoint": checkpoints.digest(self._path),
             "classes": self._classes or config.best,
             "names": self.names,
             "scores": self.scores,
@@ -96,11 +95,8 @@ class Explainer:
         }
 
     def _load(self, size: Size | None) -> VisionTransformer:
-        told = {key: self._config[key] or None for key in _TOLD}
-        model = checkpoints.load(self._path, image_size=size, **told)
-        if not isinstance(model, VisionTransformer):
-            raise ValueError(f"{self._path} holds an AffinityNet, which has no classes to explain")
-        return model
+        told = {key: self._config[key] for key in _TOLD}
+        return checkpoints.load_classifier(self._path, image_size=size, **told)
 
     def input_size(self, image_size: Size) -> Size:
         """The size (H, W) at which the model sees an image of `image_size`."""
@@ -229,14 +225,3 @@ def _names(wanted: str, count: int, trained: tuple[str, ...]) -> tuple[str, ...]
     if count == IMAGENET_CLASSES:
         return imagenet_names()
     return tuple(f"class {number}" for number in range(count))
-
-
-def _digest(path: Path) -> str:
-    """Of the files that `load` reads: the weights, and the JSON beside them."""
-    folder, weights = (path, FOLDER_FILES) if path.is_dir() else (path.parent, (path.name,))
-    digest = hashlib.sha256(folder.name.encode())
-    for name in (*weights, "config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return digest.hexdigest()

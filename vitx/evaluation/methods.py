@@ -89,12 +89,9 @@ def classifier(run: Run) -> VisionTransformer:
             "this experiment explains a trained model: give its weights as --config.model.checkpoint=FILE "
             "(docs/checkpoints.md lists where they are had)"
         )
-    # 0 stands for what the file says.
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
-    told = {} if trained else {name: config.model[name] or None for name in names}
-    model = checkpoints.load(path, **told, dtype=config.model.get("dtype"))
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{path} holds an AffinityNet, which has no classes to explain")
+    told = {} if trained else {name: config.model[name] for name in names}
+    model = checkpoints.load_classifier(path, **told, dtype=config.model.get("dtype"))
     for name, layer in config.methods.start_layer.items():
         if not 0 <= layer < len(model.blocks):
             raise ValueError(

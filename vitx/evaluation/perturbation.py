@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.ranking import pixel_counts, removal_ranks
+from vitx.evaluation.ranking import are_increasing, pixel_counts, removal_ranks
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
@@ -194,7 +194,7 @@ def _program(
     """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
     _check_pixels(pixels, heatmaps, targets)
     fractions, directions = tuple(float(f) for f in fractions), tuple(directions)
-    if not fractions or min(fractions) < 0 or max(fractions) > 1 or np.any(np.diff(fractions) <= 0):
+    if not are_increasing(fractions):
         raise ValueError(f"fractions {fractions} must increase within [0, 1]")
     if unknown := set(directions) - set(DIRECTIONS):
         raise ValueError(f"unknown direction {unknown.pop()!r}: it is 'positive' or 'negative'")

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from vitx.checkpoints.files import FOLDER_FILES
+from vitx.checkpoints.files import file_in
 
 Origin = Literal["timm", "transformers", "Google"]
 
@@ -91,7 +91,7 @@ def read_weights(path: str | Path, dtype: np.dtype) -> Weights:
     """
     path = Path(path)
     if path.is_dir():
-        path = next(path / name for name in FOLDER_FILES if (path / name).is_file())
+        path = file_in(path)
     beside = path.parent / "config.json"
     config = json.loads(beside.read_text()) if beside.is_file() else {}
     config = config if isinstance(config, dict) else {}

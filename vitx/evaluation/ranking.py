@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,12 @@ def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
     return tuple(
         int(pixels * Fraction(fraction).limit_denominator(1_000_000)) for fraction in fractions
     )
+
+
+def are_increasing(fractions: Sequence[float]) -> bool:
+    """Whether there are fractions, in [0, 1], each larger than the one before."""
+    inside = all(0 <= fraction <= 1 for fraction in fractions)
+    return bool(fractions) and inside and all(a < b for a, b in pairwise(fractions))
 
 
 def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:

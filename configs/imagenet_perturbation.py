@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.stages = "methods,report"
     config.limit = 0  # images; 0: all of them
+    config.parallel = "jit"  # how a batch is spread over devices; or "pmap"
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # or "folder"

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from configs import imagenet_perturbation, imagenet_segmentation, shapes
 from tests.small_models import small_hybrid, small_vit
 from vitx import parallel
 from vitx.data.sources import Source
-from vitx.evaluation.comparison import Comparison, measure, summary
+from vitx.evaluation.comparison import Comparison, measure, program, summary
 from vitx.evaluation.methods import Batches, chosen_images, require_classes
 from vitx.evaluation.methods_report import (
     accuracies_table,
@@ -80,9 +81,12 @@ def test_golden_areas_through_the_whole_path():
         measures=("perturbation",),
         start_layers=(("transformer_attribution", 1),),
     )
-    pixels = jnp.asarray(golden["pixels"].transpose(0, 2, 3, 1))
+    pixels = golden["pixels"].transpose(0, 2, 3, 1)
     batches = [
-        measure(model, comparison, pixels[part], jnp.asarray(golden["target"][part], jnp.int32))
+        measure(
+            comparison,
+            program(comparison)(model, pixels[part], golden["target"][part].astype(np.int32)),
+        )
         for part in (slice(0, 8), slice(8, 12))
     ]
     figures = summary(comparison, batches)["perturbation"]["transformer_attribution"]
@@ -95,19 +99,11 @@ def test_golden_areas_through_the_whole_path():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_golden_segmentation_scores_from_maps_through_batches_to_figures(monkeypatch):
+def test_golden_segmentation_scores_from_maps_through_batches_to_figures():
     golden = parity.numbers("segmentation_metrics")
     comparison = Comparison(("rollout",), ("predicted",), ("segmentation",))
-    maps = jnp.asarray(golden["maps"])
-
-    def stored(model, comparison, pixels, targets, mean, std):
-        return None, maps[pixels[:, 0, 0, 0].astype(int)][:, None]
-
-    model = SimpleNamespace(preprocess=SimpleNamespace(mean=0.0, std=1.0))
-    monkeypatch.setattr("vitx.evaluation.comparison.explain_pixels", stored)
-    numbers = jnp.broadcast_to(jnp.arange(6.0)[:, None, None, None], (6, 24, 24, 3))
     batches = [
-        measure(model, comparison, numbers[part], None, golden["masks"][part])
+        measure(comparison, {"maps": golden["maps"][part, None]}, golden["masks"][part])
         for part in (slice(0, 4), slice(4, 6))
     ]
     figures = summary(comparison, batches)["segmentation"]["rollout"]
@@ -116,15 +112,17 @@ def test_golden_segmentation_scores_from_maps_through_batches_to_figures(monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", parallel.MODES)
 @pytest.mark.usefixtures("x64")  # in float32 the last bit decides between near pixels
-def test_eight_devices_count_as_one_does():
+def test_eight_devices_count_as_one_does(mode):
     model = small_vit()
     comparison = Comparison(("rollout", "transformer_attribution", "lrp"))
-    pixels, targets, masks = inputs(model, 16)
-    alone = measure(model, comparison, pixels, targets, masks)
-    spread = parallel.shard_batch((np.asarray(pixels), np.asarray(targets)))
-    assert len(spread[0].devices()) == 8
-    together = measure(model, comparison, *spread, masks)
+    pixels, targets, masks = inputs(model, 13)  # which 8 does not divide
+    one = parallel.mesh((jax.devices()[0],))
+    found = program(comparison, over=one)(model, pixels, targets)
+    spread = program(comparison, mode)(model, pixels, targets)
+    np.testing.assert_allclose(spread["maps"], found["maps"], atol=1e-9 * found["maps"].max())
+    alone, together = (measure(comparison, each, masks) for each in (found, spread))
     assert alone.keys() == together.keys()
     for name, values in alone.items():
         if name.startswith(("ap_", "histogram_")):
@@ -134,18 +132,12 @@ def test_eight_devices_count_as_one_does():
             np.testing.assert_array_equal(values, together[name], err_msg=name)
 
 
-def test_broken_maps_are_named(monkeypatch):
-    monkeypatch.setattr(
-        "vitx.evaluation.comparison.explain_pixels",
-        lambda *_: (None, jnp.full((2, 1, 3, 3), jnp.nan)),
-    )
+def test_broken_maps_are_named():
     comparison = Comparison(("gradcam",), ("target",), ("segmentation",))
     with pytest.raises(FloatingPointError, match=r"gradcam \(target\), rows 0, 1 of"):
         measure(
-            small_vit(),
             comparison,
-            jnp.zeros((2, 8, 12, 3)),
-            jnp.zeros(2, jnp.int32),
+            {"maps": np.full((2, 1, 3, 3), np.nan)},
             np.zeros((2, 8, 12), np.int16),
         )
 

@@ -60,12 +60,9 @@ class Stop:
         self.after, self.asked = after, 0
 
     @property
-    def requested(self):
+    def signal(self):
         self.asked += 1
-        return self.after is not None and self.asked >= self.after
-
-    def check(self):
-        raise Stopped(signal.SIGINT)
+        return signal.SIGINT if self.after is not None and self.asked >= self.after else 0
 
 
 def train(folder, stop=None, step_fn=donating_step_fn, **changes):
@@ -85,7 +82,7 @@ def train(folder, stop=None, step_fn=donating_step_fn, **changes):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return train(folder), (folder / "metrics.jsonl").read_bytes()
+    return train(folder), folder / "metrics.jsonl"
 
 
 def assert_same_run(folder, fit_result, uninterrupted):
@@ -96,12 +93,12 @@ def assert_same_run(folder, fit_result, uninterrupted):
     ):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    assert (folder / "metrics.jsonl").read_bytes() == metrics
-    assert fit_result.history == expected.history
+    assert (folder / "metrics.jsonl").read_bytes() == metrics.read_bytes()
 
 
 def test_it_does_what_a_plain_loop_does(uninterrupted):
-    result, _ = uninterrupted
+    result, metrics = uninterrupted
+    history = read_metrics(metrics.parent)
     state, scores, losses = first_state(), {}, []
     for step, batch in enumerate(batches(0), start=1):
         state, scalars = step_fn(state, batch)
@@ -111,13 +108,13 @@ def test_it_does_what_a_plain_loop_does(uninterrupted):
     best = min(scores, key=lambda step: scores[step][0])
     assert result.step == best == int(result.state.step)
     np.testing.assert_allclose(result.state.params["w"], scores[best][1].params["w"], rtol=1e-5)
-    validated = [line for line in result.history if "val/loss" in line]
+    validated = [line for line in history if "val/loss" in line]
     assert [line["step"] for line in validated] == [5, 10, 15, 20, 23]
     assert [line["epoch"] for line in validated] == [1, 2, 3, 4, 5]
     np.testing.assert_allclose(
         [line["val/loss"] for line in validated], [scores[s][0] for s in scores], rtol=1e-5
     )
-    trained = {line["step"]: line["train/loss"] for line in result.history if "train/loss" in line}
+    trained = {line["step"]: line["train/loss"] for line in history if "train/loss" in line}
     windows = {3: (0, 3), 5: (3, 5), 6: (5, 6), 9: (6, 9), 23: (21, 23)}
     for end, (start, stop) in windows.items():
         np.testing.assert_allclose(trained[end], np.mean(losses[start:stop]), rtol=1e-5)

@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
-from vitx.training.optimizer import learning_rate, make_optimizer
+from tests.small_models import images_for, small_vit
+from vitx import parallel
+from vitx.models.affinity import AffinityNet
+from vitx.training.affinity import pair_loss
+from vitx.training.classifier import image_loss
+from vitx.training.loop import TrainState
+from vitx.training.optimizer import gradient_step, learning_rate, make_optimizer
 
 
 def _config(**changes: object) -> ConfigDict:
@@ -86,3 +93,59 @@ def test_gradient_is_clipped_as_a_whole() -> None:
 def test_warm_up_must_end_before_training_does(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"warmup_epochs must be in \[0, epochs\), not {warmup}"):
         learning_rate(_config(warmup_epochs=warmup), steps_per_epoch=1)
+
+
+class _NoStem(nnx.Module):
+    channels = 3
+
+    def __call__(self, images: jax.Array, ops: object) -> jax.Array:
+        return images
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("what", ["classifier", "affinity"])
+def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
+    model, generator = small_vit(), np.random.default_rng(0)
+    batch = {"image": np.asarray(images_for(model, 16))}
+    if what == "classifier":
+        batch["labels"] = generator.integers(0, 2, (16, 3)).astype(np.float64)
+        make_loss = image_loss
+    else:
+        # Devices differ in how many pairs of each kind they see, and some see none.
+        batch["label"] = generator.choice(np.uint8([0, 1, 255]), (16, 8, 12), p=[0.5, 0.3, 0.2])
+        batch["label"][:4] = 255
+        model = AffinityNet(
+            _NoStem(), (8, 12), preprocess=None, hidden=32, features=32, rngs=nnx.Rngs(0)
+        )
+
+        def make_loss(graph):
+            return pair_loss(graph, radius=3)
+
+    graph, params = nnx.split(model)
+    optimizer = make_optimizer(_config(optimizer="adamw", learning_rate=1e-3), steps_per_epoch=2)
+    state = TrainState.create(params, optimizer)
+    alone = jax.jit(gradient_step_of_one(make_loss(graph), optimizer))
+    spread = gradient_step(make_loss(graph), optimizer, mode)
+    one, eight = state, jax.tree.map(jnp.copy, state)
+    for _ in range(2):
+        one, expected = alone(one, batch)
+        eight, found = spread(eight, batch)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-9)
+    for got, wanted in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
+        assert len(got.sharding.device_set) == 8
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-9 * (np.abs(wanted).max() + 1e-3))
+
+
+def gradient_step_of_one(loss, optimizer):
+    """What a step is, written out."""
+
+    def step(state, batch):
+        value, gradient = jax.value_and_grad(loss)(state.params, batch, None)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), {"loss": value}
+
+    return step

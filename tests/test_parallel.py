@@ -9,14 +9,22 @@ from hypothesis import strategies as st
 from vitx import parallel
 
 
-def loss(params, batch):
+def loss(params, batch, axis=None):
     hidden = jnp.tanh(batch["x"] @ params["w"])
-    return jnp.square(hidden @ params["v"] - batch["y"]).mean()
+    errors = jnp.square(hidden @ params["v"] - batch["y"])
+    return errors.sum() / parallel.total(jnp.ones_like(errors).sum(), axis)
 
 
-def step(params, batch):
-    value, gradient = jax.value_and_grad(loss)(params, batch)
-    return optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, gradient)), value
+def step_with(axis):
+    def step(params, batch):
+        shares = jax.value_and_grad(loss)(params, batch, axis)
+        value, gradient = parallel.total(shares, axis)
+        return optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, gradient)), value
+
+    return step
+
+
+step = step_with(None)
 
 
 @pytest.fixture
@@ -27,11 +35,14 @@ def problem(x64):
     return jax.tree.map(jnp.asarray, params), batch
 
 
-def test_eight_devices_train_as_one_does(problem):
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_eight_devices_train_as_one_does(problem, mode):
     params, batch = problem
     assert parallel.mesh().size == 8
     expected, expected_loss = jax.jit(step)(params, batch)
-    eight = parallel.data_parallel(step, donate_argnums=(0,))
+    eight = parallel.data_parallel(
+        step_with(parallel.axis_of(mode)), donate_argnums=(0,), mode=mode
+    )
     got, got_loss = eight(jax.tree.map(jnp.copy, params), parallel.shard_batch(batch))
     np.testing.assert_allclose(got_loss, expected_loss, rtol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
@@ -62,6 +73,36 @@ def test_a_mesh_over_some_devices(problem):
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(9, 2\).*the 8 devices"):
         parallel.shard_batch({"x": np.zeros((9, 2))})
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("size", [1, 8, 13])
+def test_any_number_of_examples_is_spread(problem, mode, size):
+    params, batch = problem
+    seen = []
+
+    def predict(params, x, y):
+        seen.append(x.shape)
+        return {"z": jnp.tanh(x @ params["w"]) + y[:, None]}
+
+    x, y = (np.asarray(batch[name])[:size] for name in "xy")
+    got = parallel.per_example(predict, mode=mode)(params, x, y)["z"]
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_allclose(got, np.tanh(x @ np.asarray(params["w"])) + y[:, None], rtol=1e-12)
+    assert set(seen) == {(-(-size // 8) * (8 if mode == "jit" else 1), 5)}
+
+
+def test_what_lies_there_is_not_copied(problem):
+    params, _ = problem
+    spread = parallel.replicate(params)
+    assert parallel.replicate(spread) is spread
+    there = parallel.shard_batch({"x": np.zeros((8, 2))})
+    assert parallel.shard_batch(there)["x"] is there["x"]
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match=r"config\.parallel must be one of jit, pmap, not 'pjit'"):
+        parallel.data_parallel(step, mode="pjit")
 
 
 @given(st.integers(1, 20), st.integers(1, 9))

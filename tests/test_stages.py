@@ -158,7 +158,7 @@ def test_a_stage_reads_only_the_options_that_it_declares(
     shutil.copytree(finished.workdir.folder, tmp_path / "copy")
     for name, body in STAGES.items():
         config = finished.config.to_dict()
-        declared = ConfigDict({key: config[key] for key in DEPENDS[name]})
+        declared = ConfigDict({key: config[key] for key in (*DEPENDS[name], "parallel")})
         run = _StageRun(declared, Workdir(tmp_path / "copy"), StopRequest())
         stage = run.workdir.stage(name, finished.stage(name).options)
         body(run, stage)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitx import processes
 from vitx.data import pipeline
 from vitx.stages import Run
 from vitx.workdir import Stage, read_npz, write_npz
@@ -15,6 +16,22 @@ def seeded(run: Run, split: str) -> pipeline.Source:
     """The images of "train" or "val" that get seeds and masks."""
     config = run.config
     return run.source(config.seeds.train_split if split == "train" else config.data.val_split)
+
+
+def missing_batches(
+    stage: Stage, batches: pipeline.EvaluationBatches, suffix: str, split: str
+) -> tuple[list[int], int, int]:
+    """This process's batches that lack the file of an image, how many images it has, and how many lie in other batches.
+
+    Batches are whole, so that an image's bits do not depend on when the run was stopped.
+    """
+    finished, missing, images, left = stage.items_done(suffix, split), [], 0, 0
+    for number in processes.share(range(len(batches))):
+        images += len(batches.places(number))
+        if not finished.issuperset(batches.ids(number)):
+            missing.append(number)
+            left += len(batches.places(number))
+    return missing, images, images - left
 
 
 def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:

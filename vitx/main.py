@@ -6,11 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vitx import processes
 from vitx.run import StopRequest, clean_exit
 from vitx.stages import Run, run_stages
 from vitx.workdir import Stage, Workdir, WriteError, write_bytes
@@ -21,7 +23,14 @@ _WORKDIR = flags.DEFINE_string(
     None,
     "Folder of the run; the same one resumes. Default: runs/ and the config's name.",
 )
-_TRACEBACK = "error.txt"
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "Several hosts: host:port of process 0, the same for all."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: this process, from 0.")
+_MULTIHOST = flags.DEFINE_boolean(
+    "multihost", False, "Several hosts, where the cluster tells JAX the three values above."
+)
 
 
 def launch(
@@ -32,6 +41,7 @@ def launch(
 
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
+    Several processes lock the workdir together, and all stop where one of them does.
     """
     flags.mark_flags_as_required(["config"])
     app.run(lambda argv: _main(argv, stages, finish))
@@ -47,18 +57,35 @@ def _main(
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
-    with clean_exit(), Workdir(_workdir()).lock() as workdir, StopRequest() as stop:
-        (workdir.folder / _TRACEBACK).unlink(missing_ok=True)
-        try:
-            run = Run(_CONFIG.value, workdir, stop)
-            run_stages(run, stages)
+    with processes.together(), clean_exit():
+        if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
+            processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        workdir = Workdir(_workdir())
+        with _locked(workdir), StopRequest() as stop:
+            processes.barrier()  # the first has removed what killed runs left
+            _run(Run(_CONFIG.value, workdir, stop), stages, finish)
+
+
+def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
+    """Process 0 holds the lock for all of a run."""
+    return workdir.lock() if processes.is_first() else contextlib.nullcontext()
+
+
+def _run(
+    run: Run, stages: Mapping[str, Callable[[Run, Stage], None]], finish: Callable[[Run], None]
+) -> None:
+    number = processes.shard()[0]
+    report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
+    report.unlink(missing_ok=True)
+    try:
+        run_stages(run, stages)
+        if processes.is_first():
             finish(run)
-        except (ValueError, FileNotFoundError, ImportError) as error:
-            report = workdir.folder / _TRACEBACK
-            print(f"error: {error}\n(details: {report})", file=sys.stderr)
-            with contextlib.suppress(WriteError):
-                write_bytes(report, traceback.format_exc().encode())
-            raise SystemExit(2) from None
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}\n(details: {report})", file=sys.stderr)
+        with contextlib.suppress(WriteError):
+            write_bytes(report, traceback.format_exc().encode())
+        raise SystemExit(2) from None
 
 
 def _workdir() -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vitx import processes
 from vitx.files import WorkdirError, write_bytes, write_error
 
 _LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
@@ -48,10 +50,13 @@ class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag that the run looks at where stopping is safe.
 
     Use as a context in the main thread. The second signal acts as if the context were not there.
+
+    Attributes:
+        signal: The number of the signal that has come, 0 if none has.
     """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal = 0  # that has come
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -72,19 +77,14 @@ class StopRequest:
             signal.signal(*self._before.popitem())
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.signal = number
         self._restore()
         print("\nstopping at the next safe point; again to stop at once", file=sys.stderr)
 
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._signal is not None
-
     def check(self) -> None:
         """Raises Stopped if a signal has come: call where everything is saved."""
-        if self._signal is not None:
-            raise Stopped(self._signal)
+        if self.signal:
+            raise Stopped(self.signal)
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ def clean_exit() -> Iterator[None]:
 class MetricsWriter:
     """Metrics as JSON lines (`metrics.jsonl`) and as TensorBoard events, in one folder.
 
-    Lines are added to those of an earlier start: see `rewind`.
+    Lines are added to those of an earlier start: see `rewind`. Of several processes the first writes.
 
     Args:
         folder: Made when it is missing.
@@ -114,6 +114,8 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Drops lines of later steps: a killed run wrote them after it last saved its state."""
+        if not processes.is_first():
+            return
         kept = [line for line in self.read() if line["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.close()
@@ -121,6 +123,8 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line; numbers that are not finite are written as null."""
+        if not processes.is_first():
+            return
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         try:
@@ -214,6 +218,8 @@ def progress(
 ) -> Iterator[_Bar | _Lines]:
     """Shows how far a stage is, on standard error: a bar in a terminal, else sparse lines.
 
+    Of several processes the first shows its own part.
+
     Args:
         total: Number of items; `start` of them were done by an earlier start.
         description: The stage's name.
@@ -223,6 +229,10 @@ def progress(
     Yields:
         An object whose `advance(count=1, **values)` counts items and shows values.
     """
+    if not processes.is_first():
+        with open(os.devnull, "w") as nowhere:
+            yield _Lines(nowhere, total, description, start)
+        return
     file = file or sys.stderr
     if not file.isatty():
         lines = _Lines(file, total, description, start)

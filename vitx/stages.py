@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vitx import checkpoints
+from vitx import checkpoints, processes
 from vitx.data import pipeline
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir, recorded_options
@@ -117,11 +117,17 @@ def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> 
         run.stop.check()
         stage = run.stage(name)
         if name in COMMANDS:
+            if processes.count() > 1:
+                raise ValueError(f"{name} runs in one process: start it without the others")
             stages[name](run, stage)
             continue
         if stage.done:
-            print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
+            if processes.is_first():
+                print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
             continue
         with stage.run():
             stages[name](run, stage)
-        print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)
+            processes.barrier()  # all parts are there
+        processes.barrier()  # the first process has recorded it
+        if processes.is_first():
+            print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
+from vitx import processes
 from vitx.files import (
     TEMPORARY,
     WorkdirError,
@@ -206,7 +207,8 @@ class Stage:
                 self._save()
 
     def _save(self) -> None:
-        write_json(self.folder / _RECORD, self._record | {"seconds": self.seconds})
+        if processes.is_first():
+            write_json(self.folder / _RECORD, self._record | {"seconds": self.seconds})
 
     def item(self, identifier: str, suffix: str, folder: str = "") -> Path:
         """The file of one item, such as an image's mask: `folder/<id><suffix>` in the stage."""

@@ -132,7 +132,7 @@ class _Prepare:
         down, right = generator.integers(-augment.shift, augment.shift + 1, 2)
 
         def move(array: np.ndarray, outside: int | None = None) -> np.ndarray:
-            array = array[:, ::-1] if flipped else array
+            array = transforms.mirror(array) if flipped else array
             return transforms.shift(array, down, right, outside) if augment.shift else array
 
         pixels = transforms.to_fractions(move(transforms.resize_image(example.image, size)))
@@ -155,25 +155,35 @@ def _mask(example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 class EvaluationBatches(Sequence[dict[str, Any]]):
-    """See `evaluation_batches`."""
+    """See `evaluation_batches`; `source` is what it goes through."""
 
     def __init__(
         self, source: Source, preprocess: Preprocess, batch_size: int, with_mask: bool
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but at least 1 is wanted")
-        self._source, self._preprocess = source, preprocess
+        self.source, self._preprocess = source, preprocess
         self._batch_size, self._with_mask = batch_size, with_mask
 
     def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self.source) // self._batch_size)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+    def places(self, index: int) -> range:
+        """Where in the source a batch's examples are, without repeats."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        places = index * self._batch_size + np.arange(self._batch_size)
-        valid = places < len(self._source)
-        examples = [self._source[int(place)] for place in np.minimum(places, len(self._source) - 1)]
+        start = index * self._batch_size
+        return range(start, min(start + self._batch_size, len(self.source)))
+
+    def ids(self, index: int) -> list[str]:
+        """The ids of a batch's examples, without repeats; nothing is decoded."""
+        return [self.source.identifier(place) for place in self.places(index)]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        places = self.places(index)
+        rows = np.arange(self._batch_size)
+        valid = rows < len(places)
+        examples = [self.source[places[row]] for row in np.minimum(rows, len(places) - 1)]
         size = self._preprocess.size
         images = np.stack([transforms.resize_image(example.image, size) for example in examples])
         batch = {

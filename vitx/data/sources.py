@@ -76,6 +76,10 @@ class Source(Sequence[Example]):
             return 1
         return max(len(set(self._records.labels(index))) for index in range(len(self)))
 
+    def identifier(self, index: int) -> str:
+        """The id of an example, without decoding its image."""
+        return self._records.read(self._place(index)).id
+
     def labels(self, index: int) -> np.ndarray:
         """The labels of an example, float32 (C,) of 0 and 1, without its image."""
         return self._one_hot(self._records.labels(self._place(index)))

@@ -1,12 +1,16 @@
 """The comparison of explanation methods: what is measured on a batch, and the figures of a whole set."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
+from vitx import parallel
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.bootstrap import bootstrap_interval
 from vitx.evaluation.metrics import SegmentationCounts
@@ -132,36 +136,23 @@ def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"methods.{option} is {', '.join(names) or 'empty'}: name each once")
 
 
-def measure(
-    model: Any,
-    comparison: Comparison,
-    pixels: Array,
-    targets: Array,
-    masks: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """What the figures need of each image of a batch.
-
-    Args:
-      model: a `VisionTransformer`.
-      comparison: what to measure.
-      pixels: (B, H, W, 3) in [0, 1].
-      targets: (B,) true classes; any where neither perturbation nor "target" is asked for.
-      masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, for segmentation.
+@functools.cache
+def program(
+    comparison: Comparison, mode: str = "jit", over: Mesh | None = None
+) -> Callable[[Any, ArrayLike, ArrayLike], dict[str, np.ndarray]]:
+    """What the comparison does to a batch, compiled for a mesh, see `parallel.per_example`.
 
     Returns:
-      for perturbation, bool (B, M, F) under each direction, whether the model is right, and "clean" (B,), of the
-      unperturbed images; for segmentation "<field>_<m>", the `SegmentationCounts` of method m; "constant" bool (B, M),
-      maps without any contrast.
-
-    Raises:
-      FloatingPointError: where a map is not finite, naming methods and rows.
-      ValueError: for segmentation without masks.
+      a function of a `VisionTransformer`, pixels (B, H, W, 3) in [0, 1] and true classes (B,), any where neither
+      perturbation nor "target" is asked for. It gives "maps" (B, M, h, w), M as `columns`; and for perturbation, bool
+      (B, M, F) under each direction, whether the model is right, and "clean" (B,), of the unperturbed images.
     """
-    if "segmentation" in comparison.measures and masks is None:
-        raise ValueError("methods.measures has segmentation, but the dataset has no masks")
-    mean, std = model.preprocess.mean, model.preprocess.std
-    if "perturbation" in comparison.measures:
-        found = explain_and_perturb(
+
+    def run(model: Any, pixels: Array, targets: Array) -> dict[str, Array]:
+        mean, std = model.preprocess.mean, model.preprocess.std
+        if "perturbation" not in comparison.measures:
+            return {"maps": explain_pixels(model, comparison, pixels, targets, mean, std)[1]}
+        return explain_and_perturb(
             model,
             comparison,
             pixels,
@@ -172,9 +163,29 @@ def measure(
             fill=comparison.fill,
             directions=comparison.directions,
         )
-    else:
-        found = {"maps": explain_pixels(model, comparison, pixels, targets, mean, std)[1]}
-    measured = {name: np.asarray(values) for name, values in found.items()}
+
+    return parallel.per_example(run, mode=mode, over=over)
+
+
+def measure(
+    comparison: Comparison, found: Mapping[str, np.ndarray], masks: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """What the figures need of each image of a batch.
+
+    Args:
+      comparison: what to measure.
+      found: what its `program` gave.
+      masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, for segmentation.
+
+    Returns:
+      `found` without the maps; "constant" bool (B, M), maps without any contrast; and for segmentation
+      "<field>_<m>", the `SegmentationCounts` of method m.
+
+    Raises:
+      FloatingPointError: where a map is not finite, naming methods and rows.
+      ValueError: for segmentation without masks.
+    """
+    measured = dict(found)
     maps = measured.pop("maps")
     if not np.isfinite(maps).all():
         finite = np.isfinite(maps).all((2, 3))  # (B, M)
@@ -185,10 +196,10 @@ def measure(
         raise FloatingPointError(f"maps are not finite: {names}, rows {rows} of the batch")
     measured["constant"] = maps.max((2, 3)) == maps.min((2, 3))
     if "segmentation" in comparison.measures:
+        if masks is None:
+            raise ValueError("methods.measures has segmentation, but the dataset has no masks")
         for index in range(len(comparison.methods)):
-            counts = method_scores(
-                maps[:, index], np.asarray(masks), threshold=comparison.threshold
-            )
+            counts = method_scores(maps[:, index], masks, threshold=comparison.threshold)
             measured |= {f"{name}_{index}": values for name, values in counts.arrays().items()}
     return measured
 

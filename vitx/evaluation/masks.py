@@ -2,17 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitx import checkpoints
-from vitx.cues import SPLITS, read_cues, seeded
+from vitx import checkpoints, parallel, processes
+from vitx.cues import SPLITS, missing_batches, read_cues, seeded
 from vitx.data import pipeline
 from vitx.data.palette import decode_mask, encode_mask
 from vitx.data.transforms import resize_maps
@@ -50,73 +48,89 @@ def make_masks(run: Run, stage: Stage) -> None:
     """Chooses options on train, writes `<split>/<id>.png` masks at the images' sizes, and `scores.json`."""
     refine = Refiner(run)
     record = stage.folder / "chosen.json"
-    if not record.exists():
-        write_json(record, choose(run, refine))
+    if processes.largest(not record.exists())[0]:
+        found = choose(run, refine)
+        if processes.is_first():
+            write_json(record, found)
+        processes.barrier()
     chosen = json.loads(record.read_text())
     walk = Walk(chosen["beta"], chosen["log2_steps"])
     for split in SPLITS:
-        source = seeded(run, split)
-        done = stage.items_done(".png", split)
-        with progress(len(source), f"masks {split}", start=len(done)) as bar:
-            for items, affinity, maps in refine.batches(source, split, (chosen["alpha"],), done):
+        batches = refine.batches(seeded(run, split))
+        missing, images, done = missing_batches(stage, batches, ".png", split)
+        with progress(images, f"masks {split}", start=done) as bar:
+            for items, affinity, maps in refine.prepared(
+                batches, missing, split, (chosen["alpha"],)
+            ):
                 for item, walked in zip(items, refine.walk(affinity, maps, walk), strict=True):
                     (mask,) = refined_masks(walked, item)
                     path = stage.item(item.example.id, ".png", split)
                     write_bytes(path, encode_mask(mask))
                 bar.advance(len(items))
                 run.stop.check()
+    processes.barrier()
     scores = {split: score(run, stage, split, chosen["background"]) for split in SPLITS}
-    write_json(stage.folder / "scores.json", scores | {"chosen": chosen})
+    if processes.is_first():
+        write_json(stage.folder / "scores.json", scores | {"chosen": chosen})
 
 
 class Refiner:
-    """AffinityNet and the walk, compiled once."""
+    """AffinityNet and the walk, compiled once, on this process's devices."""
 
     def __init__(self, run: Run):
+        config = run.config
         self.run = run
         self.net = checkpoints.load(run.finished("affinity").folder)
         self.seeds = run.finished("seeds")
-        self.pool = pool_factor(run.config.model.image_size, run.config.labels.grid)
-        radius = run.config.affinity.radius
-        self._affinities = jax.jit(lambda net, images: affinities(net(images), radius))
-        self._walk = jax.jit(
-            partial(random_walk, method=run.config.walk.method),
-            static_argnames=("beta", "log2_steps"),
+        self.pool = pool_factor(config.model.image_size, config.labels.grid)
+        self._spread = parallel.replicate(self.net, parallel.local_mesh())
+        self._affinities = parallel.per_example(
+            lambda net, images: affinities(net(images), config.affinity.radius),
+            mode=config.parallel,
+        )
+        self._walks: dict[Walk, Callable[..., np.ndarray]] = {}
+
+    def batches(self, source: pipeline.Source) -> pipeline.EvaluationBatches:
+        """A split's images as AffinityNet reads them."""
+        return pipeline.evaluation_batches(
+            source,
+            preprocess=self.net.preprocess,
+            batch_size=self.run.config.seeds.batch_size,
         )
 
-    def batches(
+    def prepared(
         self,
-        source: pipeline.Source,
+        batches: pipeline.EvaluationBatches,
+        numbers: Sequence[int],
         split: str,
         alphas: Sequence[float],
-        skip: set[str] | frozenset[str] = frozenset(),
-    ) -> Iterator[tuple[list[Item], Array, Array]]:
-        """Batches of items, their affinities (B, P, h, w) and the maps that are to walk (B, A + K, h, w).
+    ) -> Iterator[tuple[list[Item], np.ndarray, np.ndarray]]:
+        """Of each numbered batch the items, their affinities (B, P, h, w) and the maps that walk (B, A + K, h, w).
 
-        The maps are a background for each alpha, made at the image's size, and the cues. Batches within `skip` are
-        passed over.
+        The maps are a background for each alpha, made at the image's size, and the cues.
         """
         width = seeded(self.run, split).most_classes
-        batch_size = self.run.config.seeds.batch_size
-        batches = pipeline.evaluation_batches(
-            source, preprocess=self.net.preprocess, batch_size=batch_size
-        )
-        for number, batch in enumerate(batches):
-            if skip.issuperset(batch["id"]):
-                continue
+        for number, batch in zip(numbers, pipeline.read_ahead(batches, numbers), strict=True):
             items = []
-            for row in np.flatnonzero(batch["valid"]):
-                example = source[number * batch_size + int(row)]
+            for place in batches.places(number):
+                example = batches.source[place]
                 stored, classes = read_cues(self.seeds, split, example.id, width)
                 cues = resize_maps(jnp.asarray(stored), example.image.shape[:2])
                 items.append(Item(example, cues, classes))
-            maps = jnp.stack([self._pooled(item.cues, alphas) for item in items])
-            affinity = self._affinities(self.net, batch["image"])[: len(items)]
+            maps = np.stack([self._pooled(item.cues, alphas) for item in items])
+            affinity = self._affinities(self._spread, batch["image"])[: len(items)]
             yield items, affinity, maps
 
-    def walk(self, affinity: Array, maps: Array, walk: Walk) -> np.ndarray:
+    def walk(self, affinity: np.ndarray, maps: np.ndarray, walk: Walk) -> np.ndarray:
         """Maps (B, A + K, h, w) after the walk."""
-        walked = np.asarray(self._walk(affinity, maps, beta=walk.beta, log2_steps=walk.log2_steps))
+        if walk not in self._walks:
+            self._walks[walk] = parallel.per_example(
+                lambda _, affinity, maps: random_walk(
+                    affinity, maps, walk.beta, walk.log2_steps, self.run.config.walk.method
+                ),
+                mode=self.run.config.parallel,
+            )
+        walked = self._walks[walk](None, affinity, maps)
         if not np.isfinite(walked).all():
             raise FloatingPointError(f"masks: a map is not finite after {walk}")
         return walked
@@ -151,8 +165,10 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     count = len(source.classes)
     tables = np.zeros((len(walks), len(config.alpha), count, count), np.int64)
     seeds = np.zeros((len(config.background), count, count), np.int64)
-    with progress(len(source), "choice") as bar:
-        for items, affinity, maps in refine.batches(source, "train", config.alpha):
+    batches = refine.batches(source)
+    mine = processes.share(range(len(batches)))
+    with progress(sum(len(batches.places(number)) for number in mine), "choice") as bar:
+        for items, affinity, maps in refine.prepared(batches, mine, "train", config.alpha):
             for number, walk in enumerate(walks):
                 for item, walked in zip(items, refine.walk(affinity, maps, walk), strict=True):
                     for alpha, mask in enumerate(refined_masks(walked, item)):
@@ -163,6 +179,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
                     seeds[number] += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()
+    tables, seeds = processes.total((tables, seeds))
     refined = [
         {"beta": w.beta, "log2_steps": w.log2_steps, "alpha": alpha, "miou": float(mean_iou(table))}
         for w, row in zip(walks, tables, strict=True)
@@ -191,7 +208,7 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
     source, seeds = seeded(run, split), run.finished("seeds")
     count = len(source.classes)
     tables = {name: np.zeros((count, count), np.int64) for name in ("seeds", "published", "masks")}
-    for example in source:
+    for example in pipeline.read_ahead(source, processes.share(range(len(source)))):
         cues, classes = read_cues(seeds, split, example.id, source.most_classes)
         found = {
             "seeds": image_seed_mask(example, cues, classes, background),
@@ -201,6 +218,7 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
         for name, mask in found.items():
             tables[name] += confusion_matrix(mask, example.truth, count)
         run.stop.check()
+    tables = processes.total(tables)
     figures = {
         name: {
             "miou": float(mean_iou(table)),

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitx import checkpoints, parallel
+from vitx import checkpoints, parallel, processes
 from vitx.data import pipeline
 from vitx.data.transforms import resize_image, resize_mask, to_fractions
-from vitx.evaluation.comparison import Comparison, measure, summary
+from vitx.evaluation.comparison import Comparison, measure, program, summary
 from vitx.evaluation.segmentation import foreground_masks
 from vitx.models.vit import VisionTransformer
 from vitx.run import progress
@@ -21,12 +21,9 @@ from vitx.workdir import Stage, read_npz, write_json, write_npz
 def compare_methods(run: Run, stage: Stage) -> None:
     """Writes `scores.json`: for each method, perturbation accuracies and AUCs, and segmentation scores.
 
-    Each batch is a file of its own, so that a stopped run loses at most one. Batches are spread over all devices.
+    Each batch is a file of its own, so that a stopped run loses at most one. Batches are shared out among processes,
+    and each is spread over the devices of one.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            "stage methods runs in one process: start it on one host, with all of its devices"
-        )
     config = run.config.methods
     comparison, source = Comparison.from_config(config), run.source(run.config.data.val_split)
     with precision(run.config.model):
@@ -42,14 +39,19 @@ def compare_methods(run: Run, stage: Stage) -> None:
             with_masks="segmentation" in comparison.measures,
         )
         files = [stage.folder / "batches" / f"{n:06}.npz" for n in range(len(batches))]
-        missing = [number for number, file in enumerate(files) if not file.exists()]
-        spread = parallel.replicate(model)
-        done = len(chosen) - sum(len(batches.places(number)) for number in missing)
-        with progress(len(chosen), "methods", start=done) as bar:
+        mine = processes.share(range(len(batches)))
+        missing = [number for number in mine if not files[number].exists()]
+        spread = parallel.replicate(model, parallel.local_mesh())
+        images, left = (sum(len(batches.places(n)) for n in numbers) for numbers in (mine, missing))
+        with progress(images, "methods", start=images - left) as bar:
             for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
-                write_npz(files[number], _measured(spread, comparison, batch))
+                measured = _measured(spread, comparison, batch, run.config.parallel)
+                write_npz(files[number], measured)
                 bar.advance(len(batches.places(number)))
                 run.stop.check()
+        processes.barrier()
+        if not processes.is_first():
+            return
         scores = summary(comparison, [read_npz(file) for file in files])
     if scores["images"] != len(chosen):
         raise ValueError(
@@ -61,18 +63,15 @@ def compare_methods(run: Run, stage: Stage) -> None:
 
 
 def _measured(
-    model: Any, comparison: Comparison, batch: dict[str, np.ndarray]
+    model: Any, comparison: Comparison, batch: dict[str, Any], mode: str
 ) -> dict[str, np.ndarray]:
-    """What the figures need of each image; without the repeats that fill up the devices and the last batch."""
-    count = int(batch["valid"].sum())
-    arrays = {name: batch[name] for name in ("pixels", "target", "mask") if name in batch}
-    whole, _ = parallel.pad_batch(arrays, parallel.mesh().size)
-    pixels, targets = parallel.shard_batch((whole["pixels"], whole["target"]))
+    """What the figures need of each image; without the repeats that fill up the last batch."""
+    found = program(comparison, mode)(model, batch["pixels"], batch["target"])
     try:
-        measured = measure(model, comparison, pixels, targets, whole.get("mask"))
+        measured = measure(comparison, found, batch.get("mask"))
     except FloatingPointError as error:
         raise FloatingPointError(f"methods: {error}, which are {', '.join(batch['id'])}") from None
-    return {name: rows[:count] for name, rows in measured.items()}
+    return {name: rows[batch["valid"]] for name, rows in measured.items()}
 
 
 def classifier(run: Run) -> VisionTransformer:

@@ -72,14 +72,17 @@ def _rows(
     batch_size = min(run.config.methods.batch_size, len(chosen))
     batches = Batches(source, chosen, model, batch_size, with_masks=False)
     names = _class_names(model.num_classes, source)
-    spread, devices = parallel.replicate(model), parallel.mesh().size
     mean, std = model.preprocess.mean, model.preprocess.std
+    spread = parallel.replicate(model, parallel.local_mesh())
+    explain = parallel.per_example(
+        lambda model, pixels, targets: explain_pixels(
+            model, comparison, pixels, targets, mean, std
+        ),
+        mode=run.config.parallel,
+    )
     for number, batch in enumerate(batches):
         run.stop.check()
-        padded, _ = parallel.pad_batch((batch["pixels"], batch["target"]), devices)
-        pixels, targets = parallel.shard_batch(padded)
-        found = explain_pixels(spread, comparison, pixels, targets, mean, std)
-        logits, maps = (np.asarray(x) for x in found)
+        logits, maps = explain(spread, batch["pixels"], batch["target"])
         for row, place in enumerate(batches.places(number)):
             classes = {"predicted": int(logits[row].argmax()), "target": int(batch["target"][row])}
             for kinds in _grouped(comparison.explained, classes):

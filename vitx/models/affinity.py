@@ -52,4 +52,4 @@ class AffinityNet(nnx.Module):
 
     def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
         """Normalised images (B, H, W, 3) -> pixel features (B, *grid, features)."""
-        return self.head(self.stem(images, ops), ops)
+        return self.head(self.stem(images.astype(self.feat_conv.dtype), ops), ops)

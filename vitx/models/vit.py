@@ -145,7 +145,11 @@ class VisionTransformer(nnx.Module):
         return self.head.bias.shape[0]
 
     def features(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """What the patch embedding reads: images (B, H, W, 3) themselves, or the stem's map (B, h, w, C)."""
+        """What the patch embedding reads: images (B, H, W, 3) themselves, or the stem's map (B, h, w, C).
+
+        Images take the parameters' type here.
+        """
+        images = images.astype(self.head.bias.dtype)
         return images if self.stem is None else self.stem(images, ops)
 
     def embed(self, features: Array, ops: Ops = PLAIN) -> Array:

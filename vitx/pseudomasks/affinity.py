@@ -135,7 +135,12 @@ def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
 
 
 def affinity_loss(
-    affinity: Array, background: Array, foreground: Array, negative: Array, eps: float = 1e-6
+    affinity: Array,
+    background: Array,
+    foreground: Array,
+    negative: Array,
+    eps: float = 1e-6,
+    axis_name: str | None = None,
 ) -> dict[str, Array]:
     """Cross-entropy of the affinities against pair labels (docs/protocol.md, AffinityNet).
 
@@ -145,6 +150,8 @@ def affinity_loss(
       foreground: the same.
       negative: the same.
       eps: added to the counts and inside the logarithms.
+      axis_name: of a `jax.pmap`, over which the pairs are counted; the results of its devices then sum to those of
+        the whole batch.
 
     Returns:
       scalars: "background", "foreground", "negative", each a mean over its pairs in the batch (0
@@ -160,7 +167,9 @@ def affinity_loss(
     alike, unlike = -jnp.log(affinity + eps), -jnp.log(1 + eps - affinity)
 
     def mean(values: Array, pairs: Array) -> Array:
-        return jnp.where(pairs, values, 0).sum() / (pairs.sum().astype(values.dtype) + eps)
+        count = pairs.sum().astype(values.dtype)
+        count = count if axis_name is None else lax.psum(count, axis_name)
+        return jnp.where(pairs, values, 0).sum() / (count + eps)
 
     terms = {
         "background": mean(alike, background),

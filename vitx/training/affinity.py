@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
-from vitx import checkpoints, parallel
+from vitx import checkpoints, parallel, processes
 from vitx.data import pipeline
 from vitx.data.palette import decode_mask
 from vitx.models.affinity import AffinityNet
@@ -15,8 +14,20 @@ from vitx.ops import Array
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.stages import Run
 from vitx.training.classifier import WEIGHTS, augmentation
-from vitx.training.optimizer import minimise
+from vitx.training.optimizer import Loss, minimise
 from vitx.workdir import Stage
+
+
+def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
+    """The loss of AffinityNet over the pairs of a batch of image (B, H, W, 3) and label (B, h, w)."""
+
+    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        pixel_features = nnx.merge(graph, params)(batch["image"])  # (B, h, w, C)
+        affinity = affinities(pixel_features, radius)  # (B, P, h, w)
+        pairs = pair_labels(batch["label"], radius)
+        return affinity_loss(affinity, *pairs, axis_name=axis)["loss"]
+
+    return loss
 
 
 def train_affinity(run: Run, stage: Stage) -> None:
@@ -27,11 +38,7 @@ def train_affinity(run: Run, stage: Stage) -> None:
     net = initial_net(run)
     steps_per_epoch = len(train) // config.batch_size
     graph, params = nnx.split(net)
-
-    def loss(params: Any, batch: Mapping[str, Array]) -> Array:
-        pixel_features = nnx.merge(graph, params)(batch["image"])  # (B, h, w, C)
-        affinity = affinities(pixel_features, config.radius)  # (B, P, h, w)
-        return affinity_loss(affinity, *pair_labels(batch["label"], config.radius))["loss"]
+    loss, mode = pair_loss(graph, config.radius), run.config.parallel
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         return pipeline.training_loader(
@@ -44,26 +51,35 @@ def train_affinity(run: Run, stage: Stage) -> None:
             workers=run.config.data.workers,
             start_step=start_step,
             extra=labels,
+            shard=processes.shard(),
         )
 
-    validation_loss = jax.jit(loss)
+    def batch_loss(params: Any, batch: Mapping[str, Array]) -> Array:
+        axis = parallel.axis_of(mode)
+        return parallel.total(loss(params, batch, axis), axis)
+
+    here = parallel.local_mesh()
+    validation_loss = parallel.data_parallel(batch_loss, over=here, mode=mode)
 
     def evaluate(params: Any) -> dict[str, float]:
         # The loss is a mean over the pairs of a batch, so its value is one of this batch size.
-        values = []
-        weights = []
-        for batch in pipeline.evaluation_batches(
+        params = parallel.replicate(params, here)
+        batches = pipeline.evaluation_batches(
             val, preprocess=net.preprocess, batch_size=config.batch_size
-        ):
+        )
+        weighted = 0.0
+        for batch in pipeline.read_ahead(batches, processes.share(range(len(batches)))):
             label = np.stack([labels(identifier, False)["label"] for identifier in batch["id"]])
             label = np.where(batch["valid"][:, None, None], label, np.uint8(255))
-            arrays = parallel.shard_batch({"image": batch["image"], "label": label})
-            values.append(float(validation_loss(params, arrays)))
-            weights.append(batch["valid"].sum())
-        return {"loss": float(np.average(values, weights=weights))}
+            arrays = {"image": batch["image"], "label": label}
+            padded, valid = parallel.pad_batch(arrays, here.size)
+            padded["label"][~valid] = 255
+            weighted += float(validation_loss(params, padded)) * batch["valid"].sum()
+        return {"loss": float(processes.total(np.array(weighted))) / len(val)}
 
     best = minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch)
-    checkpoints.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
+    if processes.is_first():
+        checkpoints.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
 
 
 def initial_net(run: Run) -> AffinityNet:
@@ -92,7 +108,7 @@ class _Labels:
         labelled = stage.items_done(".png", "train")
         self._labels = {}
         for source in sources:
-            for identifier in (example.id for example in source):
+            for identifier in map(source.identifier, range(len(source))):
                 if identifier not in labelled:
                     raise ValueError(
                         f"image {identifier} of affinity's split {source.split} has no label: its "

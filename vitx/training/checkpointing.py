@@ -146,6 +146,9 @@ class Checkpoints:
             kept = {"crc32": _checksum(arrays), "metrics": numbers, "extra": dict(extra or {})}
             with _quiet():
                 self._checkpointer.save(step, arrays, custom_metadata=kept, force=True)
+        except jax.errors.JaxRuntimeError:  # another process is gone
+            self._failed = True
+            raise
         except Exception as error:
             self._failed = True
             raise write_error(self.folder / str(step), _system_error(error)) from error
@@ -172,7 +175,7 @@ class Checkpoints:
             try:
                 with _quiet():
                     arrays, metrics, extra = self._read(step)
-            except (MemoryError, PermissionError):
+            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # no damage: to go back in training would be wrong
             except Exception as error:
                 reason = first_line(error)[:200]

@@ -1,20 +1,21 @@
 """Stage `classifier`: a hybrid ViT learns which classes an image shows, from image-level labels."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
-from vitx import checkpoints, parallel
+from vitx import checkpoints, parallel, processes
 from vitx.data import pipeline
 from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
 from vitx.ops import Array
 from vitx.stages import Run
-from vitx.training.optimizer import minimise
+from vitx.training.optimizer import Loss, minimise
 from vitx.workdir import Stage, write_json
 
 WEIGHTS = "model.safetensors"
@@ -25,6 +26,17 @@ def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
     return optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
 
 
+def image_loss(graph: nnx.GraphDef) -> Loss:
+    """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C)."""
+
+    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        logits = nnx.merge(graph, params)(batch["image"])
+        losses = multilabel_soft_margin(logits, batch["labels"])
+        return losses.sum() / parallel.total(jnp.ones_like(losses).sum(), axis)
+
+    return loss
+
+
 def train_classifier(run: Run, stage: Stage) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config = run.config.classifier
@@ -32,10 +44,6 @@ def train_classifier(run: Run, stage: Stage) -> None:
     model = _initial_model(run, len(train.classes) - 1)
     steps_per_epoch = len(train) // config.batch_size
     graph, params = nnx.split(model)
-
-    def loss(params: Any, batch: Mapping[str, Array]) -> Array:
-        logits = nnx.merge(graph, params)(batch["image"])
-        return multilabel_soft_margin(logits, batch["labels"]).mean()
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         return pipeline.training_loader(
@@ -47,49 +55,61 @@ def train_classifier(run: Run, stage: Stage) -> None:
             augment=augmentation(config),
             workers=run.config.data.workers,
             start_step=start_step,
+            shard=processes.shard(),
         )
 
     def evaluate(params: Any) -> dict[str, float]:
-        scores = validate(nnx.merge(graph, params), selection, config.batch_size)
+        model = nnx.merge(graph, params)
+        scores = validate(model, selection, config.batch_size, run.config.parallel)
         return {"loss": scores["loss"], "map": scores["map"]}
 
     best = nnx.merge(
         graph,
-        minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch),
+        minimise(run, stage, config, params, image_loss(graph), batches, evaluate, steps_per_epoch),
     )
-    checkpoints.save(best, stage.folder / WEIGHTS)
-    val = run.source(run.config.data.val_split)
-    write_json(stage.folder / "scores.json", validate(best, val, config.batch_size))
+    scores = validate(
+        best, run.source(run.config.data.val_split), config.batch_size, run.config.parallel
+    )
+    if processes.is_first():
+        checkpoints.save(best, stage.folder / WEIGHTS)
+        write_json(stage.folder / "scores.json", scores)
 
 
-def validate(model: Any, source: pipeline.Source, batch_size: int) -> dict[str, Any]:
+def validate(
+    model: Any, source: pipeline.Source, batch_size: int, mode: str = "jit"
+) -> dict[str, Any]:
     """Multi-label scores of a classifier.
 
     Returns:
       loss, map (mean over classes of the average precision) and average_precision by class name, fractions.
     """
-    losses, logits, labels = [], [], []
-    for batch in pipeline.evaluation_batches(
+    batches = pipeline.evaluation_batches(
         source, preprocess=model.preprocess, batch_size=batch_size
-    ):
-        valid = batch["valid"]
-        images, truth = parallel.shard_batch((batch["image"], batch["labels"]))
-        batch_logits, batch_losses = _predict(model, images, truth)
-        losses.append(np.asarray(batch_losses)[valid])
-        logits.append(np.asarray(batch_logits)[valid])
-        labels.append(batch["labels"][valid])
-    precision, mean = average_precision_multilabel(np.concatenate(logits), np.concatenate(labels))
+    )
+    local, predict = parallel.replicate(model, parallel.local_mesh()), _predictor(mode)
+    numbers = processes.share(range(len(batches))) or [0]  # none to do: one whose rows are dropped
+    rows = []
+    for batch in pipeline.read_ahead(batches, numbers):
+        logits, losses = predict(local, batch["image"], batch["labels"])
+        rows.append((logits, losses, batch["labels"], batch["valid"]))
+    stacked = [np.stack(column) for column in zip(*rows, strict=True)]  # (batches, B, ...)
+    columns = processes.gather_rows(stacked, len(batches))
+    logits, losses, labels, valid = (x.reshape(-1, *x.shape[2:]) for x in columns)
+    precision, mean = average_precision_multilabel(logits[valid], labels[valid])
     return {
-        "loss": float(np.concatenate(losses).mean()),
+        "loss": float(losses[valid].mean()),
         "map": float(mean),
         "average_precision": by_class(source.classes[1:], precision),
     }
 
 
-@jax.jit
-def _predict(model: Any, images: Array, labels: Array) -> tuple[Array, Array]:
-    logits = model(images)
-    return logits, multilabel_soft_margin(logits, labels)
+@functools.cache
+def _predictor(mode: str) -> Callable[..., Any]:
+    def predict(model: Any, images: Array, labels: Array) -> tuple[Array, Array]:
+        logits = model(images)
+        return logits, multilabel_soft_margin(logits, labels)
+
+    return parallel.per_example(predict, mode=mode)
 
 
 def augmentation(config: Any) -> pipeline.Augment:

@@ -5,7 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vitx import processes
 from vitx.cues import read_cues, seeded
+from vitx.data import pipeline
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
 from vitx.ops import Array
@@ -27,11 +29,10 @@ def make_labels(run: Run, stage: Stage) -> None:
     source = seeded(run, "train")
     grid = run.config.labels.grid
     pool = pool_factor(run.config.model.image_size, grid)
-    done = stage.items_done(".png", "train")
-    with progress(len(source), "labels", start=len(done)) as bar:
-        for example in source:
-            if example.id in done:
-                continue
+    done, mine = stage.items_done(".png", "train"), processes.share(range(len(source)))
+    missing = [place for place in mine if source.identifier(place) not in done]
+    with progress(len(mine), "labels", start=len(mine) - len(missing)) as bar:
+        for example in pipeline.read_ahead(source, missing):
             cues, classes = read_cues(seeds, "train", example.id, source.most_classes)
             posteriors = crf_posteriors(run.config.labels, example.image, cues, classes)
             low, high = pool_posteriors(posteriors, (grid, grid), pool)

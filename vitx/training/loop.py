@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vitx.run import MetricsWriter, StopRequest, progress
+from vitx import processes
+from vitx.run import MetricsWriter, Stopped, StopRequest, progress
 from vitx.training.checkpointing import Checkpoints
 
+_AGREE_EVERY = 10  # steps between two looks at what the other processes were told
 _IN_FLIGHT = 2  # steps queued on the device: enough to keep it busy, few enough for the memory
 
 
@@ -44,12 +46,10 @@ class Fit(NamedTuple):
     Attributes:
         state: The best state.
         step: Its step.
-        history: The metrics' lines, see `fit`.
     """
 
     state: Any
     step: int
-    history: list[dict[str, Any]]
 
 
 def fit(
@@ -110,18 +110,30 @@ def fit(
                 scores = _finite(description, step, evaluate(state))
                 epoch = math.ceil(step / steps_per_epoch)
                 metrics.write(step, {"epoch": epoch} | {f"val/{k}": v for k, v in scores.items()})
-            stopping = stop.requested  # read once: what is not saved now must not stop below
-            if epoch_ends or stopping or time.monotonic() - saved > save_every_seconds:
+            # Read once: what is not saved now must not stop below. All processes save, and stop, at one step.
+            due = time.monotonic() - saved > save_every_seconds
+            signal, due = _agreed(stop.signal, due, epoch_ends or step % _AGREE_EVERY == 0)
+            if epoch_ends or signal or due:
                 log.check()
                 _require_finite(description, step, state)
                 checkpoints.save(step, state, scores, {"window": log.window})
                 saved = time.monotonic()
-            if stopping and step < steps:
-                stop.check()
+            if signal and step < steps:
+                raise Stopped(signal)
     best = checkpoints.restore_best(state)
     if not checkpoints.steps or checkpoints.steps[-1] < steps:
         raise ValueError(f"{description}: the batches ended before step {steps}")
-    return Fit(best.state, best.step or 0, metrics.read())
+    return Fit(best.state, best.step or 0)
+
+
+def _agreed(signal: int, due: bool, look: bool) -> tuple[int, bool]:
+    """A signal that any process got, and whether any holds that it is time to save; asked where `look` says so."""
+    if processes.count() == 1:
+        return signal, due
+    if not look:
+        return 0, False
+    greatest, any_due = processes.largest(signal, due)
+    return int(greatest), bool(any_due)
 
 
 class _Log:

@@ -15,7 +15,7 @@ from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
 from vitx.workdir import Stage
 
-Loss = Callable[[Any, Mapping[str, Array]], Array]
+Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
 
 def minimise(
@@ -35,8 +35,9 @@ def minimise(
       stage: where to keep checkpoints and metrics; an earlier start of it is resumed.
       config: as for `make_optimizer`.
       params: the first parameters.
-      loss: (params, batch) -> scalar.
-      batches: first step -> iterator of host batches.
+      loss: (params, batch, axis) -> scalar: all of the batch's loss, or with the axis of a `jax.pmap` the device's
+        share of it.
+      batches: first step -> iterator of this process's host batches.
       evaluate: params -> scores, with "loss".
       steps_per_epoch: of `batches`.
 
@@ -50,8 +51,8 @@ def minimise(
     folder = stage.folder / "checkpoints"
     with MetricsWriter(stage.folder) as metrics, Checkpoints(folder) as checkpoints:
         best = fit(
-            gradient_step(loss, optimizer),
-            first,
+            gradient_step(loss, optimizer, run.config.parallel),
+            parallel.replicate(first),
             batches,
             steps=config.epochs * steps_per_epoch,
             steps_per_epoch=steps_per_epoch,
@@ -64,17 +65,21 @@ def minimise(
     return best.state.params
 
 
-def gradient_step(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def gradient_step(
+    loss: Loss, optimizer: optax.GradientTransformation, mode: str = "jit"
+) -> Callable[..., Any]:
     """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused."""
+    axis = parallel.axis_of(mode)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        value, gradient = jax.value_and_grad(loss)(state.params, batch)
+        shares = jax.value_and_grad(loss)(state.params, batch, axis)
+        value, gradient = parallel.total(shares, axis)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), {"loss": value}
 
-    return parallel.data_parallel(step, donate_argnums=(0,))
+    return parallel.data_parallel(step, donate_argnums=(0,), mode=mode)
 
 
 def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:

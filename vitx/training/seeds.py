@@ -1,11 +1,13 @@
 """Stage `seeds`: for every image-level label of an image, a cue of where it is."""
 
-import jax
+from typing import Any
+
 import numpy as np
 
-from vitx import checkpoints
-from vitx.cues import SPLITS, cue_file, padded_classes, seeded, write_cues
+from vitx import checkpoints, parallel
+from vitx.cues import SPLITS, cue_file, missing_batches, padded_classes, seeded, write_cues
 from vitx.data import pipeline
+from vitx.ops import Array
 from vitx.pseudomasks.seeds import class_cues
 from vitx.run import progress
 from vitx.stages import Run
@@ -20,8 +22,7 @@ def make_seeds(run: Run, stage: Stage) -> None:
     config = run.config.seeds
     model = checkpoints.load(run.finished("classifier").folder)
 
-    @jax.jit
-    def cue(images: jax.Array, classes: jax.Array) -> jax.Array:
+    def cues_of(model: Any, images: Array, classes: Array) -> Array:
         return class_cues(
             model,
             images,
@@ -32,18 +33,18 @@ def make_seeds(run: Run, stage: Stage) -> None:
             rules=config.rules,
         )
 
+    cue = parallel.per_example(cues_of, mode=run.config.parallel)
+    spread = parallel.replicate(model, parallel.local_mesh())
     for split in SPLITS:
         source = seeded(run, split)
-        done = stage.items_done(".npz", split)
         batches = pipeline.evaluation_batches(
             source, preprocess=model.preprocess, batch_size=config.batch_size
         )
-        with progress(len(source), f"seeds {split}", start=len(done)) as bar:
-            for batch in batches:
-                if done.issuperset(batch["id"]):
-                    continue
+        missing, images, done = missing_batches(stage, batches, ".npz", split)
+        with progress(images, f"seeds {split}", start=done) as bar:
+            for batch in pipeline.read_ahead(batches, missing):
                 classes = padded_classes(batch["labels"], source.most_classes)
-                cues = np.asarray(cue(batch["image"], classes))
+                cues = cue(spread, batch["image"], classes)
                 for row in np.flatnonzero(batch["valid"]):
                     path = cue_file(stage, split, batch["id"][row])
                     write_cues(path, cues[row], classes[row])

@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.classifier.decay_norms_and_biases = True
     config.classifier.clip_norm = 1.0
     config.classifier.warmup_epochs = 1
+    config.classifier.accumulate = 1  # parts of a batch, one after the other, for little memory
+    config.classifier.compute = "float32"  # or "bfloat16"
     config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
     config.classifier.flip = True
 
@@ -54,12 +56,15 @@ def get_config() -> ConfigDict:
     config.seeds.start_layer = 0
     config.seeds.root = 3
     config.seeds.rules = "published"
+    # Of the seeds' masks: a tuple is of candidates, as those of `walk`. Published: 0.2.
+    config.seeds.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 
     config.labels = ConfigDict()
     config.labels.backend = "exact"
     # Published: 4 and 32. Chosen on train (docs/protocol.md): at 4 hardly any object is confident here.
     config.labels.alpha_low = 16.0
     config.labels.alpha_high = 64.0
+    config.labels.workers = 0  # processes for pydensecrf; 0: one for each core
     config.labels.grid = 24  # side of AffinityNet's grid; published: the input over 8
     config.labels.crf = ConfigDict(
         {
@@ -83,6 +88,8 @@ def get_config() -> ConfigDict:
     config.affinity.decay_norms_and_biases = True
     config.affinity.clip_norm = 0.0
     config.affinity.warmup_epochs = 0
+    config.affinity.accumulate = 1  # parts of a batch, one after the other, for little memory
+    config.affinity.compute = "float32"  # or "bfloat16"
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
     config.affinity.flip = True
     config.affinity.radius = 5
@@ -95,7 +102,6 @@ def get_config() -> ConfigDict:
     config.walk.beta = (2.0, 4.0, 8.0, 16.0)  # published: 16
     config.walk.log2_steps = (1, 2, 4, 8)  # published: 8, on a grid of 56
     config.walk.alpha = (4.0, 8.0, 16.0, 32.0, 64.0)  # published: 4
-    config.walk.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # of the seeds; published: 0.2
 
     config.methods = ConfigDict()
     config.methods.images = 128  # of val, those that show one class; 0: all of them
@@ -121,5 +127,6 @@ def get_config() -> ConfigDict:
         "AffinityNet refine them into masks."
     )
     config.report.images = 12
+    config.report.extremes = 4  # images with the best and with the worst masks to show, each
     config.report.published = False  # the papers' figures beside ours
     return config

@@ -31,6 +31,13 @@ def get_config() -> ConfigDict:
     config.walk.log2_steps = (2,)
     config.affinity.features = 32
     config.methods.images = 5
+    config.methods.compared = (
+        "rollout",
+        "gradcam",
+        "transformer_attribution",
+        "transformer_attribution/stable",
+    )
     config.methods.batch_size = 3
     config.report.images = 2
+    config.report.extremes = 1
     return config

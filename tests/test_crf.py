@@ -258,3 +258,22 @@ def test_confident_labels_leave_padding_out():
     assert confident_labels(posteriors, posteriors, jnp.asarray([[-1, -1]])).item() == 0
     with pytest.raises(ValueError, match="do not fit classes"):
         confident_labels(posteriors, posteriors, jnp.asarray([[4]]))
+
+
+def test_labels_on_the_host_are_those_of_jax():
+    generator = np.random.default_rng(0)
+    posteriors = generator.random((2, 2, 4, 12, 10)).astype(np.float32)  # low and high, two images
+    classes = np.array([[2, 5, -1], [0, -1, -1]], np.int32)
+    pooled = pool_posteriors(posteriors, (6, 8), 2)
+    assert isinstance(pooled, np.ndarray)
+    np.testing.assert_allclose(
+        pooled, pool_posteriors(jnp.asarray(posteriors), (6, 8), 2), atol=1e-6
+    )
+    labels = confident_labels(*pooled, classes)
+    assert isinstance(labels, np.ndarray) and labels.dtype == np.uint8
+    expected = confident_labels(*map(jnp.asarray, pooled), jnp.asarray(classes))
+    np.testing.assert_array_equal(labels, expected)
+    cues = posteriors[0, :, 1:]
+    np.testing.assert_allclose(
+        background_channel(cues, 4.0), background_channel(jnp.asarray(cues), 4.0), rtol=1e-5
+    )

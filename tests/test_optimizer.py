@@ -95,6 +95,47 @@ def test_warm_up_must_end_before_training_does(warmup: int) -> None:
         learning_rate(_config(warmup_epochs=warmup), steps_per_epoch=1)
 
 
+@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.usefixtures("x64")
+def test_accumulated_parts_make_the_step_of_the_whole_batch(mode: str) -> None:
+    generator = np.random.default_rng(0)
+    params = {"w": jnp.asarray(generator.normal(size=(5, 2)))}
+    batch = {"x": generator.normal(size=(48, 5)), "y": generator.normal(size=(48, 2))}
+
+    def loss(params, batch, axis):
+        errors = jnp.square(jnp.tanh(batch["x"] @ params["w"]) - batch["y"]).sum(1)
+        return errors.sum() / parallel.total(jnp.ones_like(errors).sum(), axis)
+
+    optimizer = make_optimizer(_config(), steps_per_epoch=2)
+    state = TrainState.create(params, optimizer)
+    steps = [
+        gradient_step(loss, optimizer, mode, accumulate=parts)(jax.tree.map(jnp.copy, state), batch)
+        for parts in (1, 3)
+    ]
+    (whole, value), (parts, same) = steps
+    np.testing.assert_allclose(same["loss"], value["loss"], rtol=1e-12)
+    np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-12)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
+    model = small_vit()
+    graph, params = nnx.split(model)
+    batch = {"image": np.asarray(images_for(model, 16)), "labels": np.ones((16, 3), np.float32)}
+    optimizer = make_optimizer(_config(learning_rate=1e-2), steps_per_epoch=2)
+    losses = {}
+    for compute in ("float32", "bfloat16"):
+        state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+        step = gradient_step(image_loss(graph), optimizer, compute=compute)
+        state, found = step(state, batch)
+        losses[compute] = float(found["loss"])
+        assert found["loss"].dtype == jnp.float32
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert losses["bfloat16"] != losses["float32"]
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+    with pytest.raises(ValueError, match="compute must be one of float32, bfloat16, not 'half'"):
+        gradient_step(image_loss(graph), optimizer, compute="half")
+
+
 class _NoStem(nnx.Module):
     channels = 3
 

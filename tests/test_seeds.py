@@ -150,3 +150,13 @@ def test_images_do_not_see_each_other(cues_of):
 def test_classes_must_be_a_table(model):
     with pytest.raises(ValueError, match=r"\(B, K\)"):
         class_cues(model, jnp.zeros((1, 32, 32, 3)), jnp.asarray([1]), size=(32, 32))
+
+
+def test_masks_on_the_host_are_those_of_jax():
+    generator = np.random.default_rng(0)
+    cues = generator.random((5, 3, 6, 7)).astype(np.float32)
+    classes = np.array([[0, 4, -1]] * 4 + [[-1, -1, -1]], np.int32)
+    found = seed_mask(cues, classes, 0.4)
+    assert isinstance(found, np.ndarray) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found, seed_mask(jnp.asarray(cues), jnp.asarray(classes), 0.4))
+    assert set(np.unique(found)) == {0, 1, 5} and not found[-1].any()

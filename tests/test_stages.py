@@ -98,7 +98,13 @@ def test_report_holds_every_section_and_picture(finished: Run) -> None:
     assert counter.headings >= 5
     images = finished.config.report.images
     # From image to mask; the methods for the predicted class; those that know classes for another target.
-    possible = {images * 8 + images * (1 + 9) + others * (1 + 7) for others in range(images + 1)}
+    methods = len(finished.config.methods.compared)  # one of them knows no classes
+    possible = {
+        (images + 2 * finished.config.report.extremes) * 8
+        + images * (1 + methods)
+        + others * methods
+        for others in range(images + 1)
+    }
     assert counter.images in possible
 
 

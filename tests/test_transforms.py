@@ -131,6 +131,21 @@ def test_resize_maps_is_bilinear_without_antialiasing(old, new):
     np.testing.assert_allclose(resized, [bilinear(m, new) for m in maps], atol=1e-12)
 
 
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.integers(0, 99),
+)
+def test_numpy_resizes_maps_as_jax_does(old, new, seed):
+    maps = np.random.default_rng(seed).random((2, *old)).astype(np.float32)
+    resized = transforms.resize_maps(maps, new)
+    assert isinstance(resized, np.ndarray) and resized.dtype == np.float32
+    np.testing.assert_allclose(resized, transforms.resize_maps(jnp.asarray(maps), new), atol=3e-7)
+    np.testing.assert_array_equal(
+        transforms.resize_maps(np.full(old, 0.3, np.float32), new), np.full(new, np.float32(0.3))
+    )
+
+
 def test_resize_maps_keeps_leading_axes_and_refuses_labels():
     assert transforms.resize_maps(jnp.zeros((2, 3, 4, 5)), (8, 6)).shape == (2, 3, 8, 6)
     with pytest.raises(ValueError, match="wants floats, got uint8"):

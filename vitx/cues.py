@@ -1,4 +1,4 @@
-"""Which images go through the pipeline, and the files in which stage `seeds` keeps their cues."""
+"""Which images go through the pipeline, and the files in which its stages keep what they make of each."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from vitx.stages import Run
 from vitx.workdir import Stage, read_npz, write_npz
 
 SPLITS = ("train", "val")
+ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
 
 
 def seeded(run: Run, split: str) -> pipeline.Source:
@@ -70,3 +71,19 @@ def read_cues(
     classes = np.full(width, -1, np.int32)
     cues[:count], classes[:count] = file["cues"], file["classes"]
     return cues, classes
+
+
+def crf_file(labels: Stage, alpha: str, split: str, identifier: str) -> Path:
+    """The file of one image's mask by the CRF, of "low" or "high" alpha, in the folder of stage `labels`."""
+    return labels.item(identifier, ".png", f"{alpha}/{split}")
+
+
+def pool_factor(image_size: int, grid: int) -> int:
+    """Pixels of the model's input along a cell of AffinityNet's grid, 8 as published.
+
+    Raises:
+      ValueError: where the grid does not divide the input.
+    """
+    if grid < 1 or image_size % grid:
+        raise ValueError(f"labels.grid {grid} must divide model.image_size {image_size}")
+    return image_size // grid

@@ -54,7 +54,12 @@ class Run:
         config = self.config.to_dict()
         options = {key: config[key] for key in DEPENDS[name] if key in config}
         # What the data and the weights hold counts, not where they lie, nor how many processes read.
-        options["data"] = {k: v for k, v in options["data"].items() if k not in ("root", "workers")}
+        elsewhere = ("root", "classes", "workers")
+        options["data"] = {k: v for k, v in options["data"].items() if k not in elsewhere}
+        if "background" in options.get("seeds", {}) and name in ("seeds", "labels", "affinity"):
+            del options["seeds"]["background"]  # of the masks that are scored, not of the cues
+        if "workers" in options.get("labels", {}):
+            del options["labels"]["workers"]
         options["data"]["fingerprint"] = self.source(self.config.data.val_split).fingerprint
         if "checkpoint" in options.get("model", {}):
             options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
@@ -91,7 +96,9 @@ class Run:
         """The images of a split such as "val" or "train[:400]", opened once."""
         if split not in self._sources:
             data = self.config.data
-            self._sources[split] = pipeline.open_source(data.name, split, data.root)
+            self._sources[split] = pipeline.open_source(
+                data.name, split, data.root, classes=data.get("classes", "")
+            )
         return self._sources[split]
 
 

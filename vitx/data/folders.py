@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow_datasets as tfds
 
 from vitx.data.records import Record
+
+Example = TypeVar("Example")
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff",
@@ -55,7 +57,7 @@ class FolderRecords:
                     f"{folder} has two images {image.id!r}: {other} and {image.path}; rename one"
                 )
             paths[image.id] = image.path
-        self._images = _part(images, name, split)
+        self._images = part_of(images, name, split)
         self.content = hashlib.sha256(json.dumps(self._images).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -72,9 +74,17 @@ class FolderRecords:
             raise ValueError(f"cannot read the image {origin}: {error.strerror}") from error
         return Record(image.id, origin, data, None, [image.label])
 
+    def identifier(self, index: int) -> str:
+        """See `Records`; reads nothing."""
+        return self._images[index].id
+
     def labels(self, index: int) -> Sequence[int]:
         """See `Records`; reads nothing."""
         return [self._images[index].label]
+
+    def masked(self, index: int) -> bool:
+        """See `Records`; none is."""
+        return False
 
 
 def open_records(config: str, split: str, data_dir: Path) -> FolderRecords:
@@ -142,16 +152,19 @@ def base_split(split: str) -> str:
     return re.sub(r"\[[^]]*]$", "", split)
 
 
-def _part(images: list[ImageFile], name: str, split: str) -> list[ImageFile]:
-    """Those that "[:100]" or "[10%:20%]" at the end of `split` picks, with TFDS's own rules."""
+def part_of(examples: list[Example], name: str, split: str) -> list[Example]:
+    """Those that "[:100]" or "[10%:20%]" at the end of `split` picks, with TFDS's own rules.
+
+    Raises ValueError, naming the dataset `name`, where it is none, or picks no example.
+    """
     selector = split[len(base_split(split)) :]
-    whole = tfds.core.SplitInfo(name="whole", shard_lengths=[len(images)], num_bytes=0)
+    whole = tfds.core.SplitInfo(name="whole", shard_lengths=[len(examples)], num_bytes=0)
     try:
         (part,) = tfds.core.ReadInstruction.from_spec(f"whole{selector}").to_absolute(
             {"whole": whole}
         )
     except (ValueError, AssertionError) as error:
         raise ValueError(f"{name} has no part {split!r} ({error}); write it as [:100]") from error
-    if not (chosen := images[part.from_ : part.to]):
+    if not (chosen := examples[part.from_ : part.to]):
         raise ValueError(f"split {split!r} of {name} has no examples")
     return chosen

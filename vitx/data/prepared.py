@@ -22,18 +22,76 @@ Builder = TypeVar("Builder", bound=tfds.core.GeneratorBasedBuilder)
 _SKIP = tfds.decode.SkipDecoding()
 
 
-class ManualBuilder(tfds.core.GeneratorBasedBuilder):
-    """A dataset of one split, made from one file that the user has to fetch.
+class StreamedBuilder(tfds.core.GeneratorBasedBuilder):
+    """A dataset whose splits are written as they are generated, in the order they are kept in.
 
-    A subclass has `_info`, and `_generate_examples(path)`, which yields numbers and examples in the
-    order they are kept in. The file's SHA-256 is kept as the dataset's metadata.
+    A subclass has `_info`, `_split_generators`, which gives the splits' numbers and examples,
+    `source` and `content`. The examples' ids and labels are kept in the dataset's metadata too,
+    where they are found without the images.
 
     TFDS itself sorts the examples of a split and, beyond 1 GB of them, asks TensorFlow to; here
-    they are written as they come, into one file.
+    each split goes into one file.
     """
 
     # TFDS looks for checksums of downloads beside the code, with a package it does not require.
     code_path = None
+
+    @property
+    def source(self) -> str:
+        """What it is made from, for the user."""
+        raise NotImplementedError
+
+    def content(self) -> str:
+        """A digest of what the examples follow from; called when all are written."""
+        raise NotImplementedError
+
+    def _download_and_prepare(
+        self,
+        dl_manager: tfds.download.DownloadManager,
+        download_config: tfds.download.DownloadConfig,
+    ) -> None:
+        del download_config
+        print(f"{self.name}: made from {self.source}, once", file=sys.stderr)
+        generators = self._split_generators(dl_manager)
+        listed: dict[str, dict[str, list]] = {}
+        splits = [self._write(split, generators[split], listed) for split in generators]
+        self.info.set_splits(tfds.core.SplitDict(splits))
+        self.info.metadata.update(sha256=self.content(), examples=listed)
+
+    def _write(
+        self,
+        split: str,
+        examples: Iterator[tuple[int, Mapping[str, Any]]],
+        listed: dict[str, dict[str, list]],
+    ) -> tfds.core.SplitInfo:
+        template = self._get_filename_template(split_name=split)
+        path = template.sharded_filepath(shard_index=0, num_shards=1)
+        writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
+        listed[split] = {"ids": [], "labels": []}
+        size = 0
+        for _, example in examples:
+            data = self.info.features.serialize_example(example)
+            writer.write(data)
+            listed[split]["ids"].append(example["id"])
+            labels = [example["label"]] if "label" in example else example["labels"]
+            listed[split]["labels"].append(labels)
+            size += len(data)
+        writer.close()
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[len(listed[split]["ids"])],
+            num_bytes=size,
+            filename_template=template,
+        )
+
+
+class ManualBuilder(StreamedBuilder):
+    """A dataset of one split, made from one file that the user has to fetch.
+
+    A subclass has `_info`, and `_generate_examples(path)`, which yields numbers and examples in the
+    order they are kept in. The file's SHA-256 is kept as the dataset's metadata.
+    """
+
     SPLIT: ClassVar[str]
     FILE: ClassVar[str]
     MISSING: ClassVar[str]  # where to get it; {path} is where it goes, {root} the data's folder
@@ -43,38 +101,19 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder):
         """Where the file belongs: TFDS's folder for what is fetched by hand."""
         return Path(self.data_dir_root) / "downloads" / "manual" / self.FILE
 
+    @property
+    def source(self) -> str:
+        """See `StreamedBuilder`."""
+        return str(self.manual_file)
+
+    def content(self) -> str:
+        """See `StreamedBuilder`."""
+        with self.manual_file.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager
         return {self.SPLIT: self._generate_examples(self.manual_file)}
-
-    def _download_and_prepare(
-        self,
-        dl_manager: tfds.download.DownloadManager,
-        download_config: tfds.download.DownloadConfig,
-    ) -> None:
-        del download_config
-        print(f"{self.name}: made from {self.manual_file}, once", file=sys.stderr)
-        generators = self._split_generators(dl_manager)
-        splits = [self._write(split, examples) for split, examples in generators.items()]
-        self.info.set_splits(tfds.core.SplitDict(splits))
-        with self.manual_file.open("rb") as file:
-            self.info.metadata["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-
-    def _write(
-        self, split: str, examples: Iterator[tuple[int, Mapping[str, Any]]]
-    ) -> tfds.core.SplitInfo:
-        template = self._get_filename_template(split_name=split)
-        path = template.sharded_filepath(shard_index=0, num_shards=1)
-        writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
-        number = size = 0
-        for _, example in examples:
-            data = self.info.features.serialize_example(example)
-            writer.write(data)
-            number, size = number + 1, size + len(data)
-        writer.close()
-        return tfds.core.SplitInfo(
-            name=split, shard_lengths=[number], num_bytes=size, filename_template=template
-        )
 
 
 class PreparedRecords:
@@ -102,6 +141,7 @@ class PreparedRecords:
         self.one_class = "label" in builder.info.features
         self.has_masks = "mask" in builder.info.features
         encoded = {"image": _SKIP, "mask": _SKIP} if self.has_masks else {"image": _SKIP}
+        self._listed = _listed(builder, split)
         self._folder = str(builder.data_path)
         with self._explained():
             self._records = builder.as_data_source(split=split, decoders=encoded)
@@ -118,9 +158,17 @@ class PreparedRecords:
         mask = record["mask"] if self.has_masks else None
         return Record(identifier, f"{identifier} of {self.name}", record["image"], mask, labels)
 
+    def identifier(self, index: int) -> str:
+        """See `Records`; reads the stored image where the builder lists no ids."""
+        return self._listed[index][0] if self._listed else self.read(index).id
+
     def labels(self, index: int) -> Sequence[int]:
-        """See `Records`; reads the stored bytes, since labels lie beside them."""
-        return self.read(index).labels
+        """See `Records`; reads the stored image where the builder lists no labels."""
+        return self._listed[index][1] if self._listed else self.read(index).labels
+
+    def masked(self, index: int) -> bool:
+        """See `Records`; all are, or none is."""
+        return self.has_masks
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -131,6 +179,17 @@ class PreparedRecords:
                 f"the dataset in {self._folder} is damaged ({str(error)[:150]}); "
                 "delete that folder to have it built again"
             ) from error
+
+
+def _listed(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, list[int]]]:
+    """Ids and labels of the examples of a split or a part, [] where the builder lists none."""
+    listed = (builder.info.metadata or {}).get("examples", {})
+    found: list[tuple[str, list[int]]] = []
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits):
+        if part.splitname in listed:
+            ids, labels = (listed[part.splitname][key] for key in ("ids", "labels"))
+            found += list(zip(ids, labels, strict=True))[part.from_ : part.to]
+    return found
 
 
 def open_prepared(
@@ -178,9 +237,16 @@ def open_manual(
     and where to put it; nothing is written then.
     """
     builder = _builder(builder_class, "", data_dir)
-    if not (builder.data_path.exists() or builder.manual_file.is_file()):
+    if not (is_built(builder_class, "", data_dir) or builder.manual_file.is_file()):
         raise FileNotFoundError(builder.MISSING.format(path=builder.manual_file, root=data_dir))
     return open_prepared(builder_class, classes, config, split, data_dir)
+
+
+def is_built(
+    builder_class: type[tfds.core.GeneratorBasedBuilder], config: str, data_dir: Path
+) -> bool:
+    """Whether `open_prepared` would find the dataset there."""
+    return _builder(builder_class, config, data_dir).data_path.exists()
 
 
 def _builder(builder_class: type[Builder], config: str, data_dir: Path) -> Builder:

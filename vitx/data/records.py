@@ -15,6 +15,7 @@ class Record:
       image: the bytes of an image file.
       mask: those of a PNG of class indices, None where there is no mask.
       labels: the classes shown, from 0 for the first after "background".
+      mask_origin: names the mask in errors; "" where `origin` does.
     """
 
     id: str
@@ -22,6 +23,7 @@ class Record:
     image: bytes
     mask: bytes | None
     labels: Sequence[int]
+    mask_origin: str = ""
 
 
 class Records(Protocol):
@@ -33,7 +35,7 @@ class Records(Protocol):
       classes: names, the first is "background".
       content: what the content follows from, beside name, split and length.
       one_class: whether every image is known to show exactly one class.
-      has_masks: whether every example has a mask; else none has.
+      has_masks: whether every example has a mask.
     """
 
     name: str
@@ -49,5 +51,11 @@ class Records(Protocol):
     def read(self, index: int) -> Record:
         """The example at `index`, from 0; ValueError where it cannot be read."""
 
+    def identifier(self, index: int) -> str:
+        """Its id alone; decodes no image."""
+
     def labels(self, index: int) -> Sequence[int]:
         """Its labels alone; decodes no image."""
+
+    def masked(self, index: int) -> bool:
+        """Whether it has a mask; reads nothing."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms
-from vitx.data.palette import decode_mask
+from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms, voc, voc_folder
 from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
+from vitx.data.voc_annotations import read_mask
 
 CACHE_BYTES = 256 * 2**20  # a split that decodes to less stays in memory
 
@@ -26,6 +26,7 @@ DATASETS: dict[str, Callable[[str, str, Path], Records]] = {
         open_manual, imagenet_segmentation.ImagenetSegmentation, imagenet_segmentation.CLASSES
     ),
     "folder": folders.open_records,
+    voc_folder.NAME: voc.open_records,
 }
 
 
@@ -66,23 +67,32 @@ class Source(Sequence[Example]):
 
     @property
     def has_masks(self) -> bool:
-        """Whether every example has a mask; else none has."""
+        """Whether every example has a mask."""
         return self._records.has_masks
 
     @functools.cached_property
+    def any_masks(self) -> bool:
+        """Whether some example has a mask."""
+        return any(self._records.masked(index) for index in range(len(self)))
+
+    @functools.cached_property
     def most_classes(self) -> int:
-        """The most classes that one image shows, which fixes the shapes of padded arrays."""
+        """The most classes that one image shows, at least 1: it fixes the shapes of padded arrays."""
         if self.one_class:
             return 1
-        return max(len(set(self._records.labels(index))) for index in range(len(self)))
+        return max(1, *(len(set(self._records.labels(index))) for index in range(len(self))))
 
     def identifier(self, index: int) -> str:
         """The id of an example, without decoding its image."""
-        return self._records.read(self._place(index)).id
+        return self._records.identifier(self._place(index))
 
     def labels(self, index: int) -> np.ndarray:
         """The labels of an example, float32 (C,) of 0 and 1, without its image."""
         return self._one_hot(self._records.labels(self._place(index)))
+
+    def masked(self, index: int) -> bool:
+        """Whether an example has a mask, without reading anything."""
+        return self._records.masked(self._place(index))
 
     def __len__(self) -> int:
         return self._length
@@ -107,7 +117,10 @@ class Source(Sequence[Example]):
 
     def _decode(self, record: Record) -> Example:
         image = transforms.read_image(record.image, record.origin, upright=False)
-        mask = None if record.mask is None else decode_mask(record.mask, record.origin)
+        mask = None
+        if record.mask is not None:
+            where = record.mask_origin or record.origin
+            mask = read_mask(record.mask, where, len(self.classes), image.shape[:2])
         for array in (image, mask):
             if array is not None:
                 array.setflags(write=False)
@@ -121,13 +134,20 @@ class Source(Sequence[Example]):
 
 
 def open_source(
-    name: str, split: str, data_dir: str | os.PathLike, *, limit: int | None = None
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike,
+    *,
+    limit: int | None = None,
+    classes: str | os.PathLike | None = None,
 ) -> Source:
     """A split, or a part of one such as "train[:400]", of a dataset.
 
     `shapes`, or with a config's name `shapes/tiny`: splits train and val. `imagenet2012`: split
     validation, see `imagenet.open_records`. `imagenet_segmentation`: split test. `folder`: the
-    class folders in `data_dir`, see `folders.open_records`.
+    class folders in `data_dir`, see `folders.open_records`. `voc_segmentation`: PASCAL VOC 2012's
+    train, val and train_aug, see `voc.open_records`; or with `classes`, a file of their names, a
+    folder of your own with VOC's layout, see `voc_folder.open_folder`.
 
     What is missing under `data_dir` is built first, by one process at a time and all or nothing.
     Raises ValueError for an unknown dataset, config or split and for bad files, and
@@ -136,4 +156,12 @@ def open_source(
     dataset, _, config = name.partition("/")
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; there is {', '.join(DATASETS)}")
-    return Source(DATASETS[dataset](config, split, Path(data_dir).expanduser()), limit)
+    folder = Path(data_dir).expanduser()
+    if not classes:
+        return Source(DATASETS[dataset](config, split, folder), limit)
+    if name != voc_folder.NAME:
+        raise ValueError(
+            f"config.data.classes={os.fspath(classes)}: dataset {name!r} has its own classes; a file of "
+            f"names belongs to {voc_folder.NAME}"
+        )
+    return Source(voc_folder.open_folder(split, folder, Path(classes).expanduser()), limit)

@@ -1,55 +1,76 @@
 """The report's pictures of the pipeline: from image to mask."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from vitx.cues import read_cues, seeded
 from vitx.data import pipeline
-from vitx.data.palette import decode_mask, voc_palette
+from vitx.data.palette import voc_palette
 from vitx.data.transforms import resize_maps
 from vitx.evaluation import report
-from vitx.evaluation.masks import image_seed_mask
+from vitx.evaluation.mask_scores import image_seed_mask, stored_masks
 from vitx.evaluation.report import Section
 from vitx.stages import Run
-from vitx.training.labels import agreed_labels, crf_posteriors
+
+_COLUMNS = (
+    "image",
+    "truth",
+    "cue",
+    "sure object",
+    "sure background",
+    "labels",
+    "seed mask",
+    "refined",
+)
 
 
 def pictures_section(run: Run, results: dict[str, Any]) -> Section:
-    """Rows of val images: how each mask came about."""
+    """Rows of val images: how each mask came about; some of all, and those that came out best and worst."""
     source = seeded(run, "val")
     # Evenly over the split, so that nobody picks the pretty ones.
-    chosen = np.linspace(0, len(source) - 1, min(run.config.report.images, len(source))).astype(int)
-    rows = []
-    for index in chosen:
-        rows.append(_picture_row(run, results, source, int(index)))
-        run.stop.check()
-    columns = [
-        "image",
-        "truth",
-        "cue",
-        "sure object",
-        "sure background",
-        "labels",
-        "seed mask",
-        "refined",
-    ]
+    evenly = np.linspace(0, len(source) - 1, min(run.config.report.images, len(source)))
+    chosen = [int(place) for place in evenly]
+    tables: list[object] = [_rows(run, results, source, chosen, "From image to mask")]
+    extremes = run.config.report.extremes
+    places = {source.identifier(place): place for place in range(len(source))}
+    for name in ("best", "worst"):
+        named = results.get(name, [])[:extremes]
+        if named and extremes:
+            remarks = [f"{report.percent(miou)} %" for _, miou in named]
+            chosen = [places[identifier] for identifier, _ in named]
+            caption = f"The {len(named)} images whose refined masks came out {name}, by their mIoU"
+            tables.append(_rows(run, results, source, chosen, caption, remarks))
     return Section(
         "Pictures",
         [
-            f"{len(rows)} val images, evenly spaced over the split. The cue is of the class under the image. Sure "
+            f"{len(evenly)} val images, evenly spaced over the split. The cue is of the class under the image. Sure "
             "object and sure background: what the dense CRF says at low and (black) at high alpha; where neither is "
             "sure, the label is neutral.",
             report.class_legend(source.classes, voc_palette(), neutral="neutral"),
-            report.picture_rows(
-                columns,
-                [row for row, _ in rows],
-                "From image to mask",
-                names=[name for _, name in rows],
-            ),
+            *tables,
         ],
     )
+
+
+def _rows(
+    run: Run,
+    results: dict[str, Any],
+    source: pipeline.Source,
+    chosen: Sequence[int],
+    caption: str,
+    remarks: Sequence[str] = (),
+) -> Any:
+    rows, names = [], []
+    for index in chosen:
+        row, name = _picture_row(run, results, source, index)
+        rows.append(row)
+        names.append(name)
+        run.stop.check()
+    for number, remark in enumerate(remarks):
+        names[number] += f", {remark}"
+    return report.picture_rows(_COLUMNS, rows, caption, names=names)
 
 
 def _picture_row(
@@ -59,27 +80,27 @@ def _picture_row(
     example = source[index]
     cues, classes = read_cues(run.finished("seeds"), "val", example.id, source.most_classes)
     size = example.image.shape[:2]
-    name = source.classes[classes[0] + 1]
-    low, high = crf_posteriors(run.config.labels, example.image, cues, classes)
-    label = agreed_labels(low, high, classes)
-    object_sure = agreed_labels(low, low, classes)
-    background_sure = np.where(agreed_labels(high, high, classes) == 0, 0, 255).astype(np.uint8)
-    refined = run.finished("masks").item(example.id, ".png", "val").read_bytes()
+    name = source.classes[classes[0] + 1] if classes[0] >= 0 else "no class"
+    stored = stored_masks(run, run.finished("masks"), "val", example.id)
+    low, high = stored["crf_low"], stored["crf_high"]
+    object_sure = np.where(low == 0, 255, low)
+    background_sure = np.where(high == 0, 0, 255)
+    label = np.where(high == 0, 0, object_sure)
     background = results["chosen"]["background"]
     palette = voc_palette()
 
     def mask(values: np.ndarray, what: str) -> tuple[np.ndarray, str]:
         return palette[values], f"{what} of image {example.id}"
 
-    cue = np.asarray(resize_maps(jnp.asarray(cues[:1]), size))[0]
-    row = [
+    cue = resize_maps(cues[:1], size)[0]
+    row: list[Any] = [
         (example.image, f"image {example.id}"),
-        mask(example.truth, "ground truth"),
+        None if example.mask is None else mask(example.mask, "ground truth"),
         (report.heatmap_overlay(example.image, cue), f"cue of {name} in image {example.id}"),
         mask(object_sure, "confident objects"),
         mask(background_sure, "confident background (black)"),
         mask(label, "labels"),
         mask(image_seed_mask(example, cues, classes, background), "seed mask"),
-        mask(decode_mask(refined), "refined mask"),
+        mask(stored["masks"], "refined mask"),
     ]
     return row, name

@@ -6,33 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from vitx import checkpoints, parallel, processes
-from vitx.cues import SPLITS, missing_batches, read_cues, seeded
+from vitx.cues import SPLITS, missing_batches, pool_factor, read_cues, seeded
 from vitx.data import pipeline
-from vitx.data.palette import decode_mask, encode_mask
+from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
-from vitx.ops import Array
+from vitx.evaluation.mask_scores import score
+from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import background_channel, pool_posteriors
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.training.labels import pool_factor
 from vitx.workdir import Stage, write_bytes, write_json
-
-PUBLISHED_BACKGROUND = 0.2
 
 
 class Item(NamedTuple):
     """An image on its way: cues (K, H, W) at its own size, classes (K,), -1 for padding."""
 
     example: pipeline.Example
-    cues: Array
+    cues: np.ndarray
     classes: np.ndarray
 
 
@@ -115,7 +111,7 @@ class Refiner:
             for place in batches.places(number):
                 example = batches.source[place]
                 stored, classes = read_cues(self.seeds, split, example.id, width)
-                cues = resize_maps(jnp.asarray(stored), example.image.shape[:2])
+                cues = resize_maps(stored, example.image.shape[:2])
                 items.append(Item(example, cues, classes))
             maps = np.stack([self._pooled(item.cues, alphas) for item in items])
             affinity = self._affinities(self._spread, batch["image"])[: len(items)]
@@ -135,9 +131,9 @@ class Refiner:
             raise FloatingPointError(f"masks: a map is not finite after {walk}")
         return walked
 
-    def _pooled(self, cues: Array, alphas: Sequence[float]) -> Array:
-        backgrounds = jnp.stack([background_channel(cues, alpha) for alpha in alphas])
-        return pool_posteriors(jnp.concatenate([backgrounds, cues]), self.net.grid, self.pool)
+    def _pooled(self, cues: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        backgrounds = np.stack([background_channel(cues, alpha) for alpha in alphas])
+        return pool_posteriors(np.concatenate([backgrounds, cues]), self.net.grid, self.pool)
 
 
 def refined_masks(walked: np.ndarray, item: Item) -> np.ndarray:
@@ -145,37 +141,53 @@ def refined_masks(walked: np.ndarray, item: Item) -> np.ndarray:
 
     At each pixel the greatest of background and present classes; the background wins ties.
     """
-    maps = np.asarray(resize_maps(jnp.asarray(walked), item.example.image.shape[:2]))
+    maps = resize_maps(walked, item.example.image.shape[:2])
     count, present = len(item.classes), item.classes >= 0
     backgrounds, cues = maps[:-count], maps[-count:][present]
     labels = np.concatenate([[0], item.classes[present] + 1]).astype(np.uint8)
+    if not present.any():
+        return np.zeros(backgrounds.shape, np.uint8)
     return labels[np.where(cues.max(0) > backgrounds, 1 + cues.argmax(0), 0)]
 
 
 def choose(run: Run, refine: Refiner) -> dict[str, Any]:
-    """The candidates of `config.walk` with the best mIoU on its split, a part of train, and all scores.
+    """The candidates of `config.walk`, and of `config.seeds.background`, with the best mIoU on the walk's split.
+
+    The split is a part of train, and its masks are used. Where there is one candidate of everything, or no mask,
+    nothing is compared: the first ones are taken.
 
     Returns:
-      beta, log2_steps and alpha of the refined masks, background of the seeds; walks (a list of beta, log2_steps,
-      alpha, miou) and backgrounds (of background, miou). Uses the masks of that part of train.
+      beta, log2_steps and alpha of the refined masks, background of the seeds; where they were chosen also split, and
+      all scores: walks (a list of beta, log2_steps, alpha, miou) and backgrounds (of background, miou).
     """
-    config = run.config.walk
+    config, levels = run.config.walk, candidates(run.config.seeds.background)
+    alphas = candidates(config.alpha)
+    walks = list(
+        itertools.starmap(
+            Walk, itertools.product(candidates(config.beta), candidates(config.log2_steps))
+        )
+    )
+    first = {"beta": walks[0].beta, "log2_steps": walks[0].log2_steps, "alpha": alphas[0]}
+    single = len(walks) == len(alphas) == len(levels) == 1
+    if single or not run.source(config.split).any_masks:
+        return first | {"background": levels[0]}
     source = run.source(config.split)
-    walks = list(itertools.starmap(Walk, itertools.product(config.beta, config.log2_steps)))
     count = len(source.classes)
-    tables = np.zeros((len(walks), len(config.alpha), count, count), np.int64)
-    seeds = np.zeros((len(config.background), count, count), np.int64)
+    tables = np.zeros((len(walks), len(alphas), count, count), np.int64)
+    seeds = np.zeros((len(levels), count, count), np.int64)
     batches = refine.batches(source)
     mine = processes.share(range(len(batches)))
     with progress(sum(len(batches.places(number)) for number in mine), "choice") as bar:
-        for items, affinity, maps in refine.prepared(batches, mine, "train", config.alpha):
+        for items, affinity, maps in refine.prepared(batches, mine, "train", alphas):
+            masked = [item.example.mask is not None for item in items]
             for number, walk in enumerate(walks):
-                for item, walked in zip(items, refine.walk(affinity, maps, walk), strict=True):
-                    for alpha, mask in enumerate(refined_masks(walked, item)):
+                walked = refine.walk(affinity, maps, walk)
+                for item, item_maps in itertools.compress(zip(items, walked, strict=True), masked):
+                    for alpha, mask in enumerate(refined_masks(item_maps, item)):
                         tables[number, alpha] += confusion_matrix(mask, item.example.truth, count)
-            for item in items:
-                for number, background in enumerate(config.background):
-                    mask = np.asarray(seed_mask(item.cues, jnp.asarray(item.classes), background))
+            for item in itertools.compress(items, masked):
+                for number, level in enumerate(levels):
+                    mask = seed_mask(item.cues, item.classes, level)
                     seeds[number] += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()
@@ -183,58 +195,22 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     refined = [
         {"beta": w.beta, "log2_steps": w.log2_steps, "alpha": alpha, "miou": float(mean_iou(table))}
         for w, row in zip(walks, tables, strict=True)
-        for alpha, table in zip(config.alpha, row, strict=True)
+        for alpha, table in zip(alphas, row, strict=True)
     ]
     backgrounds = [
-        {"background": background, "miou": float(mean_iou(table))}
-        for background, table in zip(config.background, seeds, strict=True)
+        {"background": level, "miou": float(mean_iou(table))}
+        for level, table in zip(levels, seeds, strict=True)
     ]
     best = max(refined, key=lambda entry: entry["miou"])
-    background = max(backgrounds, key=lambda entry: entry["miou"])["background"]
     return {
-        **{key: best[key] for key in ("beta", "log2_steps", "alpha")},
-        "background": background,
+        **{key: best[key] for key in first},
+        "background": max(backgrounds, key=lambda entry: entry["miou"])["background"],
         "split": source.split,
         "walks": refined,
         "backgrounds": backgrounds,
     }
 
 
-def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, Any]:
-    """Scores of the seeds' masks, at the chosen and at the published background, and of the refined masks.
-
-    Each with miou and iou by class name, fractions. All use the classes that an image's ground-truth label names.
-    """
-    source, seeds = seeded(run, split), run.finished("seeds")
-    count = len(source.classes)
-    tables = {name: np.zeros((count, count), np.int64) for name in ("seeds", "published", "masks")}
-    for example in pipeline.read_ahead(source, processes.share(range(len(source)))):
-        cues, classes = read_cues(seeds, split, example.id, source.most_classes)
-        found = {
-            "seeds": image_seed_mask(example, cues, classes, background),
-            "published": image_seed_mask(example, cues, classes, PUBLISHED_BACKGROUND),
-            "masks": decode_mask(stage.item(example.id, ".png", split).read_bytes()),
-        }
-        for name, mask in found.items():
-            tables[name] += confusion_matrix(mask, example.truth, count)
-        run.stop.check()
-    tables = processes.total(tables)
-    figures = {
-        name: {
-            "miou": float(mean_iou(table)),
-            "iou": by_class(source.classes, per_class_iou(table)),
-        }
-        for name, table in tables.items()
-    }
-    return {
-        "seeds": figures["seeds"] | {"miou_at_0.2": figures["published"]["miou"]},
-        "masks": figures["masks"],
-    }
-
-
-def image_seed_mask(
-    example: pipeline.Example, cues: np.ndarray, classes: np.ndarray, background: float
-) -> np.ndarray:
-    """The seeds' mask of one image, uint8 (H, W), from cues (K, h, w) and a constant background."""
-    resized = resize_maps(jnp.asarray(cues), example.image.shape[:2])
-    return np.asarray(seed_mask(resized, jnp.asarray(classes), background))
+def candidates(option: Any) -> tuple[Any, ...]:
+    """One value, or several of which the masks of a part of train choose."""
+    return tuple(option) if isinstance(option, tuple | list) else (option,)

@@ -13,60 +13,92 @@ FROM_TRUTH = (
 )
 
 
+KINDS = {
+    "seeds": "seeds",
+    "crf_low": "CRF, low alpha",
+    "crf_high": "CRF, high alpha",
+    "masks": "refined masks",
+}
+
+
+def scored_splits(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of val and train, where they have masks."""
+    splits = {"val": results, **results["splits"]}
+    return {split: scores for split, scores in splits.items() if "masks" in scores}
+
+
 def masks_section(results: dict[str, Any]) -> Section:
-    """Seeds and refined masks by class, and what was chosen."""
-    rows = []
-    for split, scores in (("val", results), ("train", results["splits"]["train"])):
-        for name, title in (("seeds", "seeds"), ("masks", "refined masks")):
-            iou = scores[name]["iou"].values()
-            rows.append(
-                [
-                    f"{split}, {title}",
-                    report.percent(scores[name]["miou"]),
-                    *map(report.percent, iou),
-                ]
-            )
-    names = list(results["masks"]["iou"])
-    chosen = results["chosen"]
+    """Seeds, what the CRF makes of them, and refined masks by class, and what was chosen."""
+    scored = scored_splits(results)
+    if not scored:
+        return Section(
+            "From seeds to masks", ["No image has a mask to compare with: nothing is scored."]
+        )
+    columns = [(split, kind) for split in scored for kind in KINDS]
+    rows = [["mean", *(report.percent(scored[split][kind]["miou"]) for split, kind in columns)]]
+    for name in next(iter(scored.values()))["masks"]["iou"]:
+        rows.append(
+            [name, *(report.percent(scored[split][kind]["iou"][name]) for split, kind in columns)]
+        )
+    images = ", ".join(f"{scores['images']} of {split}" for split, scores in scored.items())
+    split, scores = next(iter(scored.items()))
+    body: list[object] = [
+        FROM_TRUTH,
+        report.table(
+            ["class", *(f"{split}: {KINDS[kind]}" for split, kind in columns)],
+            rows,
+            f"Intersection over union, %, of the images that have masks ({images})",
+        ),
+        report.bar_chart(
+            list(scores["masks"]["iou"]),
+            {KINDS[kind]: list(scores[kind]["iou"].values()) for kind in ("seeds", "masks")},
+            "IoU",
+            f"IoU by class on {split}",
+        ),
+        _chosen(results["chosen"])
+        + f" With the published background score 0.2 the seeds' mIoU on {split} is "
+        f"{report.percent(scores['seeds']['miou_at_0.2'])} %.",
+        report.charts(*_curves(scored, results["chosen"])),
+    ]
+    return Section("From seeds to masks", body)
+
+
+def _chosen(chosen: dict[str, Any]) -> str:
+    how = f"Chosen by mIoU on {chosen['split']}, never on val" if "walks" in chosen else "As set"
+    return (
+        f"{how}: the seeds' background score {chosen['background']:g}; of the walk, beta {chosen['beta']:g}, "
+        f"2^{chosen['log2_steps']} steps, alpha {chosen['alpha']:g}."
+    )
+
+
+def _curves(scored: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> list[object]:
+    levels = [entry["background"] for entry in next(iter(scored.values()))["backgrounds"]]
+    curves: list[object] = [
+        report.line_chart(
+            {
+                split: [entry["miou"] for entry in scores["backgrounds"]]
+                for split, scores in scored.items()
+            },
+            levels,
+            ("background score", "mIoU"),
+            "Seeds: threshold",
+        )
+    ]
     alphas = [
         walk
-        for walk in chosen["walks"]
+        for walk in chosen.get("walks", ())
         if (walk["beta"], walk["log2_steps"]) == (chosen["beta"], chosen["log2_steps"])
     ]
-    return Section(
-        "From seeds to masks",
-        [
-            FROM_TRUTH,
-            report.table(["", "mIoU", *names], rows, "Intersection over union, %, by class"),
-            report.bar_chart(
-                names,
-                {
-                    "seeds": list(results["seeds"]["iou"].values()),
-                    "refined masks": list(results["masks"]["iou"].values()),
-                },
-                "IoU",
-                "IoU by class on val",
-            ),
-            f"Chosen by mIoU on {chosen['split']}, never on val: the seeds' background score "
-            f"{chosen['background']:g}; of the walk, beta {chosen['beta']:g}, 2^{chosen['log2_steps']} steps, "
-            f"alpha {chosen['alpha']:g}. With the published background score 0.2 the seeds' mIoU on val is "
-            f"{report.percent(results['seeds']['miou_at_0.2'])} %.",
-            report.charts(
-                report.line_chart(
-                    {"seeds": [entry["miou"] for entry in chosen["backgrounds"]]},
-                    [entry["background"] for entry in chosen["backgrounds"]],
-                    ("background score", "mIoU on train"),
-                    "Seeds: threshold",
-                ),
-                report.line_chart(
-                    {"refined masks": [entry["miou"] for entry in alphas]},
-                    [entry["alpha"] for entry in alphas],
-                    ("alpha", "mIoU on train"),
-                    "Refined masks: alpha of the background",
-                ),
-            ),
-        ],
-    )
+    if len(alphas) > 1:
+        curves.append(
+            report.line_chart(
+                {"refined masks": [entry["miou"] for entry in alphas]},
+                [entry["alpha"] for entry in alphas],
+                ("alpha", f"mIoU on {chosen['split']}"),
+                "Refined masks: alpha of the background",
+            )
+        )
+    return curves
 
 
 def training_section(run: Run, results: dict[str, Any]) -> Section:

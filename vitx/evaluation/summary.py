@@ -11,7 +11,13 @@ from rich.table import Table
 
 from vitx.evaluation import report
 from vitx.evaluation.gallery import pictures_section
-from vitx.evaluation.masks_report import FROM_TRUTH, masks_section, training_section
+from vitx.evaluation.masks_report import (
+    FROM_TRUTH,
+    KINDS,
+    masks_section,
+    scored_splits,
+    training_section,
+)
 from vitx.evaluation.methods_pictures import pictures
 from vitx.evaluation.methods_report import (
     accuracies_table,
@@ -31,7 +37,7 @@ def write_summary(run: Run, stage: Stage) -> None:
     """Writes `results.json` and `report.html` in the workdir: what the stages of this experiment left."""
     results = gather(run, stage)
     sections = []
-    if "masks" in results:
+    if "chosen" in results:
         sections += [masks_section(results), pictures_section(run, results)]
     if "methods" in results:
         sections.append(
@@ -75,8 +81,7 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         masks = scores("masks")
         results |= {
             "classifier": scores("classifier"),
-            "seeds": masks["val"]["seeds"],
-            "masks": masks["val"]["masks"],
+            **masks["val"],  # nothing, where no image has a mask
             "splits": {"train": masks["train"]},
             "chosen": masks["chosen"],
             "note": FROM_TRUTH,
@@ -116,27 +121,22 @@ def _differing(config: Any) -> list[str] | None:
 def print_tables(results: dict[str, Any]) -> None:
     """The main figures, in percent, on standard output."""
     console = Console(file=sys.stdout, width=120)
-    if "masks" in results:
-        table = Table(title="Masks from image labels, %", caption=FROM_TRUTH)
-        for column in ("", "classifier mAP", "seeds mIoU", "refined mIoU", "gain"):
+    if "chosen" in results:
+        console.print(f"Classifier on val: mAP {100 * results['classifier']['map']:.1f} %")
+    if "chosen" in results and scored_splits(results):
+        table = Table(title="Masks from image labels, mIoU %", caption=FROM_TRUTH)
+        for column in ("", *KINDS.values(), "gain"):
             table.add_column(column, justify="right" if column else "left")
-        for split in ("val", "train"):
-            scores = results if split == "val" else results["splits"]["train"]
-            seeds, masks = scores["seeds"]["miou"], scores["masks"]["miou"]
-            classifier = f"{100 * results['classifier']['map']:.1f}" if split == "val" else ""
-            table.add_row(
-                split,
-                classifier,
-                f"{100 * seeds:.1f}",
-                f"{100 * masks:.1f}",
-                f"{100 * (masks - seeds):+.1f}",
-            )
+        for split, scores in scored_splits(results).items():
+            found = {kind: 100 * scores[kind]["miou"] for kind in KINDS}
+            gain = found["masks"] - found["seeds"]
+            table.add_row(split, *(f"{value:.1f}" for value in found.values()), f"{gain:+.1f}")
         console.print(table)
     if "methods" in results:
         methods = results["methods"]
         name = f"Explanation methods, {methods['images']} images, %"
         _print(console, name, *methods_table(methods))
-        if "perturbation" in methods and "masks" not in results:  # there, the page has them
+        if "perturbation" in methods and "chosen" not in results:  # there, the page has them
             _print(console, "Accuracy as pixels are removed, %", *accuracies_table(methods))
     if "published" in results:
         table = results["published"]["figures"]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitx.data.transforms import resize_maps
+from vitx.data.transforms import Maps, resize_maps
 from vitx.pseudomasks.crf_exact import CRFParameters, mean_field
 
 __all__ = [
@@ -32,12 +32,12 @@ NEUTRAL = 255
 
 def dense_crf(
     images: np.ndarray,
-    probabilities: Array,
+    probabilities: Maps,
     *,
     parameters: CRFParameters | None = None,
     backend: str = "exact",
     present: np.ndarray | None = None,
-) -> Array:
+) -> Maps:
     """Mean-field posteriors of a fully connected CRF with Gaussian edge potentials.
 
     Args:
@@ -49,8 +49,8 @@ def dense_crf(
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
     Returns:
-      posteriors of the shape of `probabilities`, summing to 1 over the labels. "exact" computes in
-      the type of `probabilities`, "pydensecrf" in float32.
+      posteriors of the shape of `probabilities`, NumPy or JAX as they are, summing to 1 over the labels. "exact"
+      computes in the type of `probabilities`, "pydensecrf" in float32 and, if they are NumPy's, without JAX.
 
     Raises:
       ValueError: for shapes or types that do not fit, an image that has no label present, an
@@ -58,7 +58,7 @@ def dense_crf(
       ImportError: where pydensecrf is not installed.
     """
     parameters = parameters or CRFParameters()
-    images, probabilities = np.asarray(images), jnp.asarray(probabilities)
+    images, on_host = np.asarray(images), isinstance(probabilities, np.ndarray)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     shape = probabilities.shape
@@ -68,6 +68,7 @@ def dense_crf(
     present = np.asarray(present)
     _check(images, probabilities, present)
     sets = probabilities.reshape(shape[0], -1, *shape[-3:])  # (B, A, L, H, W)
+    result: Any
     if backend == "pydensecrf":
         result = _pydensecrf(images, np.asarray(sets, np.float32), parameters, present)
     elif images.shape[1] * images.shape[2] > EXACT_MAX_PIXELS:
@@ -76,11 +77,14 @@ def dense_crf(
             'which takes up to 128 x 128 pixels: use backend="pydensecrf"'
         )
     else:
-        result = mean_field(jnp.asarray(images), sets, jnp.asarray(present), parameters)
+        result = mean_field(
+            jnp.asarray(images), jnp.asarray(sets), jnp.asarray(present), parameters
+        )
+    result = (np if on_host else jnp).asarray(result)  # mypy does not follow this to one type
     return result.reshape(shape)
 
 
-def _check(images: np.ndarray, probabilities: Array, present: np.ndarray) -> None:
+def _check(images: np.ndarray, probabilities: Any, present: np.ndarray) -> None:
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 (B, H, W, 3), not {images.dtype} {images.shape}")
     shape, size = probabilities.shape, images.shape[1:3]
@@ -98,7 +102,7 @@ def _check(images: np.ndarray, probabilities: Array, present: np.ndarray) -> Non
 
 def _pydensecrf(
     images: np.ndarray, probabilities: np.ndarray, parameters: CRFParameters, present: np.ndarray
-) -> Array:
+) -> np.ndarray:
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
@@ -121,15 +125,15 @@ def _pydensecrf(
             )
             result = np.asarray(crf.inference(parameters.iterations))  # (L', N)
             posteriors[b, a, present[b]] = result.reshape(-1, height, width)
-    return jnp.asarray(posteriors)
+    return posteriors
 
 
-def background_channel(cues: Array, alpha: float) -> Array:
+def background_channel(cues: Maps, alpha: float) -> Maps:
     """Background's score (1 - max_k cue)^alpha: cues (..., K, H, W) in [0, 1] -> (..., H, W)."""
-    return (1 - jnp.clip(cues.max(-3), 0, 1)) ** alpha
+    return (1 - cues.max(-3).clip(0, 1)) ** alpha
 
 
-def pool_posteriors(posteriors: Array, grid: tuple[int, int], pool: int = 8) -> Array:
+def pool_posteriors(posteriors: Maps, grid: tuple[int, int], pool: int = 8) -> Maps:
     """Posteriors (..., H, W) on a coarser grid (..., h, w).
 
     Resized to the network's input, which is `pool` times the grid, bilinear without antialiasing,
@@ -140,7 +144,7 @@ def pool_posteriors(posteriors: Array, grid: tuple[int, int], pool: int = 8) -> 
     return full.reshape(*full.shape[:-2], height, pool, width, pool).mean((-3, -1))
 
 
-def confident_labels(low: Array, high: Array, classes: Array) -> Array:
+def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
     """Labels that two posteriors agree on (docs/protocol.md, "Labels").
 
     Args:
@@ -158,13 +162,15 @@ def confident_labels(low: Array, high: Array, classes: Array) -> Array:
             f"posteriors {low.shape} and {high.shape} do not fit classes {classes.shape}: "
             "(B, K + 1, h, w) wanted"
         )
-    absent = jnp.pad(classes < 0, ((0, 0), (1, 0)))[..., None, None]  # (B, K + 1, 1, 1)
-    names = jnp.pad(classes + 1, ((0, 0), (1, 0)))[..., None, None]
+    xp: Any = low.__array_namespace__()
+    absent = xp.pad(classes < 0, ((0, 0), (1, 0)))[..., None, None]  # (B, K + 1, 1, 1)
+    names = xp.pad(classes + 1, ((0, 0), (1, 0)))[..., None, None]
 
-    def decide(posteriors: Array) -> Array:
-        winner = jnp.where(absent, -jnp.inf, posteriors).argmax(1, keepdims=True)
-        return jnp.take_along_axis(names, winner, axis=1)[:, 0]  # (B, h, w)
+    def decide(posteriors: Maps) -> Maps:
+        scores = xp.where(absent, -xp.inf, posteriors)
+        winner = scores.argmax(1, keepdims=True)
+        return xp.take_along_axis(xp.broadcast_to(names, scores.shape), winner, axis=1)[:, 0]
 
     sure = decide(low)
-    labels = jnp.where(sure == 0, NEUTRAL, sure)
-    return jnp.where(decide(high) == 0, 0, labels).astype(jnp.uint8)
+    labels = xp.where(sure == 0, NEUTRAL, sure)
+    return xp.where(decide(high) == 0, 0, labels).astype(xp.uint8)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vitx.data.transforms import resize_maps
+from vitx.data.transforms import Maps, resize_maps
 from vitx.relevance.explain import explain
 
 Array = jax.Array
@@ -77,8 +77,8 @@ def min_max(maps: Array) -> Array:
     return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
 
 
-def seed_mask(cues: Array, classes: Array, background: float = 0.2) -> Array:
-    """Argmax of the cues and a constant background (docs/protocol.md, "Seed mask").
+def seed_mask(cues: Maps, classes: Maps, background: float = 0.2) -> Maps:
+    """Argmax of the cues and a constant background (docs/protocol.md, "Seed mask"), in NumPy or JAX as the cues are.
 
     Args:
       cues: (..., K, H, W) in [0, 1].
@@ -90,9 +90,9 @@ def seed_mask(cues: Array, classes: Array, background: float = 0.2) -> Array:
     """
     if classes.shape != cues.shape[:-2]:
         raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
-    scores = jnp.where((classes >= 0)[..., None, None], cues, -jnp.inf)
+    xp: Any = cues.__array_namespace__()
+    scores = xp.where((classes >= 0)[..., None, None], cues, -xp.inf)
     best = scores.argmax(-3)  # (..., H, W)
-    score = jnp.take_along_axis(scores, best[..., None, :, :], axis=-3)[..., 0, :, :]
-    names = (classes + 1)[..., None, None]  # (..., K, 1, 1)
-    label = jnp.take_along_axis(names, best[..., None, :, :], axis=-3)[..., 0, :, :]
-    return jnp.where(score > background, label, 0).astype(jnp.uint8)
+    names = xp.broadcast_to((classes + 1)[..., None, None], scores.shape)
+    label = xp.take_along_axis(names, best[..., None, :, :], axis=-3)[..., 0, :, :]
+    return xp.where(scores.max(-3) > background, label, 0).astype(xp.uint8)

@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from vitx import checkpoints, parallel, processes
+from vitx.cues import SPLITS
 from vitx.data import pipeline
 from vitx.data.palette import decode_mask
 from vitx.models.affinity import AffinityNet
@@ -14,7 +15,7 @@ from vitx.ops import Array
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.stages import Run
 from vitx.training.classifier import WEIGHTS, augmentation
-from vitx.training.optimizer import Loss, minimise
+from vitx.training.optimizer import Loss, at_least_float32, minimise
 from vitx.workdir import Stage
 
 
@@ -23,7 +24,7 @@ def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
 
     def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
         pixel_features = nnx.merge(graph, params)(batch["image"])  # (B, h, w, C)
-        affinity = affinities(pixel_features, radius)  # (B, P, h, w)
+        affinity = affinities(at_least_float32(pixel_features), radius)  # (B, P, h, w)
         pairs = pair_labels(batch["label"], radius)
         return affinity_loss(affinity, *pairs, axis_name=axis)["loss"]
 
@@ -105,16 +106,17 @@ class _Labels:
 
     def __init__(self, run: Run, *sources: pipeline.Source):
         stage = run.finished("labels")
-        labelled = stage.items_done(".png", "train")
+        labelled = {split: stage.items_done(".png", split) for split in SPLITS}
         self._labels = {}
         for source in sources:
             for identifier in map(source.identifier, range(len(source))):
-                if identifier not in labelled:
+                split = next((name for name in SPLITS if identifier in labelled[name]), None)
+                if split is None:
                     raise ValueError(
                         f"image {identifier} of affinity's split {source.split} has no label: its "
-                        "splits must lie within seeds.train_split"
+                        "splits must lie within seeds.train_split and data.val_split"
                     )
-                path = stage.item(identifier, ".png", "train")
+                path = stage.item(identifier, ".png", split)
                 self._labels[identifier] = decode_mask(path.read_bytes())
 
     def __call__(self, identifier: str, flipped: bool) -> dict[str, np.ndarray]:

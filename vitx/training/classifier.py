@@ -15,7 +15,7 @@ from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
 from vitx.ops import Array
 from vitx.stages import Run
-from vitx.training.optimizer import Loss, minimise
+from vitx.training.optimizer import Loss, at_least_float32, minimise
 from vitx.workdir import Stage, write_json
 
 WEIGHTS = "model.safetensors"
@@ -31,7 +31,7 @@ def image_loss(graph: nnx.GraphDef) -> Loss:
 
     def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
         logits = nnx.merge(graph, params)(batch["image"])
-        losses = multilabel_soft_margin(logits, batch["labels"])
+        losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
         return losses.sum() / parallel.total(jnp.ones_like(losses).sum(), axis)
 
     return loss

@@ -1,16 +1,16 @@
-"""Stage `labels`: a dense CRF turns cues into labels that are confident, for AffinityNet to learn from."""
+"""Stage `labels`: a dense CRF turns cues into masks, and into confident labels for AffinityNet to learn from."""
 
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from vitx import processes
-from vitx.cues import read_cues, seeded
+from vitx import processes, workers
+from vitx.cues import ALPHAS, SPLITS, crf_file, pool_factor, read_cues, seeded
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
-from vitx.ops import Array
 from vitx.pseudomasks.crf import (
     CRFParameters,
     background_channel,
@@ -23,59 +23,106 @@ from vitx.stages import Run
 from vitx.workdir import Stage, write_bytes
 
 
+class CRFOptions(NamedTuple):
+    """What decides an image's labels.
+
+    Attributes:
+      parameters: of the CRF.
+      alphas: of the background, low and high.
+      backend: see `dense_crf`.
+      grid: side of AffinityNet's grid.
+      pool: pixels of the classifier's input along a cell of the grid.
+    """
+
+    parameters: CRFParameters
+    alphas: tuple[float, float]
+    backend: str
+    grid: int
+    pool: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> "CRFOptions":
+        """As `config.labels` and `config.model` say."""
+        labels = config.labels
+        return cls(
+            CRFParameters(**labels.crf),
+            (labels.alpha_low, labels.alpha_high),
+            labels.backend,
+            labels.grid,
+            pool_factor(config.model.image_size, labels.grid),
+        )
+
+
+class Cued(NamedTuple):
+    """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding."""
+
+    id: str
+    image: np.ndarray
+    cues: np.ndarray
+    classes: np.ndarray
+
+
+class Labelled(NamedTuple):
+    """An image's id, its masks uint8 (2, H, W) at low and at high alpha, and its labels uint8 (h, w), 255 neutral."""
+
+    id: str
+    masks: np.ndarray
+    labels: np.ndarray
+
+
 def make_labels(run: Run, stage: Stage) -> None:
-    """Writes `train/<id>.png` for each seeded training image: labels on AffinityNet's grid, 255 neutral."""
-    seeds = run.finished("seeds")
-    source = seeded(run, "train")
-    grid = run.config.labels.grid
-    pool = pool_factor(run.config.model.image_size, grid)
-    done, mine = stage.items_done(".png", "train"), processes.share(range(len(source)))
-    missing = [place for place in mine if source.identifier(place) not in done]
-    with progress(len(mine), "labels", start=len(mine) - len(missing)) as bar:
-        for example in pipeline.read_ahead(source, missing):
-            cues, classes = read_cues(seeds, "train", example.id, source.most_classes)
-            posteriors = crf_posteriors(run.config.labels, example.image, cues, classes)
-            low, high = pool_posteriors(posteriors, (grid, grid), pool)
-            path = stage.item(example.id, ".png", "train")
-            write_bytes(path, encode_mask(agreed_labels(low, high, classes)))
-            bar.advance()
-            run.stop.check()
+    """Writes masks by the CRF, and labels, for each seeded image.
 
-
-def pool_factor(image_size: int, grid: int) -> int:
-    """Pixels of the model's input along a cell of AffinityNet's grid, 8 as published.
-
-    Raises:
-      ValueError: where the grid does not divide the input.
+    `low/<split>/<id>.png` and `high/<split>/<id>.png` are masks at the image's size, with the background's low and high
+    alpha; `<split>/<id>.png` labels on AffinityNet's grid, 255 neutral.
     """
-    if grid < 1 or image_size % grid:
-        raise ValueError(f"labels.grid {grid} must divide model.image_size {image_size}")
-    return image_size // grid
+    config, options = run.config.labels, CRFOptions.from_config(run.config)
+    label = partial(crf_labels, options)
+    for split in SPLITS:
+        source = seeded(run, split)
+        # An image's labels are written last, and so say that it is done.
+        done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
+        missing = [place for place in mine if source.identifier(place) not in done]
+        cued = _cued(run, source, split, missing)
+        with progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar:
+            # The exact CRF runs on the accelerator, or on all cores by itself.
+            apart = config.backend == "pydensecrf"
+            results = (
+                workers.in_processes(label, cued, config.workers) if apart else map(label, cued)
+            )
+            for found in results:
+                for name, mask in zip(ALPHAS, found.masks, strict=True):
+                    write_bytes(crf_file(stage, name, split, found.id), encode_mask(mask))
+                write_bytes(stage.item(found.id, ".png", split), encode_mask(found.labels))
+                bar.advance()
+                run.stop.check()
 
 
-def crf_posteriors(options: Any, image: np.ndarray, cues: np.ndarray, classes: np.ndarray) -> Array:
-    """Posteriors (2, 1 + K, H, W) of background and classes, at low and at high alpha.
+def _cued(run: Run, source: pipeline.Source, split: str, places: list[int]) -> Iterator[Cued]:
+    seeds, width = run.finished("seeds"), source.most_classes
+    for example in pipeline.read_ahead(source, places):
+        yield Cued(example.id, example.image, *read_cues(seeds, split, example.id, width))
 
-    Args:
-      options: `config.labels`.
-      image: uint8 (H, W, 3).
-      cues: (K, h, w), resized to the image.
-      classes: (K,), -1 for padding, whose posterior is 0.
-    """
-    foreground = resize_maps(jnp.asarray(cues), image.shape[:2])  # (K, H, W)
-    alphas = (options.alpha_low, options.alpha_high)
-    backgrounds = jnp.stack([background_channel(foreground, alpha) for alpha in alphas])
-    foregrounds = jnp.broadcast_to(foreground, (2, *foreground.shape))
-    probabilities = jnp.concatenate([backgrounds[:, None], foregrounds], 1)  # (2, 1 + K, H, W)
+
+def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
+    """The masks and the labels of one image."""
+    posteriors = crf_posteriors(options, item)
+    names = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
+    pooled = pool_posteriors(posteriors, (options.grid, options.grid), options.pool)
+    labels = confident_labels(pooled[:1], pooled[1:], item.classes[None])[0]
+    return Labelled(item.id, names[posteriors.argmax(1)], labels)
+
+
+def crf_posteriors(options: CRFOptions, item: Cued) -> np.ndarray:
+    """Posteriors (2, 1 + K, H, W) of background and classes, 0 for padding, at low and at high alpha."""
+    foreground = resize_maps(item.cues, item.image.shape[:2])  # (K, H, W)
+    backgrounds = np.stack([background_channel(foreground, alpha) for alpha in options.alphas])
+    foregrounds = np.broadcast_to(foreground, (2, *foreground.shape))
+    probabilities = np.concatenate([backgrounds[:, None], foregrounds], 1)  # (2, 1 + K, H, W)
     return dense_crf(
-        image[None],
+        item.image[None],
         probabilities[None],
-        parameters=CRFParameters(**options.crf),
-        present=np.concatenate([[True], classes >= 0])[None],
+        parameters=options.parameters,
+        present=np.concatenate([[True], item.classes >= 0])[None],
         backend=options.backend,
     )[0]
-
-
-def agreed_labels(low: Array, high: Array, classes: np.ndarray) -> np.ndarray:
-    """Labels uint8 (h, w) of one image that posteriors (1 + K, h, w) at both alphas agree on, else 255."""
-    return np.asarray(confident_labels(low[None], high[None], jnp.asarray(classes)[None])[0])

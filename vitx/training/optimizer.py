@@ -15,6 +15,8 @@ from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
 from vitx.workdir import Stage
 
+COMPUTE = ("float32", "bfloat16")
+
 Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
 
@@ -33,7 +35,7 @@ def minimise(
     Args:
       run: the experiment.
       stage: where to keep checkpoints and metrics; an earlier start of it is resumed.
-      config: as for `make_optimizer`.
+      config: as for `make_optimizer`, and accumulate and compute as for `gradient_step`; batch_size.
       params: the first parameters.
       loss: (params, batch, axis) -> scalar: all of the batch's loss, or with the axis of a `jax.pmap` the device's
         share of it.
@@ -42,8 +44,14 @@ def minimise(
       steps_per_epoch: of `batches`.
 
     Raises:
-      ValueError: where the split is smaller than a batch.
+      ValueError: where the split is smaller than a batch, or the batch does not divide.
     """
+    devices = parallel.mesh().size
+    if config.accumulate < 1 or config.batch_size % (devices * config.accumulate):
+        raise ValueError(
+            f"{stage.folder.name}.batch_size {config.batch_size} must be a multiple of {devices} devices times "
+            f"accumulate={config.accumulate}"
+        )
     if not steps_per_epoch:
         raise ValueError(f"{stage.folder.name}: the training split holds less than one batch")
     optimizer = make_optimizer(config, steps_per_epoch)
@@ -51,7 +59,13 @@ def minimise(
     folder = stage.folder / "checkpoints"
     with MetricsWriter(stage.folder) as metrics, Checkpoints(folder) as checkpoints:
         best = fit(
-            gradient_step(loss, optimizer, run.config.parallel),
+            gradient_step(
+                loss,
+                optimizer,
+                run.config.parallel,
+                accumulate=config.accumulate,
+                compute=config.compute,
+            ),
             parallel.replicate(first),
             batches,
             steps=config.epochs * steps_per_epoch,
@@ -66,20 +80,65 @@ def minimise(
 
 
 def gradient_step(
-    loss: Loss, optimizer: optax.GradientTransformation, mode: str = "jit"
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    mode: str = "jit",
+    *,
+    accumulate: int = 1,
+    compute: str = "float32",
 ) -> Callable[..., Any]:
-    """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused."""
+    """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused.
+
+    Args:
+      loss: of a batch.
+      optimizer: that moves the parameters.
+      mode: see `parallel.data_parallel`.
+      accumulate: parts of a batch that go one after the other, for devices with little memory. The gradient is the
+        mean of theirs, each with the counts of its own part.
+      compute: "bfloat16" computes in that type; parameters, their gradients and the loss stay as they are.
+
+    Raises:
+      ValueError: for another type to compute in.
+    """
     axis = parallel.axis_of(mode)
+    if compute not in COMPUTE:
+        raise ValueError(f"compute must be one of {', '.join(COMPUTE)}, not {compute!r}")
+
+    @jax.value_and_grad
+    def gradient_of(params: Any, batch: Mapping[str, Array]) -> Array:
+        if compute == "bfloat16":
+            params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        return loss(params, batch, axis)
+
+    def accumulated(params: Any, batch: Mapping[str, Array]) -> tuple[Array, Any]:
+        if accumulate == 1:
+            return gradient_of(params, batch)
+        # Neighbours go into different parts, so that every example stays on its device.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        found = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        total, _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, gradient_of(params, part)), None),
+            zeros,
+            parts,
+        )
+        return jax.tree.map(lambda x: x / accumulate, total)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        shares = jax.value_and_grad(loss)(state.params, batch, axis)
-        value, gradient = parallel.total(shares, axis)
+        value, gradient = parallel.total(accumulated(state.params, batch), axis)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), {"loss": value}
 
     return parallel.data_parallel(step, donate_argnums=(0,), mode=mode)
+
+
+def at_least_float32(x: Array) -> Array:
+    """What a model computed in half precision, for a loss that is not."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:

@@ -1,0 +1,44 @@
+r"""The stages of `configs/voc.py` with a small hybrid from scratch, for small images on two cores.
+
+Run:
+    data="--config.data.root=DIR --config.data.classes=FILE"
+    python train.py    --config configs/voc_small.py $data --workdir runs/small
+    python evaluate.py --config configs/voc_small.py $data --workdir runs/small
+
+    DIR has the folders JPEGImages, Annotations, ImageSets and SegmentationClass, FILE one class a line, "background"
+    first (docs/data.md).
+
+Images are squashed to 64 x 64; the dense CRF is computed exactly, for images of at most 128 x 128 pixels; for larger
+ones, --config.labels.backend=pydensecrf. Where a part of train has masks, they choose the walk's options.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes
+
+
+def get_config() -> ConfigDict:
+    """As for shapes, but for the data and the size."""
+    config = shapes.get_config()
+    config.stages = "classifier,seeds,labels,affinity,masks,report"
+    del config.methods
+
+    config.data.name = "voc_segmentation"
+    config.data.classes = ""
+    config.data.train_split = "train"
+    config.data.val_split = "val"
+    train, val = config.data.get_ref("train_split"), config.data.get_ref("val_split")
+
+    config.model.image_size = 64
+    config.classifier.train_split = train
+    config.classifier.val_split = val  # chooses the checkpoint, as in voc
+    config.classifier.epochs = 15
+    config.seeds.train_split = train
+    config.labels.grid = 32
+    config.affinity.train_split = train
+    config.affinity.val_split = val
+    config.affinity.epochs = 8
+    config.walk.split = train + "[:15%]"
+
+    config.report.title = "image labels to masks"
+    return config

@@ -1,0 +1,167 @@
+"""The whole pipeline at VOC's scale, undisturbed and killed in every stage: `make soak`, tens of minutes on two cores.
+
+A made VOC tree (tests/made_voc.py: photographs' sizes, XML, palette masks with 255, SBD's .mat files) goes through
+`configs/voc.py` with the R50 hybrid at 448, a few steps a stage: once as it is, once with each stage killed by SIGKILL
+after its first results. Both must end with the same bytes. Prints seconds and peak memory of each stage.
+
+python -m tests.soak [--folder /tmp/soak] [--images 24]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tests.made_voc import make_voc, write_sbd
+
+ROOT = Path(__file__).parent.parent
+STAGES = {
+    "classifier": "train.py",
+    "seeds": "train.py",
+    "labels": "train.py",
+    "affinity": "train.py",
+    "masks": "evaluate.py",
+}
+BEGUN = {  # files that say that a stage has results, and is not yet through
+    "classifier": "checkpoints/[0-9]*",
+    "seeds": "train/*.npz",
+    "labels": "train/*.png",
+    "affinity": "checkpoints/[0-9]*",
+    "masks": "train/*.png",
+}
+RESULTS = (
+    "*/model.safetensors",
+    "*/scores.json",
+    "seeds/*/*.npz",
+    "labels/**/*.png",
+    "masks/**/*.png",
+)
+OPTIONS = (
+    "--config.data.workers=0",
+    "--config.classifier.epochs=2",
+    "--config.classifier.batch_size=2",
+    "--config.affinity.epochs=2",
+    "--config.affinity.batch_size=2",
+    "--config.seeds.batch_size=2",
+)
+
+
+def command(stage: str, data: Path, workdir: Path, options: Sequence[str]) -> list[str]:
+    """Of one stage."""
+    return [
+        sys.executable,
+        STAGES[stage],
+        "--config=configs/voc.py",
+        f"--workdir={workdir}",
+        f"--config.data.root={data}",
+        f"--config.stages={stage}",
+        *options,
+    ]
+
+
+def run(
+    arguments: list[str], log: Path, until: Callable[[], bool] = lambda: False
+) -> tuple[int, float, float]:
+    """Runs a command, or kills it once `until` is so: exit code, seconds, and peak memory in GB."""
+    start = time.monotonic()
+    with log.open("a") as file:
+        process = subprocess.Popen(arguments, cwd=ROOT, stdout=file, stderr=file)
+        pid = 0
+        while not pid:
+            time.sleep(0.02)
+            if until():
+                process.send_signal(signal.SIGKILL)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, time.monotonic() - start, usage.ru_maxrss / 2**20
+
+
+def undisturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) -> dict[str, dict]:
+    """Seconds and peak memory of each stage."""
+    figures = {}
+    for stage in STAGES:
+        code, _, gigabytes = run(command(stage, data, workdir, options), log)
+        if code:
+            sys.exit(f"{stage} ended with {code}: see {log}")
+        seconds = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
+        figures[stage] = {"seconds": seconds, "peak_gb": gigabytes}
+        print(f"{stage}: {seconds:.0f} s, {gigabytes:.2f} GB", flush=True)
+    return figures
+
+
+def disturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) -> int:
+    """Kills each stage once it has results, and starts it again; how many kills were in time."""
+    kills = 0
+    for stage in STAGES:
+
+        def begun(folder: Path = workdir / stage, pattern: str = BEGUN[stage]) -> bool:
+            return any(folder.glob(pattern))
+
+        code, _, _ = run(command(stage, data, workdir, options), log, begun)
+        kills += code == -signal.SIGKILL
+        code, _, _ = run(command(stage, data, workdir, options), log)
+        if code:
+            sys.exit(f"{stage}, started again, ended with {code}: see {log}")
+        print(f"{stage}: killed and resumed", flush=True)
+    return kills
+
+
+def different(one: Path, two: Path) -> list[str]:
+    """Files of results that are not the same in both, byte by byte."""
+    paths = {
+        path.relative_to(run)
+        for run in (one, two)
+        for pattern in RESULTS
+        for path in run.glob(pattern)
+    }
+    if not paths:
+        sys.exit(f"{one} has no results")
+
+    def same(path: Path) -> bool:
+        both = (one / path, two / path)
+        return all(file.exists() for file in both) and both[0].read_bytes() == both[1].read_bytes()
+
+    return sorted(str(path) for path in paths if not same(path))
+
+
+def main() -> None:
+    """Prints a table in Markdown, and ends with 1 where the two runs differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/soak"))
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("options", nargs="*", help="more options of configs/voc.py")
+    flags = parser.parse_args()
+    data, log = flags.folder / "data", flags.folder / "log.txt"
+    options = [*OPTIONS, *flags.options]
+    if not (data / "VOCdevkit").exists():
+        third = flags.images // 3
+        made = make_voc(
+            data / "VOCdevkit" / "VOC2012",
+            train=third,
+            aug=third,
+            val=flags.images - 2 * third,
+            size=(375, 500),
+        )
+        write_sbd(made, data / "benchmark_RELEASE" / "dataset")
+    figures = undisturbed(data, flags.folder / "undisturbed", options, log)
+    print("\n| stage | seconds | seconds an image | peak memory, GB |\n|---|---|---|---|")
+    for stage, found in figures.items():
+        print(
+            f"| {stage} | {found['seconds']:.0f} | {found['seconds'] / flags.images:.1f} | "
+            f"{found['peak_gb']:.2f} |"
+        )
+    print(flush=True)
+    kills = disturbed(data, flags.folder / "disturbed", options, log)
+    wrong = different(flags.folder / "undisturbed", flags.folder / "disturbed")
+    print(f"\n{kills} of {len(STAGES)} stages were killed; {len(wrong)} files differ")
+    if wrong or kills < len(STAGES):
+        sys.exit("\n".join(wrong[:20]) or "a stage ended before it was killed: give it more to do")
+
+
+if __name__ == "__main__":
+    main()

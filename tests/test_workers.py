@@ -1,0 +1,61 @@
+"""Work in other processes: order, laziness, errors, and a process that dies."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from vitx.files import WorkdirError
+from vitx.workers import in_processes
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def where(_: int) -> tuple[int, str]:
+    import jax
+
+    return os.getpid(), jax.config.jax_platforms
+
+
+def fail(number: int) -> int:
+    if number == 2:
+        raise ValueError("two is no good")
+    return number
+
+
+def die(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.slow
+def test_results_come_in_order_from_processes_on_the_cpu() -> None:
+    drawn = []
+
+    def items() -> Iterator[int]:
+        for number in range(12):
+            drawn.append(number)
+            yield number
+
+    results = in_processes(double, items(), workers=2)
+    assert next(results) == 0
+    assert len(drawn) == 5  # two a process wait, and the one that came
+    assert list(results) == list(range(2, 24, 2))
+    places = list(in_processes(where, range(4), workers=1))
+    assert len(set(places)) == 1
+    assert places[0][0] != os.getpid() and places[0][1] == "cpu"
+
+
+@pytest.mark.slow
+def test_an_error_is_raised_as_it_is_and_a_death_says_what_to_do() -> None:
+    results = in_processes(fail, range(5), workers=1)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="two is no good"):
+        next(results)
+    with pytest.raises(WorkdirError, match=r"a worker process died.*same --workdir"):
+        np.testing.assert_equal(list(in_processes(die, range(5), workers=1)), None)

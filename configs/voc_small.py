@@ -8,7 +8,7 @@ Run:
     DIR has the folders JPEGImages, Annotations, ImageSets and SegmentationClass, FILE one class a line, "background"
     first (docs/data.md).
 
-Images are squashed to 64 x 64; the dense CRF is computed exactly, for images of at most 128 x 128 pixels; for larger
+Images are squashed to 48 x 48; the dense CRF is computed exactly, for images of at most 128 x 128 pixels; for larger
 ones, --config.labels.backend=pydensecrf. Where a part of train has masks, they choose the walk's options.
 """
 
@@ -29,12 +29,10 @@ def get_config() -> ConfigDict:
     config.data.val_split = "val"
     train, val = config.data.get_ref("train_split"), config.data.get_ref("val_split")
 
-    config.model.image_size = 64
     config.classifier.train_split = train
     config.classifier.val_split = val  # chooses the checkpoint, as in voc
-    config.classifier.epochs = 15
+    config.classifier.epochs = 12
     config.seeds.train_split = train
-    config.labels.grid = 32
     config.affinity.train_split = train
     config.affinity.val_split = val
     config.affinity.epochs = 8

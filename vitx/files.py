@@ -14,6 +14,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vitx import paths
+
 TEMPORARY: Final = (".vitx-", ".tmp")  # how the names of half-written files begin and end
 
 
@@ -43,15 +45,17 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file so that it is whole or absent, whenever the process dies.
 
     Args:
-        path: The file; missing folders are made, an existing file is replaced.
+        path: The file, here or in a bucket (`vitx.paths`); missing folders are made, an existing file is replaced.
         data: Its contents.
 
     Raises:
         WriteError: It cannot be written; nothing is left behind.
     """
-    path = Path(path)
+    path = paths.as_path(path)
     temporary = None
     try:
+        if paths.is_remote(path):
+            return paths.put(path, data)
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1]
@@ -68,6 +72,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file; one in a bucket is rewritten whole.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    try:
+        if paths.is_remote(path):
+            with contextlib.suppress(FileNotFoundError):
+                line = paths.get(path).decode() + line
+            return paths.put(path, line.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -89,7 +111,7 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> 
         if array.dtype.hasobject:
             raise ValueError(f"{path}: array {name!r} holds Python objects; store numbers only")
     buffer = io.BytesIO()
-    np.savez(buffer, **plain)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **plain)  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
 
 
@@ -101,7 +123,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ValueError: It is damaged, or holds Python objects.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        content = io.BytesIO(paths.as_path(path).read_bytes())
+        with np.load(content, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from error

@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", loc
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run; the same one resumes. Default: runs/ and the config's name.",
+    "Folder of the run, or gs://BUCKET/FOLDER; the same one resumes. Default: runs/ and the config's name.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Several hosts: host:port of process 0, the same for all."
@@ -60,7 +60,7 @@ def _main(
     with processes.together(), clean_exit():
         if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
             processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        workdir = Workdir(_workdir())
+        workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
             processes.barrier()  # the first has removed what killed runs left
             _run(Run(_CONFIG.value, workdir, stop), stages, finish)
@@ -88,10 +88,13 @@ def _run(
         raise SystemExit(2) from None
 
 
-def _workdir() -> Path:
-    if _WORKDIR.value is not None:
-        return Path(_WORKDIR.value)
-    return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+def _workdir() -> Workdir:
+    config = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    try:
+        return Workdir(Path("runs", config.stem) if _WORKDIR.value is None else _WORKDIR.value)
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _keep_compiled_programs() -> None:

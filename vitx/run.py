@@ -24,7 +24,8 @@ from rich.progress import (
 )
 
 from vitx import processes
-from vitx.files import WorkdirError, write_bytes, write_error
+from vitx.files import WorkdirError, append_line, write_bytes, write_error
+from vitx.paths import local_folder
 
 _LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
 
@@ -105,12 +106,13 @@ class MetricsWriter:
     Lines are added to those of an earlier start: see `rewind`. Of several processes the first writes.
 
     Args:
-        folder: Made when it is missing.
+        folder: Made when it is missing. In a bucket the events arrive when the writer is closed.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
         self._events: tensorboardX.SummaryWriter | None = None
+        self._closing = contextlib.ExitStack()
 
     def rewind(self, step: int) -> None:
         """Drops lines of later steps: a killed run wrote them after it last saved its state."""
@@ -119,7 +121,7 @@ class MetricsWriter:
         kept = [line for line in self.read() if line["step"] <= step]
         write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.close()
-        self._events = tensorboardX.SummaryWriter(str(self.path.parent), purge_step=step + 1)
+        self._open_events(step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line; numbers that are not finite are written as null."""
@@ -127,16 +129,16 @@ class MetricsWriter:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step} | finite) + "\n")
-        except OSError as error:
-            raise write_error(self.path, error) from error
-        if self._events is None:
-            self._events = tensorboardX.SummaryWriter(str(self.path.parent))
+        append_line(self.path, json.dumps({"step": step} | finite) + "\n")
+        events = self._events or self._open_events()
         for name, value in numbers.items():
-            self._events.add_scalar(name, value, step)
+            events.add_scalar(name, value, step)
+
+    def _open_events(self, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
+        folder = self._closing.enter_context(local_folder(self.path.parent))
+        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+        self._closing.callback(self._events.close)
+        return self._events
 
     def read(self) -> list[dict[str, Any]]:
         """All lines, oldest first: dicts with `step` and the metrics."""
@@ -144,9 +146,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes out what TensorBoard still holds in memory."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        self._events = None
+        try:
+            self._closing.close()
+        except OSError as error:
+            raise write_error(self.path.parent, error) from error
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -4,12 +4,12 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from vitx import checkpoints, processes
 from vitx.data import pipeline
+from vitx.paths import as_path
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir, recorded_options
 
@@ -60,7 +60,10 @@ class Run:
             del options["seeds"]["background"]  # of the masks that are scored, not of the cues
         if "workers" in options.get("labels", {}):
             del options["labels"]["workers"]
-        options["data"]["fingerprint"] = self.source(self.config.data.val_split).fingerprint
+        data = self.config.data
+        options["data"]["fingerprint"] = self.source(data.val_split).fingerprint
+        if "train_split" in data:
+            options["data"]["train_fingerprint"] = self.source(data.train_split).fingerprint
         if "checkpoint" in options.get("model", {}):
             options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
         return self.workdir.stage(name, options)
@@ -74,7 +77,7 @@ class Run:
         """
         path = self.config.get("model", {}).get("checkpoint", "")
         trained = self.workdir.folder / "classifier"
-        if path and not Path(path).exists() and (trained / "model.safetensors").exists():
+        if path and not as_path(path).exists() and (trained / "model.safetensors").exists():
             return recorded_options(trained)["model"]["checkpoint"]  # it is no longer needed
         return checkpoints.digest(path) if path else ""
 

@@ -6,10 +6,8 @@ of a run, signals, metrics and progress, is in `vitx.run`.
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from vitx import processes
+from vitx import locks, processes
 from vitx.files import (
     TEMPORARY,
     WorkdirError,
@@ -30,6 +28,8 @@ from vitx.files import (
     write_json,
     write_npz,
 )
+from vitx.locks import WorkdirBusy
+from vitx.paths import as_path, is_remote, make_folder
 
 __all__ = [
     "Stage",
@@ -46,25 +46,20 @@ __all__ = [
 
 
 _RECORD: Final = "stage.json"
-_LOCK: Final = ".lock"
 _SAVE_SECONDS: Final = 10.0  # at most this much of a stage's time is lost to a kill
-
-
-class WorkdirBusy(WorkdirError):
-    """Another process is running in this workdir."""
 
 
 class Workdir:
     """The folder of one run, made when it is missing.
 
     Attributes:
-        folder: Its path.
+        folder: Its path, an `epath.Path` where it is in a bucket: see `vitx.paths`.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.folder = Path(path)
+        self.folder = as_path(path)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise write_error(self.folder, error) from error
 
@@ -72,36 +67,15 @@ class Workdir:
     def lock(self) -> Iterator["Workdir"]:
         """Keeps other processes out, and removes what killed ones left half-written.
 
-        The lock is the kernel's (flock), so it ends with the process, however that dies.
+        The lock is the kernel's or, in a bucket, an object: `vitx.locks` says how they end.
 
         Raises:
             WorkdirBusy: Another process holds it; the message names its pid and host.
         """
-        path = self.folder / _LOCK
-        try:
-            file = path.open("a+")
-        except OSError as error:
-            raise write_error(path, error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise WorkdirBusy(
-                    f"{self.folder} is in use by {holder}; wait for it, stop it, or give another "
-                    "--workdir"
-                ) from None
-            except OSError as error:  # some network file systems have no locks
-                raise WorkdirError(f"cannot lock {path}: {error.strerror}") from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
-            file.flush()
-            self._remove_leftovers()
-            try:
-                yield self
-            finally:
-                file.truncate(0)
+        with locks.hold(self.folder):
+            if not is_remote(self.folder):  # objects are never half-written
+                self._remove_leftovers()
+            yield self
 
     def _remove_leftovers(self) -> None:
         for folder, _, names in os.walk(self.folder):
@@ -123,8 +97,8 @@ class Workdir:
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far in each stage that was begun, in the order they were begun."""
-        paths = self.folder.glob(f"*/{_RECORD}")
-        records = {path.parent.name: _read_record(path) for path in paths}
+        paths = [folder / _RECORD for folder in self.folder.iterdir()]
+        records = {path.parent.name: _read_record(path) for path in paths if path.exists()}
         names = sorted(records, key=lambda name: records[name]["begun"])
         return {name: records[name]["seconds"] for name in names}
 
@@ -221,7 +195,7 @@ class Stage:
             return set()
         return {
             unquote(entry.name.removesuffix(suffix))
-            for entry in os.scandir(place)
+            for entry in place.iterdir()
             if entry.name.endswith(suffix) and not entry.name.startswith(".")
         }
 

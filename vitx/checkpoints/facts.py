@@ -12,6 +12,7 @@ from typing import Any, Final
 from vitx.checkpoints.files import BESIDE, FOLDER_FILES, Checkpoint, file_in
 from vitx.checkpoints.names import Named
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitx.paths import as_path
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def digest(path: str | Path) -> str:
       FileNotFoundError: if there is nothing at `path`.
       ValueError: for a folder without a checkpoint.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     path = file_in(path) if path.is_dir() else path

@@ -1,12 +1,14 @@
 """Files of tensors, opened by what they contain, read one at a time: none is ever executed."""
 
+import contextlib
 import importlib
 import json
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from vitx.paths import as_path, get, is_remote
 
 FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 BESIDE: Final = ("config.json", "preprocessor_config.json")
@@ -99,6 +103,30 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError("the file holds no tensors")
     beside = (_read_json(path.parent / name) for name in BESIDE)
     return Checkpoint(path, tensors, metadata, *beside)
+
+
+@contextlib.contextmanager
+def on_disk(path: str | Path) -> Iterator[Path]:
+    """What `open_checkpoint` takes: `path` itself, or of one in a bucket a copy, with the JSON files beside it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_checkpoint`.
+    """
+    path = as_path(path)
+    if not is_remote(path):
+        yield path
+        return
+    path = file_in(path) if path.is_dir() else path
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, path.parent.name)  # both names may say whose statistics it wants
+        folder.mkdir()
+        for name in (path.name, *BESIDE):
+            try:
+                (folder / name).write_bytes(get(path.parent / name))
+            except FileNotFoundError:
+                if name == path.name:
+                    raise FileNotFoundError(f"{path}: there is no such file or folder") from None
+        yield folder / path.name
 
 
 def file_in(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from vitx.checkpoints import facts as checks
 from vitx.checkpoints.build import Wish, affinity_net, vision_transformer
 from vitx.checkpoints.facts import gather
-from vitx.checkpoints.files import Tensor, open_checkpoint
+from vitx.checkpoints.files import Tensor, on_disk, open_checkpoint
 from vitx.checkpoints.layout import Entry, entries
 from vitx.checkpoints.names import recognise
 from vitx.models.affinity import AffinityNet
@@ -40,7 +40,7 @@ def load(
 
     Args:
       path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file,
-        or a folder with model.safetensors or pytorch_model.bin.
+        or a folder with model.safetensors or pytorch_model.bin, here or in a bucket (gs://).
       num_heads: default: the file's, else width / 64.
       image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with
         antialias, as in timm), AffinityNet's grid scaled. Default: the file's, which for
@@ -67,13 +67,14 @@ def load(
     )
     wanted = _checked("dtype", dtype, _float_type)
     try:
-        checkpoint = open_checkpoint(path)
-        named = recognise(checkpoint.tensors)
-        facts = gather(checkpoint, named)
-        if "feat_conv.weight" in named.tensors:
-            return _fill(affinity_net(named, facts, wish), named.tensors, wanted)
-        model, tensors = vision_transformer(named, facts, wish)
-        return _fill(model, tensors, wanted)
+        with on_disk(path) as local:
+            checkpoint = open_checkpoint(local)
+            named = recognise(checkpoint.tensors)
+            facts = gather(checkpoint, named)
+            if "feat_conv.weight" in named.tensors:
+                return _fill(affinity_net(named, facts, wish), named.tensors, wanted)
+            model, tensors = vision_transformer(named, facts, wish)
+            return _fill(model, tensors, wanted)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

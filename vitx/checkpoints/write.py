@@ -12,6 +12,7 @@ from vitx.checkpoints.layout import entries
 from vitx.models.affinity import AffinityNet
 from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
+from vitx.paths import as_path
 from vitx.workdir import write_bytes
 
 
@@ -35,7 +36,7 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
         raise ValueError(
             f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
         )
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir() or not path.suffix:
         path = path / FOLDER_FILES[0]
     if path.suffix != ".safetensors":

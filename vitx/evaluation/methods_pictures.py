@@ -16,6 +16,7 @@ from vitx.evaluation.methods_report import title
 from vitx.evaluation.perturbation import explain_pixels
 from vitx.evaluation.report import Section
 from vitx.models.vit import VisionTransformer
+from vitx.paths import absolute
 from vitx.stages import Run
 from vitx.workdir import Stage
 
@@ -29,7 +30,7 @@ def write_gallery(run: Run, stage: Stage) -> None:
         results={"options": run.config.to_dict()},
         sections=[Section("Explanation methods", pictures(run))],
     )
-    print(f"page: {page.resolve()}")
+    print(f"page: {absolute(page)}")
 
 
 def pictures(run: Run) -> list[object]:

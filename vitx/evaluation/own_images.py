@@ -16,6 +16,7 @@ from vitx.evaluation.figure import Picture, Row, draw_figure, load_font, panel
 from vitx.evaluation.image_files import find_images, printable, read_user_image, result_name
 from vitx.evaluation.methods_report import TITLES
 from vitx.files import read_npz, write_bytes, write_error, write_npz
+from vitx.paths import absolute, as_path
 from vitx.run import progress
 from vitx.stages import Run
 from vitx.workdir import Stage
@@ -120,7 +121,7 @@ def _prepared(
 
 
 def _is_written(stem: Path, fingerprint: str) -> bool:
-    if not Path(f"{stem}.png").is_file():
+    if not as_path(f"{stem}.png").is_file():
         return False
     try:
         return str(read_npz(f"{stem}.npz").get("fingerprint")) == fingerprint
@@ -149,7 +150,7 @@ def _write(
     top = best_classes(explanation.logits, config.top)
     scores = [(explainer.names[c], float(explanation.probabilities[c])) for c in top]
     picture = draw_figure(pending.shown, pending.name, pending.size, scores, rows, config.font)
-    vouching = Path(f"{stem}.npz")  # for both: it goes first and comes last
+    vouching = as_path(f"{stem}.npz")  # for both: it goes first and comes last
     try:
         vouching.unlink(missing_ok=True)
     except OSError as error:
@@ -193,5 +194,5 @@ def _print_summary(tally: _Tally, folder: Path) -> None:
                 print(f"  and {len(lines) - _LISTED} more")
     print(
         f"explain: {tally.written} written, {tally.unchanged} done before, {len(tally.broken)} broken; "
-        f"in {folder.resolve()}"
+        f"in {absolute(folder)}"
     )

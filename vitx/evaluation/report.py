@@ -97,9 +97,8 @@ def write_report(
         sections: in order.
         summary: a sentence or two under the title.
     """
-    write_bytes(
-        Path(path), page(title=title, results=results, sections=sections, summary=summary).encode()
-    )
+    text = page(title=title, results=results, sections=sections, summary=summary)
+    write_bytes(path, text.encode())
 
 
 def page(*, title: str, results: Mapping, sections: Sequence[Section], summary: str = "") -> Html:

@@ -27,6 +27,7 @@ from vitx.evaluation.methods_report import (
     methods_table,
 )
 from vitx.evaluation.report import Section
+from vitx.paths import absolute
 from vitx.stages import Run
 from vitx.workdir import Stage, write_json
 
@@ -64,7 +65,7 @@ def show_results(run: Run) -> None:
         return
     if (folder / _PAGE).exists() and (folder / _RESULTS).exists():
         print_tables(json.loads((folder / _RESULTS).read_text()))
-        print(f"\nreport: {(folder / _PAGE).resolve()}")
+        print(f"\nreport: {absolute(folder / _PAGE)}")
 
 
 def gather(run: Run, stage: Stage) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from vitx.files import first_line, write_error
+from vitx.paths import absolute, make_folder
 
 
 class Restored(NamedTuple):
@@ -55,14 +56,14 @@ class Checkpoints:
     def __init__(
         self, folder: Path, keep: int = 2, best: str = "loss", mode: Literal["min", "max"] = "min"
     ):
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         self.best = best
         self._sign = 1.0 if mode == "min" else -1.0
         self._keep = keep
         self._failed = False
         self._ranks: dict[int, float] = {}  # of the steps saved with metrics: smaller is better
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             # Orbax's own BestN stops at a damaged metrics file: metrics are kept and ranked here.
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder, preservation_policy=self, cleanup_tmp_directories=True

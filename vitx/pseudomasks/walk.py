@@ -7,6 +7,7 @@ neighbours inside a radius only, so one step is a stencil, and no H W x H W matr
 
 import math
 import operator
+from collections.abc import Callable
 from functools import partial, reduce
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vitx.pseudomasks.affinity import block, offsets
+from vitx.pseudomasks.affinity import offsets
 
 Array = jax.Array
 
@@ -38,8 +39,9 @@ def random_walk(
       maps: (..., K, H, W), with the same leading axes.
       beta: exponent of the affinities, above 0; larger keeps the walk inside of edges.
       log2_steps: the walk has 2^log2_steps steps.
-      method: "exact", step by step, or "chebyshev", about 6 sqrt(steps) of them.
-      tolerance: largest absolute error of "chebyshev" on maps in [0, 1].
+      method: "exact", step by step, rounding errors carried along, or "chebyshev", about
+        6 sqrt(steps) of them.
+      tolerance: largest absolute error of "chebyshev" on maps in [0, 1], rounding included.
 
     Returns:
       maps (..., K, H, W), in the affinity's type: averages of the maps that came in.
@@ -51,16 +53,18 @@ def random_walk(
     _check(affinity, maps, beta, log2_steps)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    coefficients = None
+    steps, coefficients = 2 ** int(log2_steps), None
     if method == "chebyshev":
-        smallest = 32 * float(jnp.finfo(affinity.dtype).eps)
+        # Rounding errors of a step may grow with those that follow: with the square of the degree.
+        smallest = max(48, steps / 32) * float(jnp.finfo(affinity.dtype).eps)
         if not smallest <= tolerance < 1:
             raise ValueError(
-                f"tolerance must be in [{smallest:.1e}, 1) in {affinity.dtype}, not {tolerance}"
+                f"tolerance must be in [{smallest:.1e}, 1) for {steps} steps in {affinity.dtype}, "
+                f"not {tolerance}; method 'exact' needs none"
             )
         pixels, most = math.prod(maps.shape[-2:]), 2 * affinity.shape[-3] + 1
-        coefficients = tuple(chebyshev_coefficients(2**log2_steps, pixels * most, tolerance))
-    return _walk(affinity, maps.astype(affinity.dtype), beta, 2**log2_steps, coefficients)
+        coefficients = tuple(chebyshev_coefficients(steps, pixels * most, tolerance))
+    return _walk(affinity, maps.astype(affinity.dtype), beta, steps, coefficients)
 
 
 def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
@@ -73,8 +77,8 @@ def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
         raise ValueError(
             f"maps {maps.shape} do not fit the affinity {shape}: (..., K, H, W) wanted"
         )
-    if beta <= 0:
-        raise ValueError(f"beta must be above 0, not {beta}")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta must be a number above 0, not {beta}")
     if log2_steps < 0 or log2_steps != int(log2_steps):
         raise ValueError(f"log2_steps must be a whole number from 0 up, not {log2_steps}")
     _radius(shape[-3])
@@ -85,13 +89,14 @@ def chebyshev_coefficients(steps: int, spread: float, tolerance: float) -> np.nd
 
     All c_k >= 0: c_k = 2^(1 - steps) binomial(steps, (steps - k) / 2) where k has the parity of
     steps (half of that at k = 0), else 0; they sum to 1. What is left out beyond degree d weighs
-    delta = sum_{k > d} c_k, and errs by E = sum_{k > d} c_k T_k(P) m, P the averaging m -> m T.
+    delta = sum_{k > d} c_k. It is given to T_0 = 1, so that the error is E = sum_{k > d} c_k
+    (T_k(P) - 1) m, P the averaging m -> m T.
 
     The bound: let D be the diagonal of degrees (column sums of W^beta). D^(1/2) P D^(-1/2) is
     symmetric with its spectrum in [-1, 1], so T_k(P) does not grow the norm |v|_D^2 = sum_i d_i
     v_i^2. Maps in [0, 1] are 1/2 + s/2 with |s| <= 1, and T_k(P) 1 = 1. Hence for every pixel
 
-        |E_i| <= delta/2 + delta/2 |s|_D / sqrt(d_i) <= delta/2 (1 + sqrt(N d_max / d_min)).
+        |E_i| <= delta/2 |s|_D / sqrt(d_i) + delta/2 |s_i| <= delta/2 (sqrt(N d_max / d_min) + 1).
 
     With W in [0, 1] and a unit diagonal degrees lie in [1, 2 P + 1], whatever the affinities are.
     The square root costs few steps, since c_k falls like exp(-k^2 / (2 steps)).
@@ -124,69 +129,116 @@ def chebyshev_coefficients(steps: int, spread: float, tolerance: float) -> np.nd
 def _walk(
     affinity: Array, maps: Array, beta: float, steps: int, coefficients: tuple[float, ...] | None
 ) -> Array:
-    moves, weights = _transition(affinity, beta)
-    step = partial(_step, moves, weights)
-    if coefficients is None:
-        return lax.fori_loop(0, steps, lambda _, m: step(m), maps)
-    c = jnp.asarray(coefficients, maps.dtype)
+    def walk(affinity: Array, maps: Array) -> Array:
+        flow = partial(_flow, *_transition(affinity, beta))
+        maps = jnp.swapaxes(maps, -3, -2)  # (..., H, K, W)
+        walked = (
+            _power(flow, maps, steps) if coefficients is None else _series(flow, maps, coefficients)
+        )
+        return jnp.swapaxes(walked, -3, -2)
+
+    def in_turn(affinity: Array, maps: Array) -> Array:
+        images = (x.reshape(-1, *x.shape[-3:]) for x in (affinity, maps))
+        return lax.map(lambda image: walk(*image), tuple(images)).reshape(maps.shape)
+
+    if affinity.ndim == 3:
+        return walk(affinity, maps)
+    # An image's weights stay in a CPU's cache for all of its steps; other devices have more to fill.
+    return lax.platform_dependent(affinity, maps, cpu=in_turn, default=walk)
+
+
+def _power(flow: Callable[[Array], Array], maps: Array, steps: int) -> Array:
+    """Step by step, what rounding loses of a step being added to the next (Kahan's summation).
+
+    Else changes far below a map's own size would be lost anew in every step.
+    """
+
+    def body(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        now, lost = state
+        # Half of the change, as in _series: XLA's CPU backend makes a slow loop of a sum on its own.
+        half = 0.5 * flow(now) + lost
+        after = now + 2 * half
+        return after, half - 0.5 * (after - now)
+
+    return lax.fori_loop(0, steps, body, (maps, jnp.zeros_like(maps)))[0]
+
+
+def _series(flow: Callable[[Array], Array], maps: Array, coefficients: tuple[float, ...]) -> Array:
+    """sum_k c_k T_k(P) m, what the coefficients lack to 1 going to T_0.
+
+    Summed over the changes C_k = T_k(P) m - T_{k-1}(P) m, which obey C_1 = (P - 1) m and C_{k+1} =
+    C_k + 2 (P - 1) T_k(P) m: constant maps stay what they are, and where P is near 1, rounding
+    errors grow slower than in T_{k+1} = 2 P T_k - T_{k-1}.
+    """
+    tails = np.cumsum(coefficients[:0:-1])[::-1]  # sum_{j >= k} c_j for k = 1, 2, ..., d
+    factors = np.where(np.arange(len(tails)), 1, 0.5)  # the first change lacks the 2
 
     def body(
-        state: tuple[Array, Array, Array], factor: Array
+        state: tuple[Array, Array, Array], terms: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array, Array], None]:
-        before, now, total = state
-        after = 2 * step(now) - before  # T_{k+1} = 2 x T_k - T_{k-1}
-        return (now, after, total + factor * after), None
+        now, half, total = state  # half of C_k
+        factor, tail = terms
+        half += factor * flow(now)
+        return (now + 2 * half, half, total + 2 * tail * half), None
 
-    once = step(maps)
-    (_, _, total), _ = lax.scan(body, (maps, once, c[0] * maps + c[1] * once), c[2:])
+    terms = jnp.asarray(factors, maps.dtype), jnp.asarray(tails, maps.dtype)
+    (_, _, total), _ = lax.scan(body, (maps, jnp.zeros_like(maps), maps), terms)
     return total
 
 
-def _step(moves: list[tuple[int, int]], weights: Array, maps: Array) -> Array:
-    """One step m T: at every pixel the weighted average of the maps (..., K, H, W) around it.
+def _flow(weights: Array, rates: Array, maps: Array) -> Array:
+    """What one step adds to the maps (..., H, K, W): (P - 1) m, P the averaging m -> m T.
 
-    Written by differences, sum_j w_ij (m_j - m_i): weights that sum to 1 but for rounding would
-    let the maps' level drift over thousands of steps.
+    A sum of differences w_ij (m_j - m_i): weights that sum to 1 but for rounding would let the
+    maps' level drift over thousands of steps. Each pair's two terms are added first: one long
+    chain of additions would wait for each of them.
     """
-    reach = max(dy for dy, _ in moves)
+    reach = (weights.shape[-1] - maps.shape[-1]) // 2
     wide = _pad(maps, reach)
-    terms = (
-        weights[..., p, None, :, :] * (_look(wide, reach, move) - maps)
-        for p, move in enumerate(moves)
+
+    def pair(p: int, dy: int, dx: int) -> Array:
+        weight = weights[..., p : p + 1, :]
+        forth = _look(weight, reach, 0, 0) * (_look(wide, reach, dy, dx) - maps)
+        back = _look(weight, reach, -dy, -dx) * (_look(wide, reach, -dy, -dx) - maps)
+        return forth + back
+
+    moves = offsets(reach + 1).tolist()
+    return rates * reduce(operator.add, (pair(p, *move) for p, move in enumerate(moves)))
+
+
+def _transition(affinity: Array, beta: float) -> tuple[Array, Array]:
+    """W^beta of all pairs, (..., H + 2 reach, P, W + 2 reach), and 1 / degrees, (..., H, 1, W).
+
+    W is symmetric, so a pair's weight is kept once and looked at from both ends; zeros around the
+    image stand for its outside. Rows come first: what a row of pixels needs lies together, and is
+    still in the cache for the next maps and rows, whatever the size of the image.
+    """
+    count, height, width = affinity.shape[-3:]
+    moves = offsets(_radius(count))
+    reach = int(moves.max())
+    y, x = moves[:, 0] + np.arange(height)[:, None], moves[:, 1, None] + np.arange(width)
+    inside = (y < height)[:, :, None] & ((x >= 0) & (x < width))[None]  # (H, P, W)
+    power = int(beta) if beta == int(beta) else beta  # whole powers are products
+    weights = jnp.swapaxes(affinity, -3, -2) ** power
+    weights = _pad(jnp.where(jnp.broadcast_to(inside, weights.shape), weights, 0), reach)
+    seen = (
+        _look(weights[..., p : p + 1, :], reach, *end)
+        for p, (dy, dx) in enumerate(moves.tolist())
+        for end in ((0, 0), (-dy, -dx))
     )
-    return maps + reduce(operator.add, terms)
-
-
-def _transition(affinity: Array, beta: float) -> tuple[list[tuple[int, int]], Array]:
-    """Where a pixel looks besides itself, and its weights there, (..., 2 P, H, W)."""
-    pairs, height, width = affinity.shape[-3:]
-    radius = _radius(pairs)
-    ahead = offsets(radius)  # (P, 2)
-    y, x = (ahead[:, axis, None, None] + np.indices((height, width))[axis] for axis in (0, 1))
-    inside = (y < height) & (x >= 0) & (x < width)  # (P, H, W)
-    forth = jnp.where(jnp.broadcast_to(inside, affinity.shape), affinity**beta, 0)
-
-    def reverse(inputs: tuple[Array, Array]) -> Array:
-        weight, offset = inputs
-        start = (radius - 1 - offset[0], radius - 1 - offset[1])
-        return block(_pad(weight, radius - 1), start, (height, width), axis=-2)
-
-    back = lax.map(reverse, (jnp.moveaxis(forth, -3, 0), jnp.asarray(ahead)))
-    weights = jnp.concatenate([forth, jnp.moveaxis(back, 0, -3)], axis=-3)
-    moves = [(dy, dx) for dy, dx in [*ahead.tolist(), *(-ahead).tolist()]]
-    return moves, weights / (1 + weights.sum(-3, keepdims=True))
+    return weights, 1 / (1 + reduce(operator.add, seen))
 
 
 def _pad(x: Array, reach: int) -> Array:
-    """Zeros around the last two axes."""
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((reach, reach),) * 2)
+    """Zeros around rows and columns: (..., H, C, W) -> (..., H + 2 reach, C, W + 2 reach)."""
+    around = (reach, reach)
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 3) + (around, (0, 0), around))
 
 
-def _look(wide: Array, reach: int, move: tuple[int, int]) -> Array:
-    """What every pixel sees by a move: padded (..., H + 2 reach, W + 2 reach) -> (..., H, W)."""
-    top, left = reach + move[0], reach + move[1]
-    bottom, right = wide.shape[-2] - reach + move[0], wide.shape[-1] - reach + move[1]
-    return wide[..., top:bottom, left:right]
+def _look(wide: Array, reach: int, dy: int, dx: int) -> Array:
+    """What every pixel sees at an offset: (..., H + 2 reach, C, W + 2 reach) -> (..., H, C, W)."""
+    bottom, right = wide.shape[-3] - reach + dy, wide.shape[-1] - reach + dx
+    return wide[..., reach + dy : bottom, :, reach + dx : right]
 
 
 def _radius(pairs: int) -> int:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean
+.PHONY: help demo test test-fast lint format bench clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make format     format the code"
+	@echo "make bench      measure the performance targets, some ten minutes: a table in runs/bench"
 	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
 
 demo: .venv/demo-stamp
@@ -34,6 +35,9 @@ lint: .venv/dev-stamp
 format: .venv/dev-stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: .venv/demo-stamp
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

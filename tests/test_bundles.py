@@ -144,6 +144,26 @@ def test_parameters_take_no_relevance(name):
             np.testing.assert_array_equal(taken, np.zeros(taken.shape))
 
 
+# Gradients.
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize(
+    ("name", "written_out"),
+    [
+        ("softmax", lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)),
+        ("gelu", lambda x: x * (1 + jax.lax.erf(x / np.sqrt(2))) / 2),
+    ],
+)
+def test_gradients_with_a_derivative_of_their_own(name, written_out, factor):
+    (x,), _ = values_of(name)
+    cotangent = cotangent_of(name)
+    (expected,) = jax.vjp(written_out, factor * x)[1](cotangent)
+    for bundle in (PLAIN, EXACT):
+        (found,) = jax.vjp(getattr(bundle, name), factor * x)[1](cotangent)
+        assert_same(found, expected, 1e-13)
+
+
 # Properties of the relevance.
 
 

@@ -200,7 +200,7 @@ def test_image_1_has_one_class_twice():
         assert same == (method in CLASS_AGNOSTIC)
 
 
-@pytest.mark.parametrize("class_chunk", [1, 2])
+@pytest.mark.parametrize("class_chunk", [2, 3, 9])
 def test_chunks_of_classes_make_no_difference(class_chunk):
     model = the_model()
     images = images_for(model, IMAGES)
@@ -223,9 +223,8 @@ def test_a_padding_class_gives_zeros(method):
     """Traced classes are not checked: -1 fills up an image's row of classes."""
     model = the_model()
     padded = jnp.asarray(np.where(CLASSES == 0, -1, CLASSES))
-    chunk = module._fitting_chunk(model, images_for(model, IMAGES))
     _, maps = module._explain(
-        model, images_for(model, IMAGES), padded, method, 0, "published", chunk, "fast"
+        model, images_for(model, IMAGES), padded, method, 0, "published", 1, "fast"
     )
     expected = np.where((CLASSES == 0)[..., None, None], 0, explained(method)[1])
     assert_maps_equal(maps, expected, 1e-12)
@@ -281,11 +280,12 @@ def test_no_bundle_is_made_in_a_call(monkeypatch):
             )
 
 
-def program(method, classes=None, start_layer=0, model=None):
+def program(method, classes=None, start_layer=0, model=None, class_chunk=1):
     """The program handed to the compiler, without dead code."""
     model = model or small_vit(depth=2)
+    images = images_for(model, IMAGES)
     lowered = module._explain.lower(
-        model, images_for(model, IMAGES), classes, method, start_layer, "published", 2, "fast"
+        model, images, classes, method, start_layer, "published", class_chunk, "fast"
     )
     return lowered.as_text()
 
@@ -312,9 +312,11 @@ def test_the_program_has_one_forward(method, start_layer):
     assert text.count("stablehlo.dot_general") == DOTS[method, start_layer]
 
 
-def test_many_classes_share_the_forward():
-    text = program("transformer_attribution", jnp.asarray(CLASSES))
+@pytest.mark.parametrize(("class_chunk", "loops"), [(1, 1), (2, 0)])
+def test_many_classes_share_the_forward(class_chunk, loops):
+    text = program("transformer_attribution", jnp.asarray(CLASSES), class_chunk=class_chunk)
     assert text.count("stablehlo.dot_general") == DOTS["transformer_attribution", 0]
+    assert text.count("stablehlo.while") == loops
 
 
 @pytest.mark.parametrize("make", [the_model, shallow_hybrid])

@@ -7,6 +7,7 @@ relevance. Reshapes, transposes and slices need no operation: their transpose is
 Arrays are positional arguments, constants are keyword arguments.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,14 +55,31 @@ def scale(x: Array, *, factor: float) -> Array:
     return x * factor
 
 
+@jax.custom_jvp
 def softmax(x: Array) -> Array:
     """Softmax over the last axis."""
     return jax.nn.softmax(x, axis=-1)
 
 
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    y = softmax(x)
+    return y, y * (dx - (y * dx).sum(-1, keepdims=True))
+
+
+@jax.custom_jvp
 def gelu(x: Array) -> Array:
     """Exact GELU (erf), as in ViT."""
     return jax.nn.gelu(x, approximate=False)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    cumulative = (1 + lax.erf(x * math.sqrt(0.5))) / 2
+    density = jnp.exp(-jnp.square(x) / 2) / math.sqrt(2 * math.pi)
+    return gelu(x), (cumulative + x * density) * dx
 
 
 def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Array:

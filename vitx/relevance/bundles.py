@@ -10,12 +10,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from vitx import ops as plain
 from vitx.ops import Array, Ops
 from vitx.relevance import rules
-from vitx.relevance.rules import Operation, Rule
+from vitx.relevance.rules import Operation, Pull, Rule
 
 Constants = tuple[tuple[str, Any], ...]
 
@@ -79,13 +81,12 @@ def with_rule(op: Operation, rule: Rule) -> Operation:
     def value(constants: Constants, *inputs: Any) -> Any:
         return op(*inputs, **dict(constants))
 
-    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Any]:
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Pull]:
         output = op(*inputs, **dict(constants))
-        return output, (inputs, output)
+        return output, rule(inputs, output)
 
-    def backward(constants: Constants, residual: Any, relevance: Any) -> tuple[Any, ...]:
-        inputs, output = residual
-        return rule(inputs, output, relevance)
+    def backward(constants: Constants, pull: Pull, relevance: Any) -> tuple[Any, ...]:
+        return pull(relevance)
 
     return _with_backward(value, forward, backward)
 
@@ -96,17 +97,15 @@ def paired(op: Operation, rule: Rule) -> Operation:
     def value(constants: Constants, *inputs: Any) -> Any:
         return twice(op(*map(_value, inputs), **dict(constants)))
 
-    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Any]:
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, tuple[Pull, Pull]]:
         values = tuple(map(_value, inputs))
-        output, pull = jax.vjp(partial(op, **dict(constants)), *values)
-        return twice(output), (pull, values, output)
+        output, gradient = jax.vjp(partial(op, **dict(constants)), *values)
+        return twice(output), (gradient, rule(values, output))
 
-    def backward(constants: Constants, residual: Any, cotangent: Any) -> tuple[Any, ...]:
-        pull, values, output = residual
-        gradients = pull(jax.tree.map(lambda p: p.gradient, cotangent, is_leaf=_is_pair))
-        relevances = rule(
-            values, output, jax.tree.map(lambda p: p.relevance, cotangent, is_leaf=_is_pair)
-        )
+    def backward(constants: Constants, pulls: tuple[Pull, Pull], cotangent: Any) -> tuple[Any, ...]:
+        gradient, relevance = pulls
+        gradients = gradient(jax.tree.map(lambda p: p.gradient, cotangent, is_leaf=_is_pair))
+        relevances = relevance(jax.tree.map(lambda p: p.relevance, cotangent, is_leaf=_is_pair))
         return tuple(
             None if r is None else Pair(g, r) for g, r in zip(gradients, relevances, strict=True)
         )
@@ -123,30 +122,30 @@ def _with_backward(
     return lambda *inputs, **constants: apply(tuple(constants.items()), *inputs)
 
 
-def observer(look: Callable[[Array, Any], Array]) -> Operation:
-    """An `observe` whose tap receives look(attention, cotangent); the attention's own cotangent passes unchanged."""
+def observer(look: Callable[[Any], Array]) -> Operation:
+    """An `observe` whose tap receives look(cotangent of the attention), which itself passes unchanged."""
 
     @jax.custom_vjp
     def apply(attention: Any, tap: Array) -> Any:
         return attention
 
-    def forward(attention: Any, tap: Array) -> tuple[Any, Any]:
-        return attention, _value(attention)
+    def forward(attention: Any, tap: Array) -> tuple[Any, None]:
+        return attention, None
 
-    def backward(value: Array, cotangent: Any) -> tuple[Any, Array]:
-        return cotangent, look(value, cotangent)
+    def backward(_: None, cotangent: Any) -> tuple[Any, Array]:
+        return cotangent, look(cotangent)
 
     apply.defvjp(forward, backward)
     return lambda attention, tap: attention if tap is None else apply(attention, tap)
 
 
 def _no_rule(op: Operation) -> Rule:
-    def rule(*_: Any) -> tuple[Any, ...]:
+    def pull(*_: Any) -> tuple[Any, ...]:
         raise NotImplementedError(
             f"{op.__name__} has no relevance rule: explanations end above the stem"
         )
 
-    return rule
+    return lambda inputs, output: Partial(pull)
 
 
 def _rules(
@@ -203,12 +202,14 @@ def _bundle(make: Callable[[Operation, Rule], Operation], table: dict, look: Any
     return Ops(**made, observe=observer(look))
 
 
-def _raw(attention: Array, relevance: Array) -> Array:
+def _raw(relevance: Array) -> Array:
     return relevance
 
 
-def _mean_positive_product(attention: Array, cotangent: Pair) -> Array:
-    return jax.nn.relu(cotangent.gradient * cotangent.relevance).mean(1)
+def _mean_positive_product(cotangent: Pair) -> Array:
+    product = cotangent.gradient * cotangent.relevance
+    # Not relu, for whose zero XLA makes an array of the product's size on a CPU.
+    return jnp.where(product < 0, 0.0, product).mean(1)
 
 
 def attribution_bundle(**rules_of: Rule) -> Ops:

@@ -24,7 +24,6 @@ CLASS_AGNOSTIC = ("rollout", "raw_attention")
 RULES = ("published", "stable")
 MEMORY = ("auto", "fast", "lean")
 
-_CLASS_CHUNK_BYTES = 2 << 30
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
 
 
@@ -35,7 +34,7 @@ def explain(
     method: str = "transformer_attribution",
     start_layer: int = 0,
     rules: str = "published",
-    class_chunk: int | None = None,
+    class_chunk: int = 1,
     memory: str = "auto",
 ) -> tuple[Array, Array]:
     """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
@@ -47,7 +46,7 @@ def explain(
       method: one of `METHODS`.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
-      class_chunk: classes that go backward at once, which bounds memory; default: chosen by size.
+      class_chunk: classes that go backward at once. More take memory in proportion, and on a CPU more time, too.
       memory: "fast" keeps what the forward computed in every block; "lean" computes it anew for "lrp" and
         "transformer_attribution", for about a fifth more time; "auto" chooses by size.
 
@@ -69,8 +68,6 @@ def explain(
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
-    if class_chunk is None and classes is not None and classes.ndim == 2:
-        class_chunk = _fitting_chunk(model, images)
     if memory == "auto":
         memory = "lean" if _kept_bytes(model, images.dtype.itemsize) > _LEAN_BYTES else "fast"
     try:
@@ -85,7 +82,7 @@ def explain(
 
 
 def _check_options(
-    model: Any, method: str, start_layer: int, rules: str, class_chunk: int | None, memory: str
+    model: Any, method: str, start_layer: int, rules: str, class_chunk: int, memory: str
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -95,7 +92,7 @@ def _check_options(
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
     if not 0 <= start_layer < len(model.blocks):
         raise ValueError(f"start_layer must be in [0, {len(model.blocks)}), not {start_layer}")
-    if class_chunk is not None and class_chunk < 1:
+    if class_chunk < 1:
         raise ValueError(f"class_chunk must be at least 1, not {class_chunk}")
 
 
@@ -114,19 +111,10 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
     return classes
 
 
-def _fitting_chunk(model: Any, images: Array) -> int:
-    """Classes whose backward state stays near `_CLASS_CHUNK_BYTES`: a few attention- and MLP-sized arrays each."""
-    tokens = 1 + model.grid[0] * model.grid[1]
-    width = model.head.kernel.shape[0]
-    attention = model.blocks[0].attn.heads * tokens
-    one = 6 * len(images) * tokens * (attention + 4 * width) * images.dtype.itemsize
-    return max(1, _CLASS_CHUNK_BYTES // one)
-
-
 def _kept_bytes(model: Any, itemsize: int) -> int:
-    """What "fast" keeps of an image: some 36 arrays as wide as the tokens and six attention matrices a block."""
+    """What "fast" keeps of an image: some 33 arrays as wide as the tokens and two attention matrices a block."""
     tokens, width = 1 + model.grid[0] * model.grid[1], model.head.kernel.shape[0]
-    one = 36 * width + 6 * model.blocks[0].attn.heads * tokens
+    one = 33 * width + 2 * model.blocks[0].attn.heads * tokens
     return len(model.blocks) * tokens * one * itemsize
 
 
@@ -138,7 +126,7 @@ def _explain(
     method: str,
     start_layer: int,
     rules: str,
-    class_chunk: int | None,
+    class_chunk: int,
     memory: str,
 ) -> tuple[Array, Array]:
     # Convolutions and whatever else runs outside a bundle follow the same precision as the bundles.
@@ -152,8 +140,19 @@ def _explain(
     if method in CLASS_AGNOSTIC:
         maps = one_class(hot[:, 0])
         return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
-    maps = jax.lax.map(one_class, hot.swapaxes(0, 1), batch_size=class_chunk)  # (K, B, h, w)
+    maps = _each_class(one_class, hot.swapaxes(0, 1), class_chunk)  # (K, B, h, w)
     return logits, maps.swapaxes(0, 1)
+
+
+def _each_class(one_class: Callable[[Array], Array], hot: Array, chunk: int) -> Array:
+    """Maps (K, B, h, w) of one-hot rows (K, B, C): a loop over chunks of classes, where there is more than one."""
+    if len(hot) == 1:
+        return one_class(hot[0])[None]
+    if chunk == 1:
+        return jax.lax.map(one_class, hot)
+    if chunk >= len(hot):
+        return jax.vmap(one_class)(hot)
+    return jax.lax.map(one_class, hot, batch_size=chunk)
 
 
 # Each of these runs the forward and returns the logits (B, C) and a function from one-hot rows (B, C) to maps.

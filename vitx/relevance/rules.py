@@ -1,37 +1,43 @@
 """Relevance rules: pure functions that share an operation's relevance out among its inputs.
 
-A rule is `rule(inputs, output, relevance) -> relevances`, one for each input, None for a parameter. There is one
-generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other one changes one thing.
-Everything is per image: no sum crosses the leading axis. Which rule the published code uses where:
+A rule is curried, like `jax.vjp`: `rule(inputs, output) -> pull` runs with the forward, `pull(relevance) -> relevances`
+on the way back: one for each input, None for a parameter. A pull is a pytree, `Partial(function, *kept)`. What does not
+depend on the relevance, and so not on the class explained, belongs in `kept`: it is computed once for all classes.
+
+There is one generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other one changes
+one thing in it. Everything is per image: no sum crosses the leading axis. Which rule the published code uses where:
 docs/protocol.md.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from vitx.ops import Array
 
-Rule = Callable[[Sequence[Any], Any, Any], tuple[Any, ...]]
+Pull = Callable[[Any], tuple[Any, ...]]
+Rule = Callable[[Sequence[Any], Any], Pull]
 Operation = Callable[..., Any]
 
 DENOMINATOR = 1e-9
 
 
-def safe_divide(a: Array, b: Array) -> Array:
-    """A / (b + 1e-9), 0 where b = 0; a denominator of exactly 0 is replaced by 1e-9."""
-    denominator = b + DENOMINATOR
+def inverse(x: Array) -> Array:
+    """1 / (x + 1e-9), 0 where x = 0; a denominator of exactly 0 is replaced by 1e-9."""
+    denominator = x + DENOMINATOR
     denominator = jnp.where(denominator == 0, DENOMINATOR, denominator)
-    return jnp.where(b == 0, 0.0, a / denominator)
+    return jnp.where(x == 0, 0.0, 1 / denominator)
 
 
 def z_rule(op: Operation) -> Rule:
     """R_i = x_i * (dz / dx_i)^T (R / z), for an operation that is linear in each input."""
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Array, ...]:
-        return _share(op, inputs, safe_divide(relevance, output))
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+        return Partial(partial(_share, op), inputs, inverse(output))
 
     return rule
 
@@ -39,52 +45,64 @@ def z_rule(op: Operation) -> Rule:
 def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
     """The z-rule with z + strength * sign(z) * op(|inputs|) below: bounded where summands cancel."""
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Array, ...]:
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
         magnitude = op(*(jnp.abs(x) for x in inputs))
         sign = jnp.where(output < 0, -1.0, 1.0).astype(output.dtype)
-        return _share(op, inputs, safe_divide(relevance, output + strength * sign * magnitude))
+        return Partial(partial(_share, op), inputs, inverse(output + strength * sign * magnitude))
 
     return rule
 
 
 def halved(rule: Rule) -> Rule:
     """Each input of a product gets half, since the z-rule hands the whole relevance to both (eq. 11)."""
-    return lambda *arguments: tuple(r / 2 for r in rule(*arguments))
+
+    def pull(whole: Pull, relevance: Array) -> tuple[Array, ...]:
+        return tuple(r / 2 for r in whole(relevance))
+
+    return lambda inputs, output: Partial(pull, rule(inputs, output))
 
 
 def normalised(rule: Rule) -> Rule:
     """An add's two shares, rescaled so that their sums keep |sum| : |sum| and total R (section 4.2), per image."""
 
-    def normalise(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Array, ...]:
-        shares = rule(inputs, output, relevance)
+    def pull(shared: Pull, relevance: Array) -> tuple[Array, ...]:
+        shares = shared(relevance)
         sums = [_image_sum(share) for share in shares]
         weight = jnp.abs(sums[0]) + jnp.abs(sums[1])
         total = _image_sum(relevance)
-        parts = [safe_divide(jnp.abs(s), weight) * total for s in sums]
+        parts = [jnp.abs(s) * inverse(weight) * total for s in sums]
         return tuple(
-            share * safe_divide(part, s) for share, part, s in zip(shares, parts, sums, strict=True)
+            share * (part * inverse(s)) for share, part, s in zip(shares, parts, sums, strict=True)
         )
 
-    return normalise
+    return lambda inputs, output: Partial(pull, rule(inputs, output))
 
 
 def alpha1(op: Operation) -> Rule:
     """Linear layer, alpha = 1, beta = 0 (eq. 4 with positive parts): z+ = x+ w+ + x- w- below, one denominator.
 
-    From z = x w, z+ = (z + |x||w|) / 2; so one product forward and two backward are enough.
+    From z = x w, z+ = (z + |x||w|) / 2, and with S = R / z+, R_x = (x (S w^T) + |x| (S |w|^T)) / 2; so one product
+    forward and two backward are enough.
     """
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Any, ...]:
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
         x, weight = inputs
-        size, absolute = jnp.abs(x), jnp.abs(weight)
-        magnitude = op(size, absolute)
+        absolute = jnp.abs(weight)
+        magnitude = op(jnp.abs(x), absolute)
         positive = (output + magnitude) / 2
         # Where every part is negative the two cancel up to rounding, which the division would blow up.
         noise = 32 * jnp.finfo(positive.dtype).eps * magnitude
-        share = safe_divide(relevance, jnp.where(positive > noise, positive, 0.0))
+        return Partial(
+            pull, x, weight, absolute, inverse(jnp.where(positive > noise, positive, 0.0))
+        )
+
+    def pull(
+        x: Array, weight: Array, absolute: Array, inverted: Array, relevance: Array
+    ) -> tuple[Any, ...]:
+        share = relevance * inverted
         signed = _transposed(op, x, weight, share)
         unsigned = _transposed(op, x, absolute, share)
-        return (x * signed + size * unsigned) / 2, None
+        return (x * signed + jnp.abs(x) * unsigned) / 2, None
 
     return rule
 
@@ -92,14 +110,19 @@ def alpha1(op: Operation) -> Rule:
 def alpha1_halves(op: Operation) -> Rule:
     """As `alpha1`, but x+ w+ and x- w- each divide by their own sum: original LRP, about twice the relevance."""
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Any, ...]:
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
         x, weight = inputs
+        kernels = [jax.nn.relu(sign * weight) for sign in (1, -1)]
+        sums = [op(jax.nn.relu(sign * x), w) for sign, w in zip((1, -1), kernels, strict=True)]
+        return Partial(pull, x, kernels, [inverse(z) for z in sums])
 
-        def half(sign: int) -> Array:
-            part, kernel = jax.nn.relu(sign * x), jax.nn.relu(sign * weight)
-            return part * _transposed(op, part, kernel, safe_divide(relevance, op(part, kernel)))
-
-        return half(1) + half(-1), None
+    def pull(
+        x: Array, kernels: Sequence[Array], inverted: Sequence[Array], relevance: Array
+    ) -> tuple[Any, ...]:
+        rising, falling = (
+            _transposed(op, x, w, relevance * i) for w, i in zip(kernels, inverted, strict=True)
+        )
+        return jax.nn.relu(x) * rising + jax.nn.relu(-x) * falling, None
 
     return rule
 
@@ -110,47 +133,59 @@ def z_b(op: Operation) -> Rule:
     Z = x w - L w+ - H w- + 1e-9, S = R / Z, R_x = x (S w^T) - L (S w+^T) - H (S w-^T).
     """
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Any, ...]:
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
         x, weight = inputs
         axes = tuple(range(1, x.ndim))
         low = jnp.broadcast_to(x.min(axes, keepdims=True), x.shape)
         high = jnp.broadcast_to(x.max(axes, keepdims=True), x.shape)
         rising, falling = jnp.maximum(weight, 0.0), jnp.minimum(weight, 0.0)
-        share = relevance / (output - op(low, rising) - op(high, falling) + DENOMINATOR)
-        return (
-            x * _transposed(op, x, weight, share)
-            - low * _transposed(op, x, rising, share)
-            - high * _transposed(op, x, falling, share)
-        ), None
+        z = output - op(low, rising) - op(high, falling) + DENOMINATOR
+        return Partial(pull, (x, low, high), (weight, rising, falling), 1 / z)
+
+    def pull(
+        values: Sequence[Array], weights: Sequence[Array], inverted: Array, relevance: Array
+    ) -> tuple[Any, ...]:
+        share = relevance * inverted
+        own, low, high = (
+            x * _transposed(op, x, w, share) for x, w in zip(values, weights, strict=True)
+        )
+        return own - low - high, None
 
     return rule
 
 
-def carry(inputs: Sequence[Any], output: Array, relevance: Array) -> tuple[Any, ...]:
+def carry(inputs: Sequence[Any], output: Array) -> Pull:
     """Through unchanged: GELU, softmax, LayerNorm, the scale, the bias."""
-    return (relevance, *(None for _ in inputs[1:]))
+    return Partial(_first, tuple(None for _ in inputs[1:]))
 
 
-def gather(inputs: Sequence[Array], output: Any, relevance: tuple[Array, ...]) -> tuple[Array, ...]:
+def gather(inputs: Sequence[Array], output: Any) -> Pull:
     """Fan-out: relevances add."""
-    first, second = relevance
-    return (first + second,)
+
+    def pull(relevances: Sequence[Array]) -> tuple[Array, ...]:
+        first, second = relevances
+        return (first + second,)
+
+    return Partial(pull)
 
 
-def gather_published(
-    inputs: Sequence[Array], output: Any, relevance: tuple[Array, ...]
-) -> tuple[Array, ...]:
+def gather_published(inputs: Sequence[Array], output: Any) -> Pull:
     """Fan-out as in the published code: x * (R_1 / x + R_2 / x), which moves ill-conditioned maps visibly."""
+
+    def pull(kept: Array, relevances: Sequence[Array]) -> tuple[Array, ...]:
+        first, second = relevances
+        return (kept * (first + second),)
+
     (x,) = inputs
-    return (x * sum(safe_divide(r, x) for r in relevance),)
+    return Partial(pull, x * inverse(x))
 
 
 def uniform(op: Operation) -> Rule:
     """The z-rule with every input replaced by ones: relevance in = relevance out at every operation."""
 
-    def rule(inputs: Sequence[Array], output: Array, relevance: Array) -> tuple[Array, ...]:
-        ones = [jnp.ones_like(x) for x in inputs]
-        return _share(op, ones, relevance / op(*ones))
+    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+        ones = tuple(jnp.ones_like(x) for x in inputs)
+        return Partial(partial(_share, op), ones, 1 / op(*ones))
 
     return rule
 
@@ -158,20 +193,28 @@ def uniform(op: Operation) -> Rule:
 def only_first(rule: Rule) -> Rule:
     """The rule of an operation whose other inputs are parameters, which take nothing."""
 
-    def first(inputs: Sequence[Any], output: Array, relevance: Array) -> tuple[Any, ...]:
-        return (rule(inputs, output, relevance)[0], *(None for _ in inputs[1:]))
+    def pull(whole: Pull, others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:
+        return _first(others, whole(relevance)[0])
 
-    return first
+    return lambda inputs, output: Partial(
+        pull, rule(inputs, output), tuple(None for _ in inputs[1:])
+    )
 
 
-def _share(op: Operation, inputs: Sequence[Array], share: Array) -> tuple[Array, ...]:
-    _, pull = jax.vjp(op, *inputs)
-    return tuple(x * c for x, c in zip(inputs, pull(share), strict=True))
+def _first(others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:
+    return relevance, *others
+
+
+def _share(
+    op: Operation, inputs: Sequence[Array], inverted: Array, relevance: Array
+) -> tuple[Array, ...]:
+    _, transposed = jax.vjp(op, *inputs)
+    return tuple(x * c for x, c in zip(inputs, transposed(relevance * inverted), strict=True))
 
 
 def _transposed(op: Operation, x: Array, weight: Array, share: Array) -> Array:
     """Share times the transposed weight."""
-    (result,) = jax.vjp(lambda value: op(value, weight), x)[1](share)
+    (result,) = jax.linear_transpose(lambda value: op(value, weight), x)(share)
     return result
 
 

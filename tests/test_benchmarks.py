@@ -1,0 +1,235 @@
+"""`python -m benchmarks`: its table, its options, and the smallest run of every row."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import gpu, growth, loader, targets
+from benchmarks.models import random_model
+from benchmarks.targets import Benchmark, Target
+from benchmarks.timing import alternate, median_ratio
+from vitx.data import sources
+from vitx.data.pipeline import open_source
+
+ROOT = Path(__file__).parents[1]
+ABOUT = {
+    "command": "python -m benchmarks",
+    "date": "2026-01-02",
+    "commit": None,
+    "device": {"platform": "cpu", "kind": "cpu", "count": 1, "cores": 2},
+    "versions": {"jax": "0"},
+}
+
+
+def target(limit=2.0, at_most=True, benchmark="some"):
+    return Target("row", benchmark, "text", "yardstick", "figure", limit, "s", at_most)
+
+
+@pytest.mark.slow
+def test_quick_mode_measures_every_row(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "benchmarks", "--quick", f"--out={tmp_path}"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["name"] for row in found["rows"]] == [target.name for target in targets.TARGETS]
+    for row in found["rows"]:
+        assert math.isfinite(row["figure"]) and row["figure"] > 0, row
+        assert math.isfinite(row["ratio"]) and row["met"] in (True, False), row
+    table = (tmp_path / "bench.md").read_text()
+    assert ended.stdout == table
+    for target in targets.TARGETS:
+        assert f"| {target.text} | {target.yardstick} |" in table
+    assert found["versions"]["jax"] in table and found["device"]["platform"] == "cpu"
+
+
+def test_every_target_names_a_benchmark():
+    for group in (targets.TARGETS, targets.GPU_TARGETS):
+        names = [target.name for target in group]
+        assert len(set(names)) == len(names)
+        assert {target.benchmark for target in group} <= set(targets.BENCHMARKS)
+
+
+@pytest.mark.parametrize(
+    ("figure", "limit", "at_most", "ratio", "met"),
+    [
+        (1.5, 2.0, True, 0.75, True),
+        (2.0, 2.0, True, 1.0, True),
+        (3.0, 2.0, True, 1.5, False),
+        (3.0, 2.0, False, 1.5, True),
+        (1.0, 2.0, False, 0.5, False),
+        (3.0, "other", True, 3 / 7, True),
+        (3.0, "unknown", True, None, None),
+        (None, 2.0, True, None, None),
+    ],
+)
+def test_judges_a_figure(figure, limit, at_most, ratio, met):
+    figures = {"other": 7.0} | ({} if figure is None else {"figure": figure})
+    row = bench.judge(target(limit, at_most), figures)
+    assert (row["figure"], row["ratio"], row["met"]) == (figure, ratio, met)
+
+
+def test_reports_what_was_not_measured():
+    rows = [bench.judge(target(), {"figure": 1.0}), bench.judge(target(), {})]
+    found = {"some": {"figure": 1.0, "other": 12.3456}}
+    lines = bench.report(ABOUT, rows, found, {"wrong": "no room"}).splitlines()
+    assert "| text | yardstick | 1 s | 0.50 | yes |" in lines
+    assert "| text | yardstick | not measured | - | - |" in lines
+    assert lines[-2:] == ["- some: figure 1, other 12.35", "- wrong failed: no room"]
+
+
+def test_picks_rows_by_name():
+    first, last = targets.TARGETS[0], targets.TARGETS[-1]
+    assert bench.choose(targets.TARGETS, f"{last.name}, {first.name}") == [first, last]
+    assert bench.choose(targets.TARGETS, "") == list(targets.TARGETS)
+    with pytest.raises(ValueError, match=f"no row 'wrong'; rows are {first.name}, "):
+        bench.choose(targets.TARGETS, "wrong")
+
+
+@pytest.mark.slow
+def test_refuses_gpu_figures_on_a_cpu(tmp_path, capsys):
+    assert bench.main(["--gpu", f"--out={tmp_path}"]) == 2
+    assert "error: --gpu wants a GPU or TPU, but JAX found only the CPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    wrong = Benchmark("benchmarks.start:figures", {"model": "no_model"})
+    right = Benchmark("builtins:dict", {"figure": 1.0})
+    monkeypatch.setattr(bench, "BENCHMARKS", {"some": wrong, "other": right})
+    monkeypatch.setattr(bench, "TARGETS", [target(), target(benchmark="other")])
+    assert bench.main([f"--out={tmp_path}"]) == 1
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["met"] for row in found["rows"]] == [None, True]
+    assert "unknown model 'no_model'" in found["errors"]["some"]
+    assert "some failed: ValueError: unknown model" in capsys.readouterr().out
+
+
+# Timing
+
+
+def test_sides_take_turns_after_one_call_each():
+    order = []
+    seconds = alternate({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    assert order == ["a", "b"] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_fast_sides_are_repeated():
+    calls = []
+    seconds = alternate({"side": lambda: (calls.append(0), time.sleep(0.002))}, 2, at_least=0.01)
+    assert 2 + 2 * 2 <= len(calls) <= 2 + 2 * 5  # two to find out how often
+    assert all(0.002 <= second < 0.02 for second in seconds["side"])
+
+
+def test_ratios_are_of_runs_in_one_turn():
+    assert median_ratio([1.0, 20.0, 3.0], [2.0, 10.0, 3.0]) == 1.0
+
+
+# The loader's photographs
+
+
+def test_photographs_are_like_vocs(tmp_path):
+    kilobytes = loader.make_photographs(tmp_path)
+    assert 80 <= kilobytes <= 140
+    source = open_source("folder", "all", tmp_path)
+    assert len(source) == loader.FILES
+    shapes = {source[index].image.shape[:2] for index in range(len(loader.SHAPES))}
+    assert shapes == set(loader.SHAPES)
+    assert len(source) * source[0].image.nbytes > sources.CACHE_BYTES  # so each is decoded anew
+    first, second = (source[index].image for index in (0, 3))
+    assert np.abs(first.astype(int) - second).mean() > 20
+    assert 30 <= first.std() <= 80
+
+
+def test_counts_the_flops_of_a_forward():
+    """Of ViT-Tiny's products, known in closed form; the rest is little."""
+    tokens, width, depth, classes = 197, 192, 12, loader.CLASSES
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    last = 2 * tokens * width**2 + 10 * width**2 + 2 * tokens * width  # of the class token only
+    products = 2 * ((depth - 1) * block + last + (tokens - 1) * 768 * width + width * classes)
+    counted = loader.forward_flops("vit_tiny_patch16_224", 224)
+    assert products <= counted <= 1.1 * products
+
+
+# Growth
+
+
+def test_figure_of_growth():
+    panels = {
+        panel: {
+            name: {"x": [1, 2, 8], "seconds": [second, 3 * second, 9 * second], "exponent": 1.0}
+            for name, second in (("small", 0.01), ("large", 0.5))
+        }
+        for panel in growth.TITLES
+    }
+    figure = ElementTree.fromstring(growth.figure(panels))
+    svg = "{http://www.w3.org/2000/svg}"
+    groups = figure.findall(f"{svg}g")
+    assert len(groups) == 4
+    for group, title in zip(groups, growth.TITLES.values(), strict=True):
+        assert title in {text.text for text in group.iter(f"{svg}text")}
+        points = [
+            (float(circle.get("cx")), float(circle.get("cy")))
+            for circle in group.iter(f"{svg}circle")
+        ]
+        lines = [
+            [float(line.get(name)) for name in ("x1", "y1", "x2", "y2")]
+            for line in group.iter(f"{svg}line")
+            if line.get("stroke-dasharray")
+        ]
+        assert len(points) == 6 and len(lines) == 2
+        for first, middle, last, line in zip(
+            points[::3], points[1::3], points[2::3], lines, strict=False
+        ):
+            np.testing.assert_allclose(line[:2], first, atol=0.1)
+            # Three times from 1 to 2 is above the line, nine times from 1 to 8 is above it, too.
+            assert line[2] == pytest.approx(last[0], abs=0.1) and last[1] < line[3]
+            assert first[0] < middle[0] < last[0] and first[1] > middle[1] > last[1]
+
+
+@pytest.mark.slow
+def test_measures_growth():
+    tiny = growth.Sizes("tiny", width=12, heads=2, depth=1, size=32, batch=1)
+    panels = growth.measure({"tokens": {tiny: (16, 32)}, "depth": {tiny: (1, 2)}}, runs=1)
+    assert panels["tokens"]["tiny"]["x"] == [2, 5] and panels["depth"]["tiny"]["x"] == [1, 2]
+    for series in panels.values():
+        assert all(second > 0 for second in series["tiny"]["seconds"])
+        assert math.isfinite(series["tiny"]["exponent"])
+
+
+# Accelerators
+
+
+def test_model_weights_are_drawn():
+    model = random_model(targets.TINY, num_classes=3)
+    assert model.num_classes == 3
+    assert float(jnp.std(model.blocks[0].mlp.fc1.kernel[...])) == pytest.approx(32**-0.5, rel=0.1)
+
+
+@pytest.mark.slow
+def test_measures_explanations_of_a_device_with_a_known_peak(monkeypatch):
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(gpu.PEAKS, kind, {"float32": 1e12, "tf32": 2e12})
+    found = gpu.explanations(targets.TINY, batches=(2,), runs=1, seconds=0.0)
+    assert found["explanation_gigaflops"] > 2 * found["forward_gigaflops"] > 0
+    assert found["float32_peak_2"] == pytest.approx(2 * found["tf32_peak_2"])
+    done = found["explanations_2"] * found["explanation_gigaflops"] * 1e9
+    assert found["float32_peak_2"] == pytest.approx(done / 1e12)
+    assert found["half_peak"] == pytest.approx(0.5e12 / (found["explanation_gigaflops"] * 1e9))
+    assert found["lean_2"] == 0
+    assert 0 < found["forwards_an_explanation_2"] < 100

@@ -126,7 +126,7 @@ class Comparison:
         rules = "stable" if method.endswith(STABLE) else "published"
         wanted = classes[:, :1] if name in CLASS_AGNOSTIC else classes
         start = dict(self.start_layers).get(name, 0)
-        return explain(model, images, wanted, name, start, rules, class_chunk=wanted.shape[1])[1]
+        return explain(model, images, wanted, name, start, rules)[1]
 
 
 def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:

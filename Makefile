@@ -13,7 +13,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make format     format the code"
-	@echo "make bench      measure the performance targets, some ten minutes: a table in runs/bench"
+	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
 	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
 
 demo: .venv/demo-stamp

@@ -1,8 +1,8 @@
 """How the time of an explanation grows with the batch, the classes, the tokens and the depth.
 
-Transformer attribution of a small ViT (width 192) and of ViT-Base, memory="fast". Writes a figure and, beside it, its
-points as JSON. The lines are growth in proportion from the first point on. --panels measures some anew and keeps the
-others as the JSON has them.
+Transformer attribution of a small ViT (width 192), memory="fast". Writes a figure and, beside it, its points as JSON.
+The lines are growth in proportion from the first point on. --panels measures some anew and keeps the others as the JSON
+has them.
 
 python -m benchmarks.growth [--panels batch,classes,tokens,depth] [--out docs/growth.svg] [--runs 3]
 """
@@ -41,13 +41,12 @@ class Sizes(NamedTuple):
 
 
 SMALL = Sizes("ViT of width 192", width=192, heads=3, depth=6, size=96, batch=4)
-BASE = Sizes("ViT-Base", width=768, heads=12, depth=12, size=224, batch=1)
 Grid = Mapping[str, Mapping[Sizes, Sequence[int]]]
 GRID: Grid = {
-    "batch": {SMALL: (1, 2, 4, 8, 16), BASE: (1, 2, 4)},
-    "classes": {SMALL: (1, 2, 4, 8), BASE: (1, 2)},
-    "tokens": {SMALL: (96, 144, 192, 288, 384), BASE: (128, 224)},
-    "depth": {SMALL: (3, 6, 12, 24), BASE: (3, 6, 12)},
+    "batch": {SMALL: (1, 2, 4, 8, 16)},
+    "classes": {SMALL: (1, 2, 4, 8)},
+    "tokens": {SMALL: (96, 144, 192, 288, 384)},
+    "depth": {SMALL: (3, 6, 12, 24)},
 }
 TITLES = {
     "batch": "images at once",

@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench clean
+.PHONY: help demo test test-fast lint format bench soak clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make format     format the code"
 	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
+	@echo "make soak       the pipeline of VOC at 448, killed in every stage: an hour on two cores"
 	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
 
 demo: .venv/demo-stamp
@@ -35,6 +36,9 @@ lint: .venv/dev-stamp
 format: .venv/dev-stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+soak: .venv/dev-stamp
+	$(BIN)/python -m tests.soak
 
 bench: .venv/demo-stamp
 	$(BIN)/python -m benchmarks

@@ -9,6 +9,7 @@ from vitx.main import launch
 from vitx.training.affinity import train_affinity
 from vitx.training.classifier import train_classifier
 from vitx.training.labels import make_labels
+from vitx.training.preflight import preflight
 from vitx.training.seeds import make_seeds
 
 STAGES = {
@@ -19,4 +20,4 @@ STAGES = {
 }
 
 if __name__ == "__main__":
-    launch(STAGES)
+    launch(STAGES, check=preflight)

@@ -8,7 +8,9 @@ Run:
     python evaluate.py --config configs/shapes.py --workdir runs/shapes
 """
 
-from ml_collections import ConfigDict
+from collections.abc import Callable
+
+from ml_collections import ConfigDict, FieldReference
 
 from vitx.evaluation.perturbation import DIRECTIONS, FRACTIONS
 from vitx.relevance.explain import METHODS
@@ -57,7 +59,7 @@ def get_config() -> ConfigDict:
     config.seeds.root = 3
     config.seeds.rules = "published"
     # Of the seeds' masks: a tuple is of candidates, as those of `walk`. Published: 0.2.
-    config.seeds.background = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+    config.seeds.background = (0.15, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 
     config.labels = ConfigDict()
     config.labels.backend = "exact"
@@ -65,7 +67,6 @@ def get_config() -> ConfigDict:
     config.labels.alpha_low = 16.0
     config.labels.alpha_high = 64.0
     config.labels.workers = 0  # processes for pydensecrf; 0: one for each core
-    config.labels.grid = 24  # side of AffinityNet's grid; published: the input over 8
     config.labels.crf = ConfigDict(
         {
             "iterations": 10,
@@ -92,16 +93,18 @@ def get_config() -> ConfigDict:
     config.affinity.compute = "float32"  # or "bfloat16"
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
     config.affinity.flip = True
+    config.affinity.grid = 24  # side of its features and of its labels; published: the input over 8
     config.affinity.radius = 5
     config.affinity.features = 64
 
-    # Tuples are candidates, among which the masks of a part of train choose; val only reports.
+    # Tuples are candidates, among which the masks of a part of train choose; val only reports. The first is taken
+    # where there are no masks.
     config.walk = ConfigDict()
     config.walk.split = "train[2304:]"
     config.walk.method = "chebyshev"
-    config.walk.beta = (2.0, 4.0, 8.0, 16.0)  # published: 16
-    config.walk.log2_steps = (1, 2, 4, 8)  # published: 8, on a grid of 56
-    config.walk.alpha = (4.0, 8.0, 16.0, 32.0, 64.0)  # published: 4
+    config.walk.beta = (4.0, 2.0, 8.0, 16.0)  # published: 16
+    config.walk.log2_steps = (2, 1, 4, 8)  # published: 8, on a grid of 56
+    config.walk.alpha = (16.0, 4.0, 8.0, 32.0, 64.0)  # published: 4
 
     config.methods = ConfigDict()
     config.methods.images = 128  # of val, those that show one class; 0: all of them
@@ -130,3 +133,8 @@ def get_config() -> ConfigDict:
     config.report.extremes = 4  # images with the best and with the worst masks to show, each
     config.report.published = False  # the papers' figures beside ours
     return config
+
+
+def followed(config: ConfigDict, key: str) -> Callable[..., FieldReference]:
+    """Of a string at a key: f(more) is a value that follows it, with `more` at its end, until it is set itself."""
+    return lambda more="": config.get_ref(key) + more

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.affinity.val_split = "train[8:16]"
     config.affinity.epochs = 2
     config.affinity.batch_size = 8
-    config.labels.grid = 12
+    config.affinity.grid = 12
     config.walk.split = "train[8:16]"
     config.walk.beta = (4.0, 16.0)
     config.walk.log2_steps = (2,)

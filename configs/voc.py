@@ -36,14 +36,17 @@ def get_config() -> ConfigDict:
     config.data.train_split = "train_aug"
     config.data.val_split = "val"
     config.data.workers = 8  # loader processes: docs/performance.md says how many a device wants
-    train, val = config.data.get_ref("train_split"), config.data.get_ref("val_split")
+    train, val = (
+        shapes.followed(config.data, "train_split"),
+        shapes.followed(config.data, "val_split"),
+    )
 
     config.model.name = "vit_base_r50_s16_224"
     config.model.image_size = 448
 
     jitter = (0.3, 0.3, 0.3, 0.1)
-    config.classifier.train_split = train
-    config.classifier.val_split = val
+    config.classifier.train_split = train()
+    config.classifier.val_split = val()
     config.classifier.epochs = 20
     config.classifier.batch_size = 8
     config.classifier.optimizer = "sgd"
@@ -53,23 +56,23 @@ def get_config() -> ConfigDict:
     config.classifier.warmup_epochs = 0
     config.classifier.jitter = jitter
 
-    config.seeds.train_split = train
+    config.seeds.train_split = train()
     config.seeds.batch_size = 8
 
     config.labels.backend = "pydensecrf"
     config.labels.alpha_low = 4.0
     config.labels.alpha_high = 32.0
-    config.labels.grid = 56
+    config.affinity.grid = 56
 
-    config.affinity.train_split = train
-    config.affinity.val_split = val
+    config.affinity.train_split = train()
+    config.affinity.val_split = val()
     config.affinity.epochs = 7
     config.affinity.batch_size = 8
     config.affinity.learning_rate = 0.1
     config.affinity.jitter = jitter
     config.affinity.features = 512
 
-    config.walk.split = train
+    config.walk.split = train()
     with (
         config.ignore_type()
     ):  # tuples would be candidates, among which the masks of `split` choose
@@ -79,4 +82,5 @@ def get_config() -> ConfigDict:
         config.walk.alpha = 4.0
 
     config.report.title = "image labels to masks (Table 4)"
+    config.report.published = True  # beside the paper's figures, where the classes are VOC's
     return config

@@ -27,16 +27,19 @@ def get_config() -> ConfigDict:
     config.data.classes = ""
     config.data.train_split = "train"
     config.data.val_split = "val"
-    train, val = config.data.get_ref("train_split"), config.data.get_ref("val_split")
+    train, val = (
+        shapes.followed(config.data, "train_split"),
+        shapes.followed(config.data, "val_split"),
+    )
 
-    config.classifier.train_split = train
-    config.classifier.val_split = val  # chooses the checkpoint, as in voc
+    config.classifier.train_split = train()
+    config.classifier.val_split = val()  # chooses the checkpoint, as in voc
     config.classifier.epochs = 12
-    config.seeds.train_split = train
-    config.affinity.train_split = train
-    config.affinity.val_split = val
+    config.seeds.train_split = train()
+    config.affinity.train_split = train()
+    config.affinity.val_split = val()
     config.affinity.epochs = 8
-    config.walk.split = train + "[:15%]"
+    config.walk.split = train("[:15%]")
 
     config.report.title = "image labels to masks"
     return config

@@ -10,6 +10,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import scipy.io
@@ -182,7 +183,7 @@ def annotation(
     found = "".join(
         f"""
 	<object>
-		<name>{name}</name>
+		<name>{escape(name)}</name>
 		<pose>Unspecified</pose>
 		<truncated>0</truncated>
 		<difficult>{int(difficult)}</difficult>

@@ -51,15 +51,17 @@ OPTIONS = (
 )
 
 
-def command(stage: str, data: Path, workdir: Path, options: Sequence[str]) -> list[str]:
-    """Of one stage."""
+def command(
+    script: str, data: Path, workdir: Path, options: Sequence[str], stages: str = ""
+) -> list[str]:
+    """Of a script: all of its stages, or those named."""
     return [
         sys.executable,
-        STAGES[stage],
+        script,
         "--config=configs/voc.py",
         f"--workdir={workdir}",
         f"--config.data.root={data}",
-        f"--config.stages={stage}",
+        *([f"--config.stages={stages}"] if stages else []),
         *options,
     ]
 
@@ -75,7 +77,7 @@ def run(
         while not pid:
             time.sleep(0.02)
             if until():
-                process.send_signal(signal.SIGKILL)
+                os.kill(process.pid, signal.SIGKILL)  # Popen's own would reap it, and its usage
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, time.monotonic() - start, usage.ru_maxrss / 2**20
@@ -85,9 +87,10 @@ def undisturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) ->
     """Seconds and peak memory of each stage."""
     figures = {}
     for stage in STAGES:
-        code, _, gigabytes = run(command(stage, data, workdir, options), log)
+        arguments = command(STAGES[stage], data, workdir, options, stage)
+        code, _, gigabytes = run(arguments, log)
         if code:
-            sys.exit(f"{stage} ended with {code}: see {log}")
+            raise RuntimeError(f"{stage} ended with {code}: see {log}")
         seconds = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
         figures[stage] = {"seconds": seconds, "peak_gb": gigabytes}
         print(f"{stage}: {seconds:.0f} s, {gigabytes:.2f} GB", flush=True)
@@ -95,19 +98,21 @@ def undisturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) ->
 
 
 def disturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) -> int:
-    """Kills each stage once it has results, and starts it again; how many kills were in time."""
+    """Kills the script once each stage has results, and starts it again; how many kills there were."""
     kills = 0
-    for stage in STAGES:
+    for script in dict.fromkeys(STAGES.values()):
+        arguments = command(script, data, workdir, options)
+        for stage in (name for name, its in STAGES.items() if its == script):
 
-        def begun(folder: Path = workdir / stage, pattern: str = BEGUN[stage]) -> bool:
-            return any(folder.glob(pattern))
+            def begun(folder: Path = workdir / stage, pattern: str = BEGUN[stage]) -> bool:
+                return any(folder.glob(pattern))
 
-        code, _, _ = run(command(stage, data, workdir, options), log, begun)
-        kills += code == -signal.SIGKILL
-        code, _, _ = run(command(stage, data, workdir, options), log)
+            code, _, _ = run(arguments, log, begun)
+            kills += code == -signal.SIGKILL
+            print(f"{stage}: {'killed' if code else 'ended before it was killed'}", flush=True)
+        code, _, _ = run(arguments, log)
         if code:
-            sys.exit(f"{stage}, started again, ended with {code}: see {log}")
-        print(f"{stage}: killed and resumed", flush=True)
+            raise RuntimeError(f"{script}, started again, ended with {code}: see {log}")
     return kills
 
 
@@ -120,7 +125,7 @@ def different(one: Path, two: Path) -> list[str]:
         for path in run.glob(pattern)
     }
     if not paths:
-        sys.exit(f"{one} has no results")
+        raise RuntimeError(f"{one} has no results")
 
     def same(path: Path) -> bool:
         both = (one / path, two / path)

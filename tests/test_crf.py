@@ -118,6 +118,7 @@ def test_backends_agree_on_noise():
     probabilities = jnp.asarray(probabilities, jnp.float32)
     parameters = CRFParameters(compat_gaussian=0.5, compat_bilateral=0.5)  # no winner takes all
     exact = dense_crf(images, probabilities, parameters=parameters)
+    images.setflags(write=False)  # as a source's images are
     published = dense_crf(images, probabilities, parameters=parameters, backend="pydensecrf")
     difference = np.abs(np.asarray(exact - published))
     assert difference.mean() < 0.01

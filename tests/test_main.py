@@ -22,7 +22,7 @@ def _train(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("--config.stages=clasifier", "error: config.stages has no stage 'clasifier'"),
         ("--config.model.name=vit_bas_patch16_224", "error: unknown model 'vit_bas_patch16_224'"),
         ("--config.data.name=voc", "error: unknown dataset 'voc'"),
-        ("--config.model.image_size=50", "error: image size (50, 50) is not a multiple"),
+        ("--config.model.image_size=50", "error: config.affinity.grid 12 must divide"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

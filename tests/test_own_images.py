@@ -530,7 +530,7 @@ def test_a_thousand_outputs_are_imagenets(tmp_path: Path) -> None:
         ({"image_size": (1, 2, 3)}, "config.image_size must be a side or"),
         ({"image_size": (6,)}, r"image_size \(6, 6\) is not a multiple of the patch"),
         ({"classes": "clas 1"}, "no class is named 'clas 1'; nearest: class 1"),
-        ({"start_layer.transformer_attribution": 2}, r"start_layer must be in \[0, 2\)"),
+        ({"start_layer.transformer_attribution": 2}, r"start_layer must be an int in \[0, 2\)"),
         ({"font": __file__}, "config.font: cannot read the font"),
     ],
 )

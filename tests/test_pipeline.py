@@ -366,3 +366,15 @@ def test_a_damaged_dataset_names_its_folder(tmp_path):
         records.write_bytes(damage)
         with pytest.raises(ValueError, match=rf"{records.parent} is damaged .* delete that folder"):
             open_source("shapes/tiny", "val", tmp_path)[0]
+
+
+def test_a_part_of_a_part(tmp_path):
+    whole = open_source("shapes/tiny", "train", tmp_path)
+    part = open_source("shapes/tiny", "train[4:20][25%:][:3]", tmp_path)
+    assert [example.id for example in part] == [whole.identifier(place) for place in (8, 9, 10)]
+    assert part.split == "train[4:20][25%:][:3]" and part.size(0) == whole[8].image.shape[:2]
+    assert part.fingerprint != open_source("shapes/tiny", "train[8:11]", tmp_path).fingerprint
+    with pytest.raises(ValueError, match=r"no part|no examples"):
+        open_source("shapes/tiny", "train[:4][10:20]", tmp_path)
+    with pytest.raises(ValueError, match="no part"):
+        open_source("shapes/tiny", "train[:4][nonsense]", tmp_path)

@@ -19,7 +19,7 @@ from vitx.cues import padded_classes, read_cues, seeded
 from vitx.data.palette import decode_mask
 from vitx.evaluation.methods import Batches, chosen_images
 from vitx.run import Stopped, StopRequest
-from vitx.stages import COMMANDS, DEPENDS, Run, run_stages
+from vitx.stages import COMMANDS, DEPENDS, Run, declared, run_stages
 from vitx.workdir import Stage, Workdir
 
 STAGES = {
@@ -163,9 +163,10 @@ def test_a_stage_reads_only_the_options_that_it_declares(
     """Else a changed option could leave a stale stage standing."""
     shutil.copytree(finished.workdir.folder, tmp_path / "copy")
     for name, body in STAGES.items():
-        config = finished.config.to_dict()
-        declared = ConfigDict({key: config[key] for key in (*DEPENDS[name], "parallel")})
-        run = _StageRun(declared, Workdir(tmp_path / "copy"), StopRequest())
+        # Which stages run, and how a batch is spread, decides no number.
+        free = {key: finished.config[key] for key in ("parallel", "stages")}
+        config = ConfigDict(declared(finished.config, name) | free)
+        run = _StageRun(config, Workdir(tmp_path / "copy"), StopRequest())
         stage = run.workdir.stage(name, finished.stage(name).options)
         body(run, stage)
 

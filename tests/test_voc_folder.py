@@ -151,14 +151,16 @@ def test_only_images_are_needed_besides_masks(tmp_path):
 
 
 def test_fingerprints_follow_classes_and_files(own):
-    seen = [open_own(own).fingerprint, open_own(own, "val").fingerprint]
-    assert open_own(own).fingerprint == seen[0]
+    first = open_own(own)
+    seen = [(first.fingerprint, first.mask_fingerprint)]
+    assert open_own(own).fingerprint == first.fingerprint != open_own(own, "val").fingerprint
     name = next(
         i for i in own.splits["train"] if (own.folder / f"SegmentationClass/{i}.png").exists()
     )
 
     def changed():
-        seen.append(open_own(own).fingerprint)
+        source = open_own(own)
+        seen.append((source.fingerprint, source.mask_fingerprint))
         return len(set(seen)) == len(seen)
 
     files = (f"JPEGImages/{name}.jpg", f"Annotations/{name}.xml", f"SegmentationClass/{name}.png")
@@ -172,6 +174,8 @@ def test_fingerprints_follow_classes_and_files(own):
         assert changed()  # the size alone
     path.unlink()
     assert changed()
+    # Where annotations tell the labels, training reads no mask.
+    assert len({seen[place][0] for place in range(-4, 0)}) == 1 and seen[-5][0] != seen[-4][0]
     (own.folder.parent / "classes.txt").write_text("\n".join((*NAMES[:3], "shed", "barn")), "utf-8")
     assert changed()
     seen.pop()

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +63,43 @@ def test_an_error_is_raised_as_it_is_and_a_death_says_what_to_do() -> None:
         next(results)
     with pytest.raises(WorkdirError, match=r"a worker process died.*same --workdir"):
         np.testing.assert_equal(list(in_processes(die, range(5), workers=1)), None)
+
+
+def interrupt(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_left_to_the_run() -> None:
+    assert list(in_processes(interrupt, range(3), workers=1)) == [0, 1, 2]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+def test_workers_end_with_a_killed_run() -> None:
+    code = (
+        "from tests.test_workers import where, in_processes\n"
+        "import itertools\n"
+        "if __name__ == '__main__':\n"
+        "    for pid, _ in in_processes(where, itertools.count(), workers=1):\n"
+        "        print(pid, flush=True)\n"
+    )
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        worker = int(run.stdout.readline())
+        assert alive(worker)
+        run.kill()
+    end = time.monotonic() + 60
+    while alive(worker):
+        assert time.monotonic() < end, "the worker outlives its run"
+        time.sleep(0.1)

@@ -62,11 +62,12 @@ def write_cues(path: Path, cues: np.ndarray, classes: np.ndarray) -> None:
 
 
 def read_cues(
-    seeds: Stage, split: str, identifier: str, width: int
+    seeds: Stage, split: str, identifier: str, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cues float32 (width, H, W) and classes (width,) of an image, padded with zeros and -1."""
+    """Cues float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1."""
     file = read_npz(cue_file(seeds, split, identifier))
     count, *size = file["cues"].shape
+    width = count if width is None else width
     cues = np.zeros((width, *size), np.float32)
     classes = np.full(width, -1, np.int32)
     cues[:count], classes[:count] = file["cues"], file["classes"]
@@ -85,5 +86,5 @@ def pool_factor(image_size: int, grid: int) -> int:
       ValueError: where the grid does not divide the input.
     """
     if grid < 1 or image_size % grid:
-        raise ValueError(f"labels.grid {grid} must divide model.image_size {image_size}")
+        raise ValueError(f"config.affinity.grid {grid} must divide model.image_size {image_size}")
     return image_size // grid

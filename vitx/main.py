@@ -36,21 +36,23 @@ _MULTIHOST = flags.DEFINE_boolean(
 def launch(
     stages: Mapping[str, Callable[[Run, Stage], None]],
     finish: Callable[[Run], None] = lambda run: None,
+    check: Callable[[Run], None] = lambda run: None,
 ) -> None:
-    """Reads the flags, locks the workdir, runs the stages that are not done, and calls `finish`.
+    """Reads the flags, locks the workdir, calls `check`, runs the stages that are not done, and calls `finish`.
 
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
     Several processes lock the workdir together, and all stop where one of them does.
     """
     flags.mark_flags_as_required(["config"])
-    app.run(lambda argv: _main(argv, stages, finish))
+    app.run(lambda argv: _main(argv, stages, finish, check))
 
 
 def _main(
     argv: list[str],
     stages: Mapping[str, Callable[[Run, Stage], None]],
     finish: Callable[[Run], None],
+    check: Callable[[Run], None],
 ) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -63,7 +65,7 @@ def _main(
         workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
             processes.barrier()  # the first has removed what killed runs left
-            _run(Run(_CONFIG.value, workdir, stop), stages, finish)
+            _run(Run(_CONFIG.value, workdir, stop), stages, finish, check)
 
 
 def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
@@ -72,12 +74,16 @@ def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
 
 
 def _run(
-    run: Run, stages: Mapping[str, Callable[[Run, Stage], None]], finish: Callable[[Run], None]
+    run: Run,
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Run], None],
+    check: Callable[[Run], None],
 ) -> None:
     number = processes.shard()[0]
     report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
+        check(run)
         run_stages(run, stages)
         if processes.is_first():
             finish(run)

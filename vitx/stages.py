@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,11 +14,11 @@ from vitx.paths import as_path
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir, recorded_options
 
-# The keys of the config that decide a stage's results, those of the stages before it included.
+# The keys of the config, or of a section of it, that decide a stage's results, those of the stages before it included.
 _CLASSIFIER = ("seed", "data", "model", "classifier")
 _SEEDS = (*_CLASSIFIER, "seeds")
-_LABELS = (*_SEEDS, "labels")
-_AFFINITY = (*_LABELS, "affinity")
+_LABELS = (*_SEEDS, "labels", "affinity.grid")
+_AFFINITY = (*_SEEDS, "labels", "affinity")
 _MASKS = (*_AFFINITY, "walk")
 DEPENDS: dict[str, tuple[str, ...]] = {
     "classifier": _CLASSIFIER,
@@ -30,6 +31,16 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 # Not stages but commands: run anew each time, in the workdir itself, and never "done".
 COMMANDS = ("explain", "gallery", "parity")
+
+
+def declared(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The part of a config that decides a stage's results."""
+    whole, options = config.to_dict(), {}
+    for key in DEPENDS[name]:
+        section, _, entry = key.partition(".")
+        if section in whole:
+            options[section] = {entry: whole[section][entry]} if entry else whole[section]
+    return options
 
 
 @dataclass
@@ -51,19 +62,22 @@ class Run:
         """The folder of a stage, checked against the options that it was begun with."""
         if name in COMMANDS:
             return Stage(self.workdir.folder, {})
-        config = self.config.to_dict()
-        options = {key: config[key] for key in DEPENDS[name] if key in config}
+        options = declared(self.config, name)
         # What the data and the weights hold counts, not where they lie, nor how many processes read.
         elsewhere = ("root", "classes", "workers")
         options["data"] = {k: v for k, v in options["data"].items() if k not in elsewhere}
         if "background" in options.get("seeds", {}) and name in ("seeds", "labels", "affinity"):
             del options["seeds"]["background"]  # of the masks that are scored, not of the cues
-        if "workers" in options.get("labels", {}):
+        if "labels" in options:
             del options["labels"]["workers"]
         data = self.config.data
         options["data"]["fingerprint"] = self.source(data.val_split).fingerprint
         if "train_split" in data:
             options["data"]["train_fingerprint"] = self.source(data.train_split).fingerprint
+        if name in ("masks", "report") and "walk" in options:
+            splits = dict.fromkeys((data.val_split, options["seeds"]["train_split"]))
+            masks = [self.source(split).mask_fingerprint for split in splits]
+            options["data"]["mask_fingerprints"] = masks
         if "checkpoint" in options.get("model", {}):
             options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
         return self.workdir.stage(name, options)
@@ -105,18 +119,24 @@ class Run:
         return self._sources[split]
 
 
+def wanted_stages(config: ConfigDict) -> list[str]:
+    """The names in `config.stages`; ValueError for one that is no stage."""
+    wanted = [name.strip() for name in config.stages.split(",")]
+    known = (*DEPENDS, *COMMANDS)
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(
+            f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(known)}"
+        )
+    return wanted
+
+
 def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
     """Runs those of `stages` that `config.stages` names and that are not done, in their order.
 
     Raises:
       ValueError: for a name that is no stage.
     """
-    wanted = [name.strip() for name in run.config.stages.split(",")]
-    known = (*DEPENDS, *COMMANDS)
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(
-            f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(known)}"
-        )
+    wanted = wanted_stages(run.config)
     chosen = [name for name in stages if name in wanted]
     if not chosen:
         raise ValueError(

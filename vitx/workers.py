@@ -2,6 +2,9 @@
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,7 +37,9 @@ def in_processes(
     workers = workers or os.cpu_count() or 1
     # A fork of a process that runs JAX's threads may hang; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_on_cpu)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+    )
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -52,5 +57,14 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _on_cpu() -> None:
+def _begin(parent: int) -> None:
     jax.config.update("jax_platforms", "cpu")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the run itself decides
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A killed run cannot tell its workers, which would wait for it for ever.
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

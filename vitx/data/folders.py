@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 from vitx.data.records import Record
 
 Example = TypeVar("Example")
-
 SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm",
@@ -58,6 +57,7 @@ class FolderRecords:
                 )
             paths[image.id] = image.path
         self._images = part_of(images, name, split)
+        self.mask_content = ""
         self.content = hashlib.sha256(json.dumps(self._images).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ def base_split(split: str) -> str:
     return re.sub(r"\[[^]]*]$", "", split)
 
 
-def part_of(examples: list[Example], name: str, split: str) -> list[Example]:
+def part_of(examples: Sequence[Example], name: str, split: str) -> Sequence[Example]:
     """Those that "[:100]" or "[10%:20%]" at the end of `split` picks, with TFDS's own rules.
 
     Raises ValueError, naming the dataset `name`, where it is none, or picks no example.

@@ -138,6 +138,7 @@ class PreparedRecords:
             raise ValueError(f"split {split!r} of {builder.info.full_name} has no examples")
         self.name, self.split, self.classes = builder.info.full_name, split, classes
         self.content = (builder.info.metadata or {}).get("sha256") or repr(builder.builder_config)
+        self.mask_content = ""
         self.one_class = "label" in builder.info.features
         self.has_masks = "mask" in builder.info.features
         encoded = {"image": _SKIP, "mask": _SKIP} if self.has_masks else {"image": _SKIP}

@@ -33,7 +33,8 @@ class Records(Protocol):
       name: of the dataset.
       split: as asked for.
       classes: names, the first is "background".
-      content: what the content follows from, beside name, split and length.
+      content: what the content follows from, beside name, split and length; without masks that tell no labels.
+      mask_content: what those masks follow from, "" where `content` says all.
       one_class: whether every image is known to show exactly one class.
       has_masks: whether every example has a mask.
     """
@@ -42,6 +43,7 @@ class Records(Protocol):
     split: str
     classes: tuple[str, ...]
     content: str
+    mask_content: str
     one_class: bool
     has_masks: bool
 

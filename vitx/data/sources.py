@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import numpy as np
 from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms, voc, voc_folder
 from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
-from vitx.data.voc_annotations import read_mask
+from vitx.data.voc_annotations import image_size, read_mask
+
+# A split with at most one part, which datasets know, and parts of that.
+_PARTS = re.compile(r"(.*?(?:\[[^]]*])?)((?:\[[^]]*])*)", re.DOTALL)
 
 CACHE_BYTES = 256 * 2**20  # a split that decodes to less stays in memory
 
@@ -50,19 +54,28 @@ class Example:
 class Source(Sequence[Example]):
     """A split of a dataset, or its first `limit` examples, decoded when asked for; read-only arrays.
 
+    `parts` are parts of these, one of the other: "[:80%][:100]".
+
     classes begins with "background"; labels has one place for each of the others. one_class says
-    that every image shows one class. fingerprint changes with whatever determines the content.
+    that every image shows one class. fingerprint changes with whatever determines the content, but
+    for masks that tell no labels, with which mask_fingerprint changes.
     """
 
-    def __init__(self, records: Records, limit: int | None = None) -> None:
+    def __init__(self, records: Records, limit: int | None = None, parts: str = "") -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, but at least one example is wanted")
         self._records = records
-        self.name, self.split, self.classes = records.name, records.split, records.classes
+        self.name, self.split, self.classes = records.name, records.split + parts, records.classes
         self.one_class = records.one_class
-        self._length = min(limit or len(records), len(records))
-        content = [self.name, records.content, self.split, self._length]
-        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        self._places: Sequence[int] = range(len(records))[:limit]
+        for selector in re.findall(r"\[[^]]*]", parts):
+            self._places = folders.part_of(self._places, self.name, selector)
+        self.fingerprint, self.mask_fingerprint = (
+            hashlib.sha256(
+                json.dumps([self.name, content, self.split, len(self)]).encode()
+            ).hexdigest()[:16]
+            for content in (records.content, records.mask_content)
+        )
         self._cache: dict[int, Example] = {}
 
     @property
@@ -73,14 +86,14 @@ class Source(Sequence[Example]):
     @functools.cached_property
     def any_masks(self) -> bool:
         """Whether some example has a mask."""
-        return any(self._records.masked(index) for index in range(len(self)))
+        return any(map(self._records.masked, self._places))
 
     @functools.cached_property
     def most_classes(self) -> int:
         """The most classes that one image shows, at least 1: it fixes the shapes of padded arrays."""
         if self.one_class:
             return 1
-        return max(1, *(len(set(self._records.labels(index))) for index in range(len(self))))
+        return max(1, *(len(set(self._records.labels(place))) for place in self._places))
 
     def identifier(self, index: int) -> str:
         """The id of an example, without decoding its image."""
@@ -90,12 +103,17 @@ class Source(Sequence[Example]):
         """The labels of an example, float32 (C,) of 0 and 1, without its image."""
         return self._one_hot(self._records.labels(self._place(index)))
 
+    def size(self, index: int) -> tuple[int, int]:
+        """The height and width of an image, without decoding it."""
+        record = self._records.read(self._place(index))
+        return image_size(record.image, record.origin)
+
     def masked(self, index: int) -> bool:
         """Whether an example has a mask, without reading anything."""
         return self._records.masked(self._place(index))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         index = self._place(index)
@@ -113,7 +131,7 @@ class Source(Sequence[Example]):
     def _place(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)} in {self.name} {self.split}")
-        return index % len(self)
+        return self._places[index]
 
     def _decode(self, record: Record) -> Example:
         image = transforms.read_image(record.image, record.origin, upright=False)
@@ -141,7 +159,7 @@ def open_source(
     limit: int | None = None,
     classes: str | os.PathLike | None = None,
 ) -> Source:
-    """A split, or a part of one such as "train[:400]", of a dataset.
+    """A split, or a part of one such as "train[:400]" or "train[:400][10%:]", of a dataset.
 
     `shapes`, or with a config's name `shapes/tiny`: splits train and val. `imagenet2012`: split
     validation, see `imagenet.open_records`. `imagenet_segmentation`: split test. `folder`: the
@@ -157,11 +175,12 @@ def open_source(
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; there is {', '.join(DATASETS)}")
     folder = Path(data_dir).expanduser()
+    split, parts = _PARTS.fullmatch(split).groups()  # type: ignore[union-attr]  # it matches all
     if not classes:
-        return Source(DATASETS[dataset](config, split, folder), limit)
+        return Source(DATASETS[dataset](config, split, folder), limit, parts)
     if name != voc_folder.NAME:
         raise ValueError(
             f"config.data.classes={os.fspath(classes)}: dataset {name!r} has its own classes; a file of "
             f"names belongs to {voc_folder.NAME}"
         )
-    return Source(voc_folder.open_folder(split, folder, Path(classes).expanduser()), limit)
+    return Source(voc_folder.open_folder(split, folder, Path(classes).expanduser()), limit, parts)

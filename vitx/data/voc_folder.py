@@ -44,8 +44,12 @@ class VocRecords:
         self.split, self.classes = split, known.names
         self._tree, self._items, self._known = tree, items, known
         self.has_masks = all(item.mask for item in items)
-        content = json.dumps([self.classes, items])
-        self.content = hashlib.sha256(content.encode()).hexdigest()
+        # Masks may be drawn after training, which reads none where annotations tell the labels.
+        labelling = [item._replace(mask=None) if item.annotation else item for item in items]
+        self.content, self.mask_content = (
+            hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            for content in ([self.classes, labelling], [item.mask for item in items])
+        )
         self._labels: dict[int, list[int]] = {}
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from vitx.data import pipeline
 from vitx.data.palette import voc_palette
 from vitx.data.transforms import resize_maps
 from vitx.evaluation import report
-from vitx.evaluation.mask_scores import image_seed_mask, stored_masks
+from vitx.evaluation.mask_scores import own_seed_mask, stored_masks
 from vitx.evaluation.report import Section
 from vitx.stages import Run
 
@@ -78,9 +78,9 @@ def _picture_row(
 ) -> tuple[list[Any], str]:
     # The cells of a row, and the class whose cue it shows.
     example = source[index]
-    cues, classes = read_cues(run.finished("seeds"), "val", example.id, source.most_classes)
-    size = example.image.shape[:2]
-    name = source.classes[classes[0] + 1] if classes[0] >= 0 else "no class"
+    stored_cues, classes = read_cues(run.finished("seeds"), "val", example.id)
+    cues = resize_maps(stored_cues, example.image.shape[:2])
+    name = source.classes[classes[0] + 1] if len(classes) else "no class"
     stored = stored_masks(run, run.finished("masks"), "val", example.id)
     low, high = stored["crf_low"], stored["crf_high"]
     object_sure = np.where(low == 0, 255, low)
@@ -92,7 +92,7 @@ def _picture_row(
     def mask(values: np.ndarray, what: str) -> tuple[np.ndarray, str]:
         return palette[values], f"{what} of image {example.id}"
 
-    cue = resize_maps(cues[:1], size)[0]
+    cue = cues[0] if len(cues) else np.zeros(cues.shape[1:], np.float32)
     row: list[Any] = [
         (example.image, f"image {example.id}"),
         None if example.mask is None else mask(example.mask, "ground truth"),
@@ -100,7 +100,7 @@ def _picture_row(
         mask(object_sure, "confident objects"),
         mask(background_sure, "confident background (black)"),
         mask(label, "labels"),
-        mask(image_seed_mask(example, cues, classes, background), "seed mask"),
+        mask(own_seed_mask(cues, classes, background), "seed mask"),
         mask(stored["masks"], "refined mask"),
     ]
     return row, name

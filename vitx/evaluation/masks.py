@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,23 +14,24 @@ from vitx.cues import SPLITS, missing_batches, pool_factor, read_cues, seeded
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.mask_scores import score
+from vitx.evaluation.mask_scores import FROM_TRUTH, own_seed_mask, score
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import background_channel, pool_posteriors
-from vitx.pseudomasks.seeds import seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.run import progress
 from vitx.stages import Run
 from vitx.workdir import Stage, write_bytes, write_json
 
+_NOT_KEPT = np.empty((0, 0, 0), np.float32)
+
 
 class Item(NamedTuple):
-    """An image on its way: cues (K, H, W) at its own size, classes (K,), -1 for padding."""
+    """An image on its way, its K classes, and their cues (K, H, W) at its own size where they are still needed."""
 
     example: pipeline.Example
-    cues: np.ndarray
     classes: np.ndarray
+    cues: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,19 @@ def make_masks(run: Run, stage: Stage) -> None:
     refine = Refiner(run)
     record = stage.folder / "chosen.json"
     if processes.largest(not record.exists())[0]:
-        found = choose(run, refine)
+        # Each process has it: a shared file system may not show the others yet what the first wrote.
+        chosen = choose(run, refine)
         if processes.is_first():
-            write_json(record, found)
-        processes.barrier()
-    chosen = json.loads(record.read_text())
+            write_json(record, chosen)
+    else:
+        chosen = json.loads(record.read_text())
     walk = Walk(chosen["beta"], chosen["log2_steps"])
     for split in SPLITS:
         batches = refine.batches(seeded(run, split))
         missing, images, done = missing_batches(stage, batches, ".png", split)
         with progress(images, f"masks {split}", start=done) as bar:
-            for items, affinity, maps in refine.prepared(
-                batches, missing, split, (chosen["alpha"],)
-            ):
+            alphas = (chosen["alpha"],)
+            for items, affinity, maps in refine.prepared(batches, missing, split, alphas):
                 for item, walked in zip(items, refine.walk(affinity, maps, walk), strict=True):
                     (mask,) = refined_masks(walked, item)
                     path = stage.item(item.example.id, ".png", split)
@@ -67,7 +69,7 @@ def make_masks(run: Run, stage: Stage) -> None:
     processes.barrier()
     scores = {split: score(run, stage, split, chosen["background"]) for split in SPLITS}
     if processes.is_first():
-        write_json(stage.folder / "scores.json", scores | {"chosen": chosen})
+        write_json(stage.folder / "scores.json", scores | {"chosen": chosen, "note": FROM_TRUTH})
 
 
 class Refiner:
@@ -78,7 +80,7 @@ class Refiner:
         self.run = run
         self.net = checkpoints.load(run.finished("affinity").folder)
         self.seeds = run.finished("seeds")
-        self.pool = pool_factor(config.model.image_size, config.labels.grid)
+        self.pool = pool_factor(config.model.image_size, config.affinity.grid)
         self._spread = parallel.replicate(self.net, parallel.local_mesh())
         self._affinities = parallel.per_example(
             lambda net, images: affinities(net(images), config.affinity.radius),
@@ -100,20 +102,24 @@ class Refiner:
         numbers: Sequence[int],
         split: str,
         alphas: Sequence[float],
+        keep_cues: bool = False,
     ) -> Iterator[tuple[list[Item], np.ndarray, np.ndarray]]:
         """Of each numbered batch the items, their affinities (B, P, h, w) and the maps that walk (B, A + K, h, w).
 
-        The maps are a background for each alpha, made at the image's size, and the cues.
+        The maps are a background for each alpha, made at the image's size, the cues, and zeros up to the split's most
+        classes. `keep_cues`: also in the items, at the images' sizes.
         """
         width = seeded(self.run, split).most_classes
         for number, batch in zip(numbers, pipeline.read_ahead(batches, numbers), strict=True):
             items = []
-            for place in batches.places(number):
+            places = batches.places(number)
+            maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
+            for row, place in zip(maps, places, strict=True):
                 example = batches.source[place]
-                stored, classes = read_cues(self.seeds, split, example.id, width)
+                stored, classes = read_cues(self.seeds, split, example.id)
                 cues = resize_maps(stored, example.image.shape[:2])
-                items.append(Item(example, cues, classes))
-            maps = np.stack([self._pooled(item.cues, alphas) for item in items])
+                row[: len(alphas) + len(cues)] = self._pooled(cues, alphas)
+                items.append(Item(example, classes, cues if keep_cues else _NOT_KEPT))
             affinity = self._affinities(self._spread, batch["image"])[: len(items)]
             yield items, affinity, maps
 
@@ -132,21 +138,23 @@ class Refiner:
         return walked
 
     def _pooled(self, cues: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        if not len(cues):
+            return np.ones((len(alphas), *self.net.grid), np.float32)
         backgrounds = np.stack([background_channel(cues, alpha) for alpha in alphas])
         return pool_posteriors(np.concatenate([backgrounds, cues]), self.net.grid, self.pool)
 
 
-def refined_masks(walked: np.ndarray, item: Item) -> np.ndarray:
-    """The masks of one image, uint8 (A, H, W), from its maps after the walk (A + K, h, w).
+def refined_masks(walked: np.ndarray, item: Item, alphas: int = 1) -> np.ndarray:
+    """The masks of one image, uint8 (A, H, W), from its maps after the walk, A of them backgrounds: see `Refiner`.
 
     At each pixel the greatest of background and present classes; the background wins ties.
     """
-    maps = resize_maps(walked, item.example.image.shape[:2])
-    count, present = len(item.classes), item.classes >= 0
-    backgrounds, cues = maps[:-count], maps[-count:][present]
-    labels = np.concatenate([[0], item.classes[present] + 1]).astype(np.uint8)
-    if not present.any():
-        return np.zeros(backgrounds.shape, np.uint8)
+    size, count = item.example.image.shape[:2], len(item.classes)
+    if not count:
+        return np.zeros((alphas, *size), np.uint8)
+    maps = resize_maps(walked[: alphas + count], size)
+    backgrounds, cues = maps[:alphas], maps[alphas:]
+    labels = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
     return labels[np.where(cues.max(0) > backgrounds, 1 + cues.argmax(0), 0)]
 
 
@@ -169,25 +177,34 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     )
     first = {"beta": walks[0].beta, "log2_steps": walks[0].log2_steps, "alpha": alphas[0]}
     single = len(walks) == len(alphas) == len(levels) == 1
-    if single or not run.source(config.split).any_masks:
-        return first | {"background": levels[0]}
     source = run.source(config.split)
+    if single or not source.any_masks:
+        taken = first | {"background": levels[0]}
+        if not single and processes.is_first():
+            shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
+            print(
+                f"masks: {source.split} has no masks to choose by, the first candidates are taken: {shown}",
+                file=sys.stderr,
+            )
+        return taken
     count = len(source.classes)
     tables = np.zeros((len(walks), len(alphas), count, count), np.int64)
     seeds = np.zeros((len(levels), count, count), np.int64)
     batches = refine.batches(source)
     mine = processes.share(range(len(batches)))
     with progress(sum(len(batches.places(number)) for number in mine), "choice") as bar:
-        for items, affinity, maps in refine.prepared(batches, mine, "train", alphas):
+        for items, affinity, maps in refine.prepared(
+            batches, mine, "train", alphas, keep_cues=True
+        ):
             masked = [item.example.mask is not None for item in items]
             for number, walk in enumerate(walks):
                 walked = refine.walk(affinity, maps, walk)
                 for item, item_maps in itertools.compress(zip(items, walked, strict=True), masked):
-                    for alpha, mask in enumerate(refined_masks(item_maps, item)):
+                    for alpha, mask in enumerate(refined_masks(item_maps, item, len(alphas))):
                         tables[number, alpha] += confusion_matrix(mask, item.example.truth, count)
             for item in itertools.compress(items, masked):
                 for number, level in enumerate(levels):
-                    mask = seed_mask(item.cues, item.classes, level)
+                    mask = own_seed_mask(item.cues, item.classes, level)
                     seeds[number] += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()

@@ -3,15 +3,11 @@
 from typing import Any
 
 from vitx.evaluation import report
+from vitx.evaluation.mask_scores import FROM_TRUTH
+from vitx.evaluation.published import PUBLISHED_MASKS
 from vitx.evaluation.report import Section
 from vitx.run import read_metrics
 from vitx.stages import Run
-
-FROM_TRUTH = (
-    "Which classes an image shows is taken from its ground-truth label, for seeds and masks and on val too: "
-    "these figures measure pseudo-masks, not a segmentation network."
-)
-
 
 KINDS = {
     "seeds": "seeds",
@@ -27,13 +23,15 @@ def scored_splits(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {split: scores for split, scores in splits.items() if "masks" in scores}
 
 
-def masks_section(results: dict[str, Any]) -> Section:
-    """Seeds, what the CRF makes of them, and refined masks by class, and what was chosen."""
+def masks_section(results: dict[str, Any], published: bool = False) -> Section:
+    """Seeds, what the CRF makes of them, and refined masks by class, and what was chosen.
+
+    `published`: beside what [Re] prints for VOC.
+    """
     scored = scored_splits(results)
     if not scored:
-        return Section(
-            "From seeds to masks", ["No image has a mask to compare with: nothing is scored."]
-        )
+        unscored = "No image has a mask to compare with: nothing is scored."
+        return Section("From seeds to masks", [unscored, _chosen(results["chosen"])])
     columns = [(split, kind) for split in scored for kind in KINDS]
     rows = [["mean", *(report.percent(scored[split][kind]["miou"]) for split, kind in columns)]]
     for name in next(iter(scored.values()))["masks"]["iou"]:
@@ -49,6 +47,7 @@ def masks_section(results: dict[str, Any]) -> Section:
             rows,
             f"Intersection over union, %, of the images that have masks ({images})",
         ),
+        *([_beside_published(results)] if published and "masks" in results else []),
         report.bar_chart(
             list(scores["masks"]["iou"]),
             {KINDS[kind]: list(scores[kind]["iou"].values()) for kind in ("seeds", "masks")},
@@ -63,8 +62,24 @@ def masks_section(results: dict[str, Any]) -> Section:
     return Section("From seeds to masks", body)
 
 
+def _beside_published(results: dict[str, Any]) -> Any:
+    rows = []
+    for kind, figure in PUBLISHED_MASKS.items():
+        ours = results[kind]["miou"]
+        difference = f"{100 * (ours - figure):+.2f}"
+        rows.append([KINDS[kind], report.percent(ours), report.percent(figure), difference])
+    title = (
+        "mIoU on val beside [Re], Table 4, %, which has VOC 2012's own val and a pretrained hybrid"
+    )
+    return report.table(["", "ours", "published", "difference"], rows, title)
+
+
 def _chosen(chosen: dict[str, Any]) -> str:
-    how = f"Chosen by mIoU on {chosen['split']}, never on val" if "walks" in chosen else "As set"
+    how = (
+        f"Chosen by mIoU on {chosen['split']}, never on val"
+        if "walks" in chosen
+        else "As set, the first where there are several candidates"
+    )
     return (
         f"{how}: the seeds' background score {chosen['background']:g}; of the walk, beta {chosen['beta']:g}, "
         f"2^{chosen['log2_steps']} steps, alpha {chosen['alpha']:g}."
@@ -86,7 +101,7 @@ def _curves(scored: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> list[o
     ]
     alphas = [
         walk
-        for walk in chosen.get("walks", ())
+        for walk in sorted(chosen.get("walks", ()), key=lambda walk: walk["alpha"])
         if (walk["beta"], walk["log2_steps"]) == (chosen["beta"], chosen["log2_steps"])
     ]
     if len(alphas) > 1:

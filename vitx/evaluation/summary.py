@@ -39,7 +39,10 @@ def write_summary(run: Run, stage: Stage) -> None:
     results = gather(run, stage)
     sections = []
     if "chosen" in results:
-        sections += [masks_section(results), pictures_section(run, results)]
+        sections += [
+            masks_section(results, run.config.report.published),
+            pictures_section(run, results),
+        ]
     if "methods" in results:
         sections.append(
             methods_section(
@@ -123,7 +126,9 @@ def print_tables(results: dict[str, Any]) -> None:
     """The main figures, in percent, on standard output."""
     console = Console(file=sys.stdout, width=120)
     if "chosen" in results:
-        console.print(f"Classifier on val: mAP {100 * results['classifier']['map']:.1f} %")
+        precision = results["classifier"]["map"]
+        shown = "no image shows a class" if precision is None else f"mAP {100 * precision:.1f} %"
+        console.print(f"Classifier on val: {shown}")
     if "chosen" in results and scored_splits(results):
         table = Table(title="Masks from image labels, mIoU %", caption=FROM_TRUTH)
         for column in ("", *KINDS.values(), "gain"):

@@ -27,6 +27,7 @@ Array = jax.Array
 
 BACKENDS = ("exact", "pydensecrf")
 EXACT_MAX_PIXELS = 128 * 128  # a kernel of 1 GiB
+MISSING_BACKEND = 'the backend "pydensecrf" needs the package pydensecrf2: pip install "vitx[crf]"'
 NEUTRAL = 255
 
 
@@ -72,16 +73,21 @@ def dense_crf(
     if backend == "pydensecrf":
         result = _pydensecrf(images, np.asarray(sets, np.float32), parameters, present)
     elif images.shape[1] * images.shape[2] > EXACT_MAX_PIXELS:
-        raise ValueError(
-            f"images of {images.shape[1]} x {images.shape[2]} are too large for the exact CRF, "
-            'which takes up to 128 x 128 pixels: use backend="pydensecrf"'
-        )
+        raise ValueError(too_large(*images.shape[1:3]))
     else:
         result = mean_field(
             jnp.asarray(images), jnp.asarray(sets), jnp.asarray(present), parameters
         )
     result = (np if on_host else jnp).asarray(result)  # mypy does not follow this to one type
     return result.reshape(shape)
+
+
+def too_large(height: int, width: int) -> str:
+    """What to tell of an image of more than EXACT_MAX_PIXELS."""
+    return (
+        f"images of {height} x {width} are too large for the exact CRF, "
+        'which takes up to 128 x 128 pixels: use backend="pydensecrf"'
+    )
 
 
 def _check(images: np.ndarray, probabilities: Any, present: np.ndarray) -> None:
@@ -106,9 +112,7 @@ def _pydensecrf(
     try:
         from pydensecrf.densecrf import DenseCRF2D
     except ImportError as error:
-        raise ImportError(
-            'the backend "pydensecrf" needs the package pydensecrf2: pip install "vitx[crf]"'
-        ) from error
+        raise ImportError(MISSING_BACKEND) from error
     posteriors = np.zeros_like(probabilities)
     height, width = images.shape[1:3]
     for b, image in enumerate(images):
@@ -120,7 +124,7 @@ def _pydensecrf(
             crf.addPairwiseBilateral(
                 sxy=parameters.sxy_bilateral,
                 srgb=parameters.srgb,
-                rgbim=np.ascontiguousarray(image),
+                rgbim=np.require(image, requirements=("C", "W")),  # it refuses read-only ones
                 compat=parameters.compat_bilateral,
             )
             result = np.asarray(crf.inference(parameters.iterations))  # (L', N)

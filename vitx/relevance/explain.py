@@ -82,7 +82,7 @@ def explain(
 
 
 def _check_options(
-    model: Any, method: str, start_layer: int, rules: str, class_chunk: int, memory: str
+    model: Any, method: str, start_layer: Any, rules: str, class_chunk: Any, memory: str
 ) -> None:
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -90,10 +90,11 @@ def _check_options(
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
-    if not 0 <= start_layer < len(model.blocks):
-        raise ValueError(f"start_layer must be in [0, {len(model.blocks)}), not {start_layer}")
-    if class_chunk < 1:
-        raise ValueError(f"class_chunk must be at least 1, not {class_chunk}")
+    layers = len(model.blocks)
+    if not isinstance(start_layer, int | np.integer) or not 0 <= start_layer < layers:
+        raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
+    if not isinstance(class_chunk, int | np.integer) or class_chunk < 1:
+        raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
 
 
 def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:

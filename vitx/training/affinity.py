@@ -14,7 +14,7 @@ from vitx.models.affinity import AffinityNet
 from vitx.ops import Array
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.stages import Run
-from vitx.training.classifier import WEIGHTS, augmentation
+from vitx.training.classifier import NO_STEM, WEIGHTS, augmentation
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 from vitx.workdir import Stage
 
@@ -88,12 +88,10 @@ def initial_net(run: Run) -> AffinityNet:
     config = run.config.affinity
     classifier = checkpoints.load(run.finished("classifier").folder)
     if classifier.stem is None:
-        raise ValueError(
-            "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid"
-        )
+        raise ValueError(NO_STEM)
     return AffinityNet(
         classifier.stem,
-        (run.config.labels.grid, run.config.labels.grid),
+        (config.grid, config.grid),
         preprocess=classifier.preprocess,
         hidden=config.features,
         features=config.features,

@@ -1,6 +1,7 @@
 """Stage `classifier`: a hybrid ViT learns which classes an image shows, from image-level labels."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,15 @@ from vitx.data import pipeline
 from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
 from vitx.ops import Array
-from vitx.stages import Run
+from vitx.stages import Run, wanted_stages
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 from vitx.workdir import Stage, write_json
 
 WEIGHTS = "model.safetensors"
+NO_STEM = (
+    "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity out of "
+    "config.stages"
+)
 
 
 def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
@@ -42,6 +47,8 @@ def train_classifier(run: Run, stage: Stage) -> None:
     config = run.config.classifier
     train, selection = run.source(config.train_split), run.source(config.val_split)
     model = _initial_model(run, len(train.classes) - 1)
+    if model.stem is None and "affinity" in wanted_stages(run.config):
+        raise ValueError(NO_STEM)
     steps_per_epoch = len(train) // config.batch_size
     graph, params = nnx.split(model)
 
@@ -61,7 +68,7 @@ def train_classifier(run: Run, stage: Stage) -> None:
     def evaluate(params: Any) -> dict[str, float]:
         model = nnx.merge(graph, params)
         scores = validate(model, selection, config.batch_size, run.config.parallel)
-        return {"loss": scores["loss"], "map": scores["map"]}
+        return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
     best = nnx.merge(
         graph,
@@ -81,7 +88,8 @@ def validate(
     """Multi-label scores of a classifier.
 
     Returns:
-      loss, map (mean over classes of the average precision) and average_precision by class name, fractions.
+      loss, map (mean over classes of the average precision) and average_precision by class name, fractions,
+      None where no image shows the class, or any.
     """
     batches = pipeline.evaluation_batches(
         source, preprocess=model.preprocess, batch_size=batch_size
@@ -95,10 +103,13 @@ def validate(
     stacked = [np.stack(column) for column in zip(*rows, strict=True)]  # (batches, B, ...)
     columns = processes.gather_rows(stacked, len(batches))
     logits, losses, labels, valid = (x.reshape(-1, *x.shape[2:]) for x in columns)
-    precision, mean = average_precision_multilabel(logits[valid], labels[valid])
+    if labels[valid].any():
+        precision, mean = average_precision_multilabel(logits[valid], labels[valid])
+    else:  # images of nothing but background: there is a loss all the same
+        precision, mean = np.full(labels.shape[1], np.nan), None
     return {
         "loss": float(losses[valid].mean()),
-        "map": float(mean),
+        "map": mean,
         "average_precision": by_class(source.classes[1:], precision),
     }
 
@@ -125,5 +136,10 @@ def _initial_model(run: Run, num_classes: int) -> Any:
     if config.checkpoint:
         return checkpoints.load(
             config.checkpoint, image_size=config.image_size, num_classes=num_classes
+        )
+    if processes.is_first():
+        print(
+            "classifier: config.model.checkpoint is empty, so it learns from random weights",
+            file=sys.stderr,
         )
     return create(config.name, num_classes, config.image_size, seed=run.config.seed)

@@ -42,19 +42,22 @@ class CRFOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, config: Any) -> "CRFOptions":
-        """As `config.labels` and `config.model` say."""
+        """As `config.labels`, `config.affinity.grid` and `config.model` say."""
         labels = config.labels
         return cls(
             CRFParameters(**labels.crf),
             (labels.alpha_low, labels.alpha_high),
             labels.backend,
-            labels.grid,
-            pool_factor(config.model.image_size, labels.grid),
+            config.affinity.grid,
+            pool_factor(config.model.image_size, config.affinity.grid),
         )
 
 
 class Cued(NamedTuple):
-    """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding."""
+    """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding.
+
+    K is the image's own number, but for the exact CRF, which is compiled for each.
+    """
 
     id: str
     image: np.ndarray
@@ -83,10 +86,10 @@ def make_labels(run: Run, stage: Stage) -> None:
         # An image's labels are written last, and so say that it is done.
         done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
         missing = [place for place in mine if source.identifier(place) not in done]
-        cued = _cued(run, source, split, missing)
+        # The exact CRF runs on the accelerator, or on all cores by itself.
+        apart = config.backend == "pydensecrf"
+        cued = _cued(run, source, split, missing, None if apart else source.most_classes)
         with progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar:
-            # The exact CRF runs on the accelerator, or on all cores by itself.
-            apart = config.backend == "pydensecrf"
             results = (
                 workers.in_processes(label, cued, config.workers) if apart else map(label, cued)
             )
@@ -98,8 +101,10 @@ def make_labels(run: Run, stage: Stage) -> None:
                 run.stop.check()
 
 
-def _cued(run: Run, source: pipeline.Source, split: str, places: list[int]) -> Iterator[Cued]:
-    seeds, width = run.finished("seeds"), source.most_classes
+def _cued(
+    run: Run, source: pipeline.Source, split: str, places: list[int], width: int | None
+) -> Iterator[Cued]:
+    seeds = run.finished("seeds")
     for example in pipeline.read_ahead(source, places):
         yield Cued(example.id, example.image, *read_cues(seeds, split, example.id, width))
 

@@ -14,6 +14,15 @@ from vitx.stages import Run
 from vitx.workdir import Stage
 
 
+def width_of(labels: np.ndarray) -> int:
+    """How many classes to explain for each image of a batch, from its multi-hot labels (B, C).
+
+    The most that one shows, or the next power of two: few shapes to compile, and the batch alone decides.
+    """
+    most = max(1, int(labels.sum(1).max()))
+    return min(1 << (most - 1).bit_length(), labels.shape[1])
+
+
 def make_seeds(run: Run, stage: Stage) -> None:
     """Writes `<split>/<id>.npz` for each image: classes (K,), and cues (K, H, W) at the input size.
 
@@ -43,7 +52,7 @@ def make_seeds(run: Run, stage: Stage) -> None:
         missing, images, done = missing_batches(stage, batches, ".npz", split)
         with progress(images, f"seeds {split}", start=done) as bar:
             for batch in pipeline.read_ahead(batches, missing):
-                classes = padded_classes(batch["labels"], source.most_classes)
+                classes = padded_classes(batch["labels"], width_of(batch["labels"]))
                 cues = cue(spread, batch["image"], classes)
                 for row in np.flatnonzero(batch["valid"]):
                     path = cue_file(stage, split, batch["id"][row])

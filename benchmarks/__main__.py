@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "tpu (docs/install.md)"
             )
         chosen = choose(GPU_TARGETS if options.gpu else TARGETS, options.only)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     names = list(dict.fromkeys(target.benchmark for target in chosen))
     # One at a time, or they would disturb each other; --quick is not about time.
-    with ThreadPoolExecutor(2 if options.quick else 1) as pool:
+    with ThreadPoolExecutor(2 if options.quick and not options.gpu else 1) as pool:
         results = dict(
             zip(names, pool.map(partial(_attempt, quick=options.quick), names), strict=True)
         )
@@ -217,7 +217,7 @@ def _measure(function: str, options: Mapping[str, Any], out: Path) -> int:
             raise ValueError(f"{function} gave no finite {', '.join(wrong)}")
     except Exception as error:
         traceback.print_exc()
-        summary = (str(error).splitlines() or [""])[0]
+        summary = next(iter(str(error).strip().splitlines()), "no further message, see above")
         print(f"{type(error).__name__}: {summary}", file=sys.stderr)
         return 1
     out.write_text(json.dumps(found))

@@ -65,7 +65,7 @@ def measure(grid: Grid, runs: int) -> dict[str, Any]:
       runs: of each point; the figure is their median.
 
     Returns:
-      panel -> model's name -> {"x", "seconds", "exponent"}, the last that of a power of x through first and last point.
+      panel -> model's name -> {"x", "seconds", "exponent"}, the last that of the power of x nearest to the points.
     """
     panels: dict[str, Any] = {}
     for panel, models in grid.items():
@@ -78,7 +78,7 @@ def measure(grid: Grid, runs: int) -> dict[str, Any]:
         for sizes, values in models.items():
             x = [(v // PATCH) ** 2 + 1 if panel == "tokens" else v for v in values]
             y = [float(np.median(seconds[f"{sizes.name} {value}"])) for value in values]
-            exponent = math.log(y[-1] / y[0]) / math.log(x[-1] / x[0])
+            exponent = float(np.polyfit(np.log(x), np.log(y), 1)[0])
             panels[panel][sizes.name] = {"x": x, "seconds": y, "exponent": exponent}
     return panels
 

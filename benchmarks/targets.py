@@ -47,6 +47,14 @@ class Target(NamedTuple):
     at_most: bool = True
 
 
+_QUICK_LOADER = {
+    "model": TINY,
+    "sizes": (48,),
+    "workers": (0,),
+    "images": 16,
+    "rounds": 1,
+    "step_runs": 1,
+}
 BENCHMARKS: dict[str, Benchmark] = {
     "methods": Benchmark(
         "benchmarks.methods:figures", {"batch": 8}, {"model": TINY, "batch": 1, "runs": 1}
@@ -61,24 +69,26 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "loader": Benchmark(
         "benchmarks.loader:figures",
-        quick={
-            "model": TINY,
-            "sizes": (48,),
-            "workers": (0,),
-            "images": 16,
-            "rounds": 1,
-            "step_runs": 1,
-        },
+        quick=_QUICK_LOADER,
     ),
     "device-loader": Benchmark(
         "benchmarks.loader:figures",
         {"sizes": (448,), "workers": (8,), "images": 640, "step_batch": 16, "step_runs": 5},
+        _QUICK_LOADER,
     ),
-    "explanations": Benchmark("benchmarks.gpu:explanations", {"batches": GPU_BATCHES}),
-    "training": Benchmark("benchmarks.gpu:training"),
-    # PyTorch wants some of the memory, too.
+    "explanations": Benchmark(
+        "benchmarks.gpu:explanations",
+        {"batches": GPU_BATCHES},
+        {"model": TINY, "batches": GPU_BATCHES, "runs": 1, "seconds": 0.01},
+    ),
+    "training": Benchmark(
+        "benchmarks.gpu:training", quick={"model": TINY, "size": 48, "batch": 2, "runs": 1}
+    ),
     "pytorch": Benchmark(
-        "benchmarks.gpu:pytorch", environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        "benchmarks.gpu:pytorch",
+        quick={"batch": 1, "runs": 1, "seconds": 0.01},
+        # PyTorch wants some of the memory, too.
+        environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     ),
 }
 

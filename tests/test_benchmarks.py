@@ -57,6 +57,11 @@ def test_quick_mode_measures_every_row(tmp_path):
     assert found["versions"]["jax"] in table and found["device"]["platform"] == "cpu"
 
 
+def test_quick_is_smaller_for_every_benchmark():
+    for name, benchmark in targets.BENCHMARKS.items():
+        assert benchmark.quick and benchmark.quick != benchmark.options, name
+
+
 def test_every_target_names_a_benchmark():
     for group in (targets.TARGETS, targets.GPU_TARGETS):
         names = [target.name for target in group]

@@ -394,6 +394,10 @@ BAD = {
     r"start_layer must be an int in \[0, 1\), not 0.5": {"start_layer": 0.5},
     "class_chunk must be an int of at least 1, not 0": {"class_chunk": 0},
     "class_chunk must be an int of at least 1, not 1.5": {"class_chunk": 1.5},
+    "class_chunk must be an int of at least 1, not True": {"class_chunk": True},
+    r"classes must be in \[0, 3\), found 4294967297 to 4294967297": {
+        "classes": np.full(3, 2**32 + 1)
+    },
     r"images must be \(B, 8, 12, 3\), B > 0, not \(3, 12, 8, 3\)": {"images": (3, 12, 8, 3)},
     r"images must be \(B, 8, 12, 3\), B > 0, not \(8, 12, 3\)": {"images": (8, 12, 3)},
     r"images must be \(B, 8, 12, 3\), B > 0, not \(0, 8, 12, 3\)": {"images": (0, 8, 12, 3)},

@@ -16,6 +16,13 @@ def _train(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+def test_half_a_description_of_several_hosts_is_one_line(tmp_path: Path) -> None:
+    ended = _train(tmp_path, "--num_processes=2")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "error: cannot start the processes together: " in ended.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

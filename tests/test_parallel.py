@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def test_any_number_of_examples_is_spread(problem, mode, size):
     got = parallel.per_example(predict, mode=mode)(params, x, y)["z"]
     assert isinstance(got, np.ndarray)
     np.testing.assert_allclose(got, np.tanh(x @ np.asarray(params["w"])) + y[:, None], rtol=1e-12)
-    assert set(seen) == {(-(-size // 8) * (8 if mode == "jit" else 1), 5)}
+    assert set(seen) == {(-(-size // 8), 5)}  # an image's own device alone sees it
 
 
 def test_what_lies_there_is_not_copied(problem):
@@ -119,3 +121,35 @@ def test_padding_keeps_every_example_and_repeats_the_last(size, multiple):
 def test_what_cannot_be_padded_is_refused(batch):
     with pytest.raises(ValueError, match="arrays of one size"):
         parallel.pad_batch(batch, 8)
+
+
+def test_pmap_trains_in_one_process_only():
+    over = SimpleNamespace(size=8, local_mesh=SimpleNamespace(size=4))
+    with pytest.raises(ValueError, match="trains in one process only; with several take 'jit'"):
+        parallel.data_parallel(step, mode="pmap", over=over)
+
+
+def test_a_batch_stays_on_its_devices(problem):
+    """A loop over images would have the compiler gather them on every device."""
+    params, batch = problem
+
+    def predict(params, x):
+        return jax.lax.map(lambda row: row @ params["w"], x)
+
+    x = np.asarray(batch["x"])[:8]
+    alone = parallel.per_example(predict)
+    np.testing.assert_allclose(alone(params, x), x @ np.asarray(params["w"]), rtol=1e-12)
+    text = alone.lower(params, x).compile().as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
+
+
+def test_memory_that_ends_names_what_to_change(problem):
+    params, batch = problem
+
+    def predict(params, x):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with pytest.raises(
+        MemoryError, match="does not hold 8 images at once: give a smaller batch_size"
+    ):
+        parallel.per_example(predict)(params, np.asarray(batch["x"])[:8])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -226,3 +227,37 @@ def test_alone_nothing_is_sent() -> None:
     assert processes.total(2) == 2
     assert processes.largest(3, True) == (3, True) and processes.is_first()
     assert processes.share(range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "hidden"),
+    [
+        (
+            jax.errors.JaxRuntimeError(
+                "UNKNOWN: Gloo all-reduce failed: Connection closed by peer"
+            ),
+            "another process of this run ended",
+            "Traceback",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: CUDNN_STATUS_EXECUTION_FAILED in a local stream"),
+            "Traceback",
+            "another process",
+        ),
+        (ValueError("its own"), "ValueError: its own", "another process"),
+    ],
+)
+def test_each_process_tells_its_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    told: str,
+    hidden: str,
+) -> None:
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    codes: list[int] = []
+    monkeypatch.setattr("vitx.processes._leave", codes.append)
+    with processes.together():
+        raise error
+    printed = capsys.readouterr().err
+    assert told in printed and hidden not in printed and codes == [1]

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vitx import processes
+from vitx.files import first_line
 from vitx.run import StopRequest, clean_exit
 from vitx.stages import Run, run_stages
 from vitx.workdir import Stage, Workdir, WriteError, write_bytes
@@ -61,7 +62,7 @@ def _main(
     _keep_compiled_programs()
     with processes.together(), clean_exit():
         if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
-            processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            _start()
         workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
             processes.barrier()  # the first has removed what killed runs left
@@ -87,10 +88,18 @@ def _run(
         run_stages(run, stages)
         if processes.is_first():
             finish(run)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
         print(f"error: {error}\n(details: {report})", file=sys.stderr)
         with contextlib.suppress(WriteError):
             write_bytes(report, traceback.format_exc().encode())
+        raise SystemExit(2) from None
+
+
+def _start() -> None:
+    try:
+        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: cannot start the processes together: {first_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

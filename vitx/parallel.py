@@ -63,7 +63,10 @@ def _divisible(batch: Any, devices: int) -> Any:
 
 
 def replicate(tree: Any, over: Mesh | None = None) -> Any:
-    """Puts a copy of a pytree of arrays on every device of the mesh, where it is not there yet."""
+    """Puts a copy of a pytree of arrays on every device of the mesh, where it is not there yet.
+
+    On a device that holds an array already the copy may be that array: who donates it donates both.
+    """
     sharding = NamedSharding(over or mesh(), P())
 
     def put(x: Any) -> Any:
@@ -117,8 +120,15 @@ def data_parallel(
         donate_argnums: Arguments whose memory the results may take.
         over: The mesh; all devices if not given.
         mode: "jit", or "pmap", under which the function sees one device's examples.
+
+    Raises:
+        ValueError: for an unknown mode, or "pmap" over the devices of several processes.
     """
     over = over or mesh()
+    if mode == "pmap" and over.local_mesh.size < over.size:
+        raise ValueError(
+            "config.parallel='pmap' trains in one process only; with several take 'jit'"
+        )
     arguments = range(len(inspect.signature(function).parameters))
     if axis_of(mode) is None:
         split, whole = NamedSharding(over, P(AXIS)), NamedSharding(over, P())
@@ -171,18 +181,34 @@ def per_example(
 
     Returns:
         A function of the same arguments that gives NumPy arrays (B, ...). It fills the batch up to a multiple of the
-        devices with repeats, whose results it drops.
+        devices with repeats, whose results it drops. It raises MemoryError where the devices' memory ends.
     """
     over = over or local_mesh()
     count = len(inspect.signature(function).parameters)
+    if axis_of(mode) is None:
+        # Without it the compiler may gather a batch, for example to loop over its images.
+        sharded = (P(AXIS),) * (count - 1)
+        alone = jax.shard_map(
+            function, mesh=over, in_specs=(P(), *sharded), out_specs=P(AXIS), check_vma=False
+        )
+        function = functools.wraps(function)(lambda *arguments: alone(*arguments))
     run = data_parallel(
         function, batch_argnums=range(1, count), sharded_output=True, over=over, mode=mode
     )
 
     def call(model: Any, *arrays: Any) -> Any:
         padded, valid = pad_batch(arrays, over.size)
-        return jax.tree.map(lambda x: np.asarray(x)[: valid.sum()], run(model, *padded))
+        try:
+            return jax.tree.map(lambda x: np.asarray(x)[: valid.sum()], run(model, *padded))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                f"the device's memory does not hold {len(valid)} images at once: give a smaller "
+                "batch_size to this stage"
+            ) from error
 
+    call.lower = run.lower  # type: ignore[attr-defined]
     return call
 
 

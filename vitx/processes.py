@@ -6,6 +6,7 @@ devices. With one process every function here returns what it was given.
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,13 @@ def barrier() -> None:
     gather(np.zeros(1))
 
 
+# What collectives and JAX's coordination say of a process that is gone; anything else is this one's own error.
+_OTHERS = re.compile(
+    "gloo|nccl|coordinat|heartbeat|barrier|preempt|connection|peer|unavailable|deadline|aborted",
+    re.IGNORECASE,
+)
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Ends this process when another one has ended, and at once when it ends itself before the others.
@@ -139,7 +147,7 @@ def together() -> Iterator[None]:
                 _leave(code)
             case SystemExit(code=message):
                 print(message, file=sys.stderr)
-            case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" not in str(error):
+            case jax.errors.JaxRuntimeError() if _OTHERS.search(str(error)):
                 print(
                     f"error: another process of this run ended or is out of reach ({str(error).splitlines()[0]}): its "
                     "own messages say why. Start all processes again with the same --workdir: finished work is kept",

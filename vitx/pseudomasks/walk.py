@@ -50,9 +50,12 @@ def random_walk(
       ValueError: for options out of range, shapes that do not fit, or a tolerance below rounding.
     """
     affinity, maps = jnp.asarray(affinity), jnp.asarray(maps)
+    beta = float(beta)
     _check(affinity, maps, beta, log2_steps)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be in (0, 1), not {tolerance}")
     steps, coefficients = 2 ** int(log2_steps), None
     if method == "chebyshev":
         # Rounding errors of a step may grow with those that follow: with the square of the degree.
@@ -77,9 +80,16 @@ def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
         raise ValueError(
             f"maps {maps.shape} do not fit the affinity {shape}: (..., K, H, W) wanted"
         )
+    if jnp.issubdtype(maps.dtype, jnp.complexfloating):
+        raise ValueError(f"maps must be real numbers, not {maps.dtype}")
+    if not isinstance(affinity, jax.core.Tracer):
+        # One reduction; NaN is in no range. Beyond it degrees, and so the error's bound, do not hold.
+        low, high = float(affinity.min()), float(affinity.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"affinity must be in [0, 1], found {low:g} to {high:g}")
     if not 0 < beta < math.inf:
         raise ValueError(f"beta must be a number above 0, not {beta}")
-    if log2_steps < 0 or log2_steps != int(log2_steps):
+    if not 0 <= log2_steps < math.inf or log2_steps != int(log2_steps):
         raise ValueError(f"log2_steps must be a whole number from 0 up, not {log2_steps}")
     _radius(shape[-3])
 

@@ -1,5 +1,7 @@
 """Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
 
+import functools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -48,7 +50,8 @@ def explain(
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: classes that go backward at once. More take memory in proportion, and on a CPU more time, too.
       memory: "fast" keeps what the forward computed in every block; "lean" computes it anew for "lrp" and
-        "transformer_attribution", for about a fifth more time; "auto" chooses by size.
+        "transformer_attribution", for about a fifth more time; "auto" is lean where that would be over 1 GB an image,
+        or over half of the device's memory for the batch.
 
     Returns:
       logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
@@ -57,7 +60,7 @@ def explain(
     Raises:
       ValueError: for an unknown method or rule, a start layer that the model has not, or images or classes of a
         shape, type or range that does not fit.
-      MemoryError: where the device's memory ends, naming what uses less of it.
+      MemoryError: where the device's memory ends, naming what uses less of it; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
     images = jnp.asarray(images)
@@ -69,7 +72,9 @@ def explain(
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
-        memory = "lean" if _kept_bytes(model, images.dtype.itemsize) > _LEAN_BYTES else "fast"
+        kept = _kept_bytes(model, images.dtype.itemsize)
+        lean = kept > _LEAN_BYTES or kept * len(images) > _device_bytes() / 2
+        memory = "lean" if lean else "fast"
     try:
         return _explain(model, images, classes, method, start_layer, rules, class_chunk, memory)
     except jax.errors.JaxRuntimeError as error:
@@ -91,14 +96,19 @@ def _check_options(
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
     layers = len(model.blocks)
-    if not isinstance(start_layer, int | np.integer) or not 0 <= start_layer < layers:
+    if not _is_int(start_layer) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
-    if not isinstance(class_chunk, int | np.integer) or class_chunk < 1:
+    if not _is_int(class_chunk) or class_chunk < 1:
         raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
-    classes = jnp.asarray(classes)
+    if not isinstance(classes, jax.Array):
+        classes = np.asarray(classes)  # JAX would wrap what 32 bits do not hold
     if classes.ndim not in (1, 2) or classes.shape[0] != batch or not classes.size:
         raise ValueError(f"classes must be ({batch},) or ({batch}, K), not {classes.shape}")
     if not jnp.issubdtype(classes.dtype, jnp.integer):
@@ -109,7 +119,13 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
         low, high = values.min(), values.max()
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")
-    return classes
+    return jnp.asarray(classes)
+
+
+@functools.cache
+def _device_bytes() -> float:
+    """The memory of a device, where JAX knows it."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
 
 def _kept_bytes(model: Any, itemsize: int) -> int:

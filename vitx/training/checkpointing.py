@@ -9,7 +9,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -19,8 +19,26 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from vitx.files import first_line, write_error
+from vitx import processes
+from vitx.files import WorkdirError, first_line, write_error
 from vitx.paths import absolute, make_folder
+
+# What reading raises where files are missing, cut or changed; anything else is the system's, and may pass.
+_LOST = (
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+# TensorStore's ValueErrors for what has nothing to do with the content.
+_UNREACHABLE = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED")
+
+
+class _Damaged(Exception):
+    """A checkpoint does not hold what was saved."""
 
 
 class Restored(NamedTuple):
@@ -31,14 +49,12 @@ class Restored(NamedTuple):
         state: A pytree like the template.
         metrics: The metrics it was saved with; {} if it was saved without.
         extra: The JSON values it was saved with.
-        damaged: One line for each checkpoint that was tried before and could not be read.
     """
 
     step: int | None
     state: Any
     metrics: dict[str, float]
     extra: dict[str, Any]
-    damaged: tuple[str, ...]
 
 
 class Checkpoints:
@@ -71,9 +87,8 @@ class Checkpoints:
         except OSError as error:
             raise write_error(self.folder, error) from error
         for step in self.steps:
-            # What cannot be read is told by the restore that meets it.
-            with contextlib.suppress(Exception), _quiet():
-                self._rank(step, self._metadata(step)["metrics"])
+            with contextlib.suppress(_Damaged):  # the restore that meets it tells
+                self._rank(step, self._reading(step, lambda step: self._metadata(step)["metrics"]))
 
     def _rank(self, step: int, metrics: Mapping[str, float]) -> None:
         if metrics:
@@ -161,8 +176,11 @@ class Checkpoints:
             template: A pytree with the structure, shapes and types of what was saved; restored
                 leaves take the kind (NumPy or JAX) and the sharding of its leaves.
 
+        Several processes take the same one.
+
         Raises:
             ValueError: A checkpoint is whole but holds other arrays than the template.
+            WorkdirError: There are checkpoints, and all are damaged; or one cannot be read for now.
         """
         return self._restore(template, sorted(self.steps, reverse=True))
 
@@ -171,21 +189,50 @@ class Checkpoints:
         return self._restore(template, self._by_rank())
 
     def _restore(self, template: Any, steps: list[int]) -> Restored:
-        damaged: list[str] = []
-        for step in steps:
-            try:
-                with _quiet():
-                    arrays, metrics, extra = self._read(step)
-            except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-                raise  # no damage: to go back in training would be wrong
-            except Exception as error:
-                reason = first_line(error)[:200]
-                damaged.append(f"checkpoint {self.folder / str(step)} is damaged: {reason}")
-                logging.warning("%s; trying the one before", damaged[-1])
-                continue
-            self._require_same(template, arrays, step)
-            return Restored(step, _unflatten(template, arrays), metrics, extra, tuple(damaged))
-        return Restored(None, template, {}, {}, tuple(damaged))
+        for step in (*steps, None):
+            found = None
+            if step is not None:
+                try:
+                    found = self._reading(step, self._read)
+                except _Damaged as error:
+                    logging.warning("%s; trying the one before", error)
+            number = -1 if step is None else step
+            highest, lowest, failed = processes.largest(number, -number, found is None)
+            if highest != -lowest:
+                raise WorkdirError(
+                    f"the processes see different checkpoints in {self.folder}: start again"
+                )
+            if step is not None and found is not None and not failed:
+                arrays, metrics, extra = found
+                self._require_same(template, arrays, step)
+                return Restored(step, _unflatten(template, arrays), metrics, extra)
+        if steps:
+            raise WorkdirError(
+                f"all checkpoints in {self.folder} are damaged: delete that folder to begin this "
+                "stage anew"
+            )
+        return Restored(None, template, {}, {})
+
+    def _reading(self, step: int, read: Callable[[int], Any]) -> Any:
+        """`read(step)`.
+
+        Raises:
+            _Damaged: What is on disk is not what was saved.
+            WorkdirError: It cannot be read for now. To go back in training would be wrong.
+        """
+        try:
+            with _quiet():
+                return read(step)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:
+            cause, where = _system_error(error), f"checkpoint {self.folder / str(step)}"
+            reason = first_line(cause)[:200]
+            if isinstance(cause, _LOST) and not _UNREACHABLE.search(str(error)):
+                raise _Damaged(f"{where} is damaged: {reason}") from error
+            raise WorkdirError(
+                f"{where} cannot be read ({reason}); nothing is lost: mend that and start again"
+            ) from error
 
     def _metadata(self, step: int) -> dict[str, Any]:
         return self._checkpointer.metadata(step).custom_metadata or {}

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from vitx import processes
+from vitx.files import WorkdirError
 from vitx.run import MetricsWriter, Stopped, StopRequest, progress
 from vitx.training.checkpointing import Checkpoints
 
@@ -120,10 +121,15 @@ def fit(
                 saved = time.monotonic()
             if signal and step < steps:
                 raise Stopped(signal)
-    best = checkpoints.restore_best(state)
     if not checkpoints.steps or checkpoints.steps[-1] < steps:
         raise ValueError(f"{description}: the batches ended before step {steps}")
-    return Fit(best.state, best.step or 0)
+    best = checkpoints.restore_best(state)
+    if best.step is None:
+        raise WorkdirError(
+            f"{description}: no checkpoint in {checkpoints.folder} tells its validation loss: delete that folder "
+            "to begin this stage anew"
+        )
+    return Fit(best.state, best.step)
 
 
 def _agreed(signal: int, due: bool, look: bool) -> tuple[int, bool]:

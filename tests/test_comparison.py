@@ -195,7 +195,7 @@ def test_limit_is_the_number_of_images():
 class Records:
     """Five grey images, the second of which shows two classes."""
 
-    name, split, content, one_class = "made", "val", "", False
+    name, split, content, mask_content, one_class = "made", "val", "", "", False
     classes = ("background", "a", "b")
 
     def __len__(self):

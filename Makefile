@@ -22,10 +22,10 @@ demo: .venv/demo-stamp
 	$(BIN)/python evaluate.py --config configs/shapes.py --workdir $(RUN)
 
 test: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/dev-stamp
 	$(BIN)/ruff format --check .

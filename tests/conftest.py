@@ -33,6 +33,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("vitx")
 
 
+# Files that take a minute or more, longest first, so that no worker is left alone with one at the end.
+_LONG = (
+    "test_processes",
+    "test_golden",
+    "test_soak",
+    "test_explain",
+    "test_imagenet_tables",
+    "test_comparison",
+    "test_stages",
+    "test_benchmarks",
+    "test_own_data",
+    "test_optimizer",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file the order stays."""
+    rank = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs one test with 64-bit types, as if jax_enable_x64 had been set."""

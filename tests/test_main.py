@@ -16,6 +16,15 @@ def _train(workdir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+def test_a_config_of_the_other_script_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", "--config", "configs/explain.py"]
+    command += ["--workdir", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "error: config.stages=explain names no stage of this script" in ended.stderr
+
+
+@pytest.mark.slow
 def test_half_a_description_of_several_hosts_is_one_line(tmp_path: Path) -> None:
     ended = _train(tmp_path, "--num_processes=2")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr

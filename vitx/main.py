@@ -84,8 +84,7 @@ def _run(
     report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
-        check(run)
-        run_stages(run, stages)
+        run_stages(run, stages, check)
         if processes.is_first():
             finish(run)
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:

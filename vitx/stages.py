@@ -130,8 +130,12 @@ def wanted_stages(config: ConfigDict) -> list[str]:
     return wanted
 
 
-def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> None:
-    """Runs those of `stages` that `config.stages` names and that are not done, in their order.
+def run_stages(
+    run: Run,
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    check: Callable[[Run], None] = lambda run: None,
+) -> None:
+    """Runs those of `stages` that `config.stages` names and that are not done, in their order, after `check`.
 
     Raises:
       ValueError: for a name that is no stage.
@@ -143,6 +147,7 @@ def run_stages(run: Run, stages: Mapping[str, Callable[[Run, Stage], None]]) -> 
             f"config.stages={run.config.stages} names no stage of this script, which has "
             f"{', '.join(stages)}"
         )
+    check(run)
     for name in chosen:
         run.stop.check()
         stage = run.stage(name)

@@ -16,10 +16,8 @@ from flax import nnx
 
 import vitx
 from benchmarks.models import random_model
+from benchmarks.targets import limit_of
 from benchmarks.timing import alternate, median_ratio
-
-MOST_GIGABYTES = 0.5
-MOST_TIME = 1.2
 
 
 def figures(
@@ -76,7 +74,9 @@ def main() -> None:
     print(
         f"fast {found['fast_seconds']:.1f} s an image, lean {found['lean_over_fast']:.2f} times that"
     )
-    print(f"targets: lean at most {MOST_GIGABYTES} GB, and {MOST_TIME} times the time")
+    print(
+        f"targets: lean at most {limit_of('memory')} GB, and {limit_of('lean-time')} times the time"
+    )
 
 
 if __name__ == "__main__":

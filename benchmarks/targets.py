@@ -262,3 +262,9 @@ GPU_TARGETS: tuple[Target, ...] = (
         for precision, name in (("float32", "float32"), ("tf32", "TF32"))
     ),
 )
+
+
+def limit_of(name: str) -> float:
+    """The number that a row of `TARGETS` is to keep."""
+    (limit,) = (target.limit for target in TARGETS if target.name == name)
+    return float(limit)

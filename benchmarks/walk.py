@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.targets import limit_of
 from benchmarks.timing import alternate, median_ratio
 from vitx.pseudomasks.affinity import offsets
 from vitx.pseudomasks.walk import METHODS, random_walk
@@ -24,8 +25,6 @@ MAPS = (1, 4, 16)
 DENSE_MAPS = 4
 LOG2_STEPS = 8
 BETA = 16
-LEAST_RATIO = 100
-MOST_GROWTH = 1.5
 
 
 def figures(
@@ -170,7 +169,7 @@ def main() -> None:
             print(f"| {method} | {count} |", *cells)
     print(
         f"\nlargest difference to dense {found['difference']:.0e}; targets: dense over walk at least "
-        f"{LEAST_RATIO}, growth to {options.sizes[-1]}^2 at most {MOST_GROWTH}"
+        f"{limit_of('walk')}, growth to {options.sizes[-1]}^2 at most {limit_of('walk-growth')}"
     )
 
 

@@ -15,9 +15,11 @@ from tests.small_models import small_vit
 from tests.test_stages import STAGES
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
+from vitx.pseudomasks.crf import CRFParameters
 from vitx.run import StopRequest
 from vitx.stages import Run, run_stages
 from vitx.training.classifier import validate
+from vitx.training.labels import CRFOptions, Cued, crf_labels
 from vitx.training.preflight import preflight
 from vitx.training.seeds import width_of
 from vitx.workdir import Workdir
@@ -150,3 +152,13 @@ def test_few_widths_are_compiled() -> None:
         labels[1, :count] = 1
         widths.append(width_of(labels))
     assert widths == [1, 1, 2, 4, 4, 6, 6]
+
+
+@pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
+def test_the_crf_labels_an_image_that_shows_no_class(backend: str) -> None:
+    options = CRFOptions(CRFParameters(), (4.0, 32.0), backend, grid=4, pool=4)
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    item = Cued("bare", image, np.zeros((0, 16, 16), np.float32), np.zeros(0, np.int32))
+    found = crf_labels(options, item)
+    assert found.masks.shape == (2, 12, 20) and not found.masks.any()
+    assert found.labels.shape == (4, 4) and not found.labels.any()

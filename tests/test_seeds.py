@@ -7,6 +7,7 @@ import pytest
 
 import vitx
 from vitx.pseudomasks import seeds
+from vitx.pseudomasks.crf import background_channel
 from vitx.pseudomasks.seeds import class_cues, cues_from_maps, min_max, seed_mask
 
 
@@ -160,3 +161,21 @@ def test_masks_on_the_host_are_those_of_jax():
     assert isinstance(found, np.ndarray) and found.dtype == np.uint8
     np.testing.assert_array_equal(found, seed_mask(jnp.asarray(cues), jnp.asarray(classes), 0.4))
     assert set(np.unique(found)) == {0, 1, 5} and not found[-1].any()
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_no_class_is_all_background(xp):
+    cues, classes = xp.zeros((0, 4, 5), np.float32), xp.zeros(0, np.int32)
+    found = seed_mask(cues, classes, 0.2)
+    assert found.shape == (4, 5) and found.dtype == np.uint8 and not found.any()
+    np.testing.assert_array_equal(background_channel(cues, 4.0), np.ones((4, 5)))
+
+
+def test_several_backgrounds_are_as_many_masks():
+    rng = np.random.default_rng(0)
+    cues = rng.uniform(size=(3, 6, 7)).astype(np.float32)
+    classes, levels = np.array([4, -1, 0]), np.array([0.2, 0.5, 0.9], np.float32)
+    found = seed_mask(cues, classes, levels[:, None, None])
+    assert found.shape == (3, 6, 7)
+    for mask, level in zip(found, levels, strict=True):
+        np.testing.assert_array_equal(mask, seed_mask(cues, classes, float(level)))

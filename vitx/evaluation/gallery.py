@@ -10,8 +10,9 @@ from vitx.data import pipeline
 from vitx.data.palette import voc_palette
 from vitx.data.transforms import resize_maps
 from vitx.evaluation import report
-from vitx.evaluation.mask_scores import own_seed_mask, stored_masks
+from vitx.evaluation.mask_scores import stored_masks
 from vitx.evaluation.report import Section
+from vitx.pseudomasks.seeds import seed_mask
 from vitx.stages import Run
 
 _COLUMNS = (
@@ -100,7 +101,7 @@ def _picture_row(
         mask(object_sure, "confident objects"),
         mask(background_sure, "confident background (black)"),
         mask(label, "labels"),
-        mask(own_seed_mask(cues, classes, background), "seed mask"),
+        mask(seed_mask(cues, classes, background), "seed mask"),
         mask(stored["masks"], "refined mask"),
     ]
     return row, name

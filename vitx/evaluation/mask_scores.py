@@ -1,5 +1,6 @@
 """How good seeds, the CRF's masks and refined masks are, against the masks of a dataset that has some."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,16 +52,15 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
             if example.mask is not None:
                 stored, classes = read_cues(seeds, split, example.id)
                 cues = resize_maps(stored, example.image.shape[:2])
-                found = {
-                    "seeds": own_seed_mask(cues, classes, background),
-                    "published": own_seed_mask(cues, classes, PUBLISHED_BACKGROUND),
-                    **stored_masks(run, stage, split, example.id),
-                }
+                found = stored_masks(run, stage, split, example.id)
+                levels = (background, PUBLISHED_BACKGROUND, *BACKGROUNDS)
+                found["seeds"], found["published"], *others = seed_mask(
+                    cues, classes, thresholds(levels)
+                )
                 for name, mask in found.items():
                     tables[name] += confusion_matrix(mask, example.mask, count)
-                for number, level in enumerate(BACKGROUNDS):
-                    mask = own_seed_mask(cues, classes, level)
-                    curve[number] += confusion_matrix(mask, example.mask, count)
+                for table, mask in zip(curve, others, strict=True):
+                    table += confusion_matrix(mask, example.mask, count)
                 own = confusion_matrix(found["masks"], example.mask, count)
                 by_image[row] = mean_iou(own) if own.any() else np.nan
             bar.advance()
@@ -98,8 +98,6 @@ def stored_masks(run: Run, stage: Stage, split: str, identifier: str) -> dict[st
     return {name: decode_mask(path.read_bytes()) for name, path in files.items()}
 
 
-def own_seed_mask(cues: np.ndarray, classes: np.ndarray, background: float) -> np.ndarray:
-    """The seeds' mask of one image, uint8 (H, W), from its cues (K, H, W) and a constant background; K may be 0."""
-    if not len(classes):
-        return np.zeros(cues.shape[1:], np.uint8)
-    return seed_mask(cues, classes, background)
+def thresholds(backgrounds: Sequence[float]) -> np.ndarray:
+    """Several background scores for one `seed_mask` of an image, (L, 1, 1)."""
+    return np.array(backgrounds, np.float32)[:, None, None]

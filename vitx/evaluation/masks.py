@@ -14,10 +14,11 @@ from vitx.cues import SPLITS, missing_batches, pool_factor, read_cues, seeded
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.mask_scores import FROM_TRUTH, own_seed_mask, score
+from vitx.evaluation.mask_scores import FROM_TRUTH, score, thresholds
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import background_channel, pool_posteriors
+from vitx.pseudomasks.seeds import seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.run import progress
 from vitx.stages import Run
@@ -138,8 +139,6 @@ class Refiner:
         return walked
 
     def _pooled(self, cues: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-        if not len(cues):
-            return np.ones((len(alphas), *self.net.grid), np.float32)
         backgrounds = np.stack([background_channel(cues, alpha) for alpha in alphas])
         return pool_posteriors(np.concatenate([backgrounds, cues]), self.net.grid, self.pool)
 
@@ -203,9 +202,9 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
                     for alpha, mask in enumerate(refined_masks(item_maps, item, len(alphas))):
                         tables[number, alpha] += confusion_matrix(mask, item.example.truth, count)
             for item in itertools.compress(items, masked):
-                for number, level in enumerate(levels):
-                    mask = own_seed_mask(item.cues, item.classes, level)
-                    seeds[number] += confusion_matrix(mask, item.example.truth, count)
+                masks = seed_mask(item.cues, item.classes, thresholds(levels))
+                for table, mask in zip(seeds, masks, strict=True):
+                    table += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()
     tables, seeds = processes.total((tables, seeds))

@@ -133,8 +133,8 @@ def _pydensecrf(
 
 
 def background_channel(cues: Maps, alpha: float) -> Maps:
-    """Background's score (1 - max_k cue)^alpha: cues (..., K, H, W) in [0, 1] -> (..., H, W)."""
-    return (1 - cues.max(-3).clip(0, 1)) ** alpha
+    """Background's score (1 - max_k cue)^alpha: cues (..., K, H, W) in [0, 1] -> (..., H, W), 1 where K is 0."""
+    return (1 - cues.max(-3, initial=0).clip(0, 1)) ** alpha
 
 
 def pool_posteriors(posteriors: Maps, grid: tuple[int, int], pool: int = 8) -> Maps:

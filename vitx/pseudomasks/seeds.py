@@ -77,20 +77,24 @@ def min_max(maps: Array) -> Array:
     return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
 
 
-def seed_mask(cues: Maps, classes: Maps, background: float = 0.2) -> Maps:
+def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:
     """Argmax of the cues and a constant background (docs/protocol.md, "Seed mask"), in NumPy or JAX as the cues are.
 
     Args:
-      cues: (..., K, H, W) in [0, 1].
+      cues: (..., K, H, W) in [0, 1]; K may be 0.
       classes: ints (..., K), the classifier's outputs, -1 where padding.
-      background: its score; it wins ties.
+      background: its score, or several that broadcast to (..., H, W); it wins ties.
 
     Returns:
-      uint8 (..., H, W): 0 background, otherwise class + 1.
+      uint8 (..., H, W), broadcast with `background`: 0 background, otherwise class + 1.
     """
     if classes.shape != cues.shape[:-2]:
         raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
     xp: Any = cues.__array_namespace__()
+    # One more that is padding, so that there is something to choose from where K is 0.
+    more = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
+    cues = xp.pad(cues, [*more, (0, 0), (0, 0)])
+    classes = xp.pad(classes, more, constant_values=-1)
     scores = xp.where((classes >= 0)[..., None, None], cues, -xp.inf)
     best = scores.argmax(-3)  # (..., H, W)
     names = xp.broadcast_to((classes + 1)[..., None, None], scores.shape)

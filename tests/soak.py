@@ -55,13 +55,18 @@ OPTIONS = (
 
 
 def command(
-    script: str, data: Path, workdir: Path, options: Sequence[str], stages: str = ""
+    script: str,
+    data: Path,
+    workdir: Path,
+    options: Sequence[str],
+    stages: str = "",
+    config: str = "configs/voc.py",
 ) -> list[str]:
     """Of a script: all of its stages, or those named."""
     return [
         sys.executable,
         script,
-        "--config=configs/voc.py",
+        f"--config={config}",
         f"--workdir={workdir}",
         f"--config.data.root={data}",
         *([f"--config.stages={stages}"] if stages else []),

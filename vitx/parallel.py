@@ -16,6 +16,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vitx.device_memory import remedy
+
 AXIS = "data"
 MODES = ("jit", "pmap")
 
@@ -198,15 +200,10 @@ def per_example(
 
     def call(model: Any, *arrays: Any) -> Any:
         padded, valid = pad_batch(arrays, over.size)
-        try:
+        with remedy(
+            f"the device's memory does not hold {len(valid)} images at once: give a smaller batch_size to this stage"
+        ):
             return jax.tree.map(lambda x: np.asarray(x)[: valid.sum()], run(model, *padded))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(
-                f"the device's memory does not hold {len(valid)} images at once: give a smaller "
-                "batch_size to this stage"
-            ) from error
 
     call.lower = run.lower  # type: ignore[attr-defined]
     return call

@@ -92,7 +92,7 @@ def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps
         raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
     xp: Any = cues.__array_namespace__()
     # One more that is padding, so that there is something to choose from where K is 0.
-    more = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
+    more: Any = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
     cues = xp.pad(cues, [*more, (0, 0), (0, 0)])
     classes = xp.pad(classes, more, constant_values=-1)
     scores = xp.where((classes >= 0)[..., None, None], cues, -xp.inf)

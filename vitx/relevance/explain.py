@@ -1,7 +1,6 @@
 """Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
 
 import functools
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from vitx.device_memory import device_bytes, remedy
 from vitx.ops import Array, Ops
 from vitx.relevance import bundles, methods
 
@@ -73,17 +73,13 @@ def explain(
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
         kept = _kept_bytes(model, images.dtype.itemsize)
-        lean = kept > _LEAN_BYTES or kept * len(images) > _device_bytes() / 2
+        lean = kept > _LEAN_BYTES or kept * len(images) > device_bytes() / 2
         memory = "lean" if lean else "fast"
-    try:
+    with remedy(
+        f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
+        'give memory="lean", class_chunk=1 or fewer images at once'
+    ):
         return _explain(model, images, classes, method, start_layer, rules, class_chunk, memory)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(
-            f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
-            'give memory="lean", class_chunk=1 or fewer images at once'
-        ) from error
 
 
 def _check_options(
@@ -123,11 +119,6 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
 
 
 @functools.cache
-def _device_bytes() -> float:
-    """The memory of a device, where JAX knows it."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
-
-
 def _kept_bytes(model: Any, itemsize: int) -> int:
     """What "fast" keeps of an image: some 33 arrays as wide as the tokens and two attention matrices a block."""
     tokens, width = 1 + model.grid[0] * model.grid[1], model.head.kernel.shape[0]

@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench faults soak clean
+.PHONY: help demo test test-fast lint format docs bench faults soak clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make format     format the code"
+	@echo "make docs       build the documentation: build/docs/index.html"
 	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
 	@echo "make faults     the small pipeline, killed at 30 random moments: a quarter of an hour"
 	@echo "make soak       the pipeline of VOC at 448, killed in every stage: an hour on two cores"
@@ -37,6 +38,10 @@ lint: .venv/dev-stamp
 format: .venv/dev-stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .venv/dev-stamp
+	$(BIN)/sphinx-build -q -n -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
 
 faults: .venv/dev-stamp
 	$(BIN)/python -m tests.faults.kills

@@ -156,4 +156,4 @@ class Ops:
 
 
 PLAIN = Ops()
-"""Ordinary arithmetic, at the backend's default matrix precision: for training and prediction."""
+"""Ordinary arithmetic, at the backend's default matrix precision, for training and prediction."""

@@ -177,7 +177,7 @@ def per_example(
     """Compiles a function whose results are per example for this process's devices, for any number of examples.
 
     Args:
-        function: (model, *arrays (B, ...)) -> pytree of arrays (B, ...), where no example sees another.
+        function: (model, arrays (B, ...), ...) -> pytree of arrays (B, ...), where no example sees another.
         mode: See `data_parallel`.
         over: The mesh; this process's devices if not given.
 

@@ -90,7 +90,7 @@ class Source(Sequence[Example]):
 
     @functools.cached_property
     def most_classes(self) -> int:
-        """The most classes that one image shows, at least 1: it fixes the shapes of padded arrays."""
+        """The most classes that one image shows, at least 1, which fixes the shapes of padded arrays."""
         if self.one_class:
             return 1
         return max(1, *(len(set(self._records.labels(place))) for place in self._places))

@@ -44,12 +44,12 @@ class AffinityNet(nnx.Module):
         )
 
     def head(self, features: Array, ops: Ops = PLAIN) -> Array:
-        """Stem features (B, h, w, C) -> pixel features (B, *grid, features)."""
+        """Stem features (B, h, w, C) -> pixel features on the grid, (B, h, w, features)."""
         shape = (len(features), *self.grid, features.shape[-1])
         x = jax.image.resize(features, shape, "bilinear", antialias=False)
         x = jax.nn.elu(self.gn(ops.linear(x, self.feat_conv[...]), ops))
         return jax.nn.elu(ops.linear(x, self.affinity_conv[...]))
 
     def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """Normalised images (B, H, W, 3) -> pixel features (B, *grid, features)."""
+        """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features)."""
         return self.head(self.stem(images.astype(self.feat_conv.dtype), ops), ops)

@@ -226,15 +226,15 @@ def attribution_bundle(**rules_of: Rule) -> Ops:
 CHEFER = _bundle(with_rule, _CHEFER, _raw)
 """The rules of Chefer et al., CVPR 2021, as their published code has them. Taps (B, heads, Q, N) see relevance."""
 LRP = _bundle(with_rule, _LRP, _raw)
-"""The original-LRP baseline of the same code: no normalisation at the adds, halves divided separately."""
+"""The original-LRP baseline of the same code, without normalisation at the adds, halves divided separately."""
 STABLE = _bundle(with_rule, _STABLE, _raw)
 """CHEFER with stabilised adds and products, for float32."""
 STABLE_LRP = _bundle(with_rule, _STABLE_LRP, _raw)
 """LRP with stabilised adds and products."""
 UNIFORM = _bundle(with_rule, _UNIFORM, _raw)
-"""Keeps every operation's total exactly: a model with an operation outside `Ops` shows at once."""
+"""Keeps every operation's total exactly, so that a model with an operation outside `Ops` shows at once."""
 
 CHEFER_PAIRS = attribution_bundle()
-"""Gradient and CHEFER relevance in one pass over `Pair`s. Taps (B, Q, N) see mean over heads of relu(g * r)."""
+"""Gradient and CHEFER relevance in one pass over pairs. Taps (B, Q, N) see mean over heads of relu(g * r)."""
 STABLE_PAIRS = attribution_bundle(**STABLE_RULES)
 """The same with STABLE."""

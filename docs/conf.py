@@ -1,6 +1,6 @@
 """The documentation site: `make docs`, then build/docs/index.html. Nothing is fetched, while building or reading."""
 
-import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ project = "vitx"
 copyright = "the authors of vitx, Apache 2.0"
 html_title = "vitx"
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
@@ -29,6 +31,7 @@ suppress_warnings = ["config.cache"]
 # Docstrings write names as Markdown does; one that is documented becomes a link, any other one is code.
 default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+add_module_names = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -63,11 +66,11 @@ def _visit_display(writer: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def _escape_magnitudes(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
-) -> None:
-    """Docstrings write |x| as in a formula, which reStructuredText would take for a substitution."""
-    lines[:] = [line.replace("|", r"\|") for line in lines]
+def _adapt(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
+    """Makes reStructuredText of what docstrings write for readers of the code: |x|, and paths of pages."""
+    lines[:] = [
+        re.sub(r"docs/(\w+)\.md", r":doc:`/\1`", line.replace("|", r"\|")) for line in lines
+    ]
 
 
 def setup(app: Sphinx) -> None:
@@ -75,4 +78,4 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_visit_inline, None), block_renderers=(_visit_display, None)
     )
-    app.connect("autodoc-process-docstring", _escape_magnitudes)
+    app.connect("autodoc-process-docstring", _adapt)

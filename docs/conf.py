@@ -9,8 +9,11 @@ from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.typing import stringify_annotation
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from vitx.relevance import rules
 
 project = "vitx"
 copyright = "the authors of vitx, Apache 2.0"
@@ -30,7 +33,7 @@ suppress_warnings = ["config.cache"]
 
 # Docstrings write names as Markdown does; one that is documented becomes a link, any other one is code.
 default_role = "py:obj"
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
 add_module_names = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -42,9 +45,11 @@ napoleon_use_rtype = False
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code that is no name
     ("py:.*", r"(jax|jaxlib|numpy|flax|collections|typing|pathlib|os)\..*"),
-    ("py:class", r"vitx\..*\.(Maps|Batch|Item)"),  # type variables and aliases
+    ("py:class", r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pull)"),  # type variables and aliases
 ]
 
+# Longest first, as one is a part of the other.
+_ALIASES = {name: stringify_annotation(getattr(rules, name), "smart") for name in ("Rule", "Pull")}
 _logger = logging.getLogger(__name__)
 
 
@@ -73,9 +78,23 @@ def _adapt(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
     ]
 
 
+def _name_aliases(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str | None, str | None]:
+    """Signatures say Rule and Pull, as the code does, in place of what these stand for."""
+
+    def named(text: str | None) -> str | None:
+        for alias, long in _ALIASES.items():
+            text = text and text.replace(long, alias)
+        return text
+
+    return named(signature), named(returns)
+
+
 def setup(app: Sphinx) -> None:
     """Mathematics as MathML, by docutils: browsers set it themselves, without scripts and fonts from elsewhere."""
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_visit_inline, None), block_renderers=(_visit_display, None)
     )
     app.connect("autodoc-process-docstring", _adapt)
+    app.connect("autodoc-process-signature", _name_aliases)

@@ -20,7 +20,9 @@ from jax.tree_util import Partial
 from vitx.ops import Array
 
 Pull = Callable[[Any], tuple[Any, ...]]
+"""An output's relevance -> the inputs' relevances."""
 Rule = Callable[[Sequence[Any], Any], Pull]
+"""An operation's inputs and output -> pull."""
 Operation = Callable[..., Any]
 
 DENOMINATOR = 1e-9

@@ -7,6 +7,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.typing import stringify_annotation
@@ -33,7 +34,7 @@ suppress_warnings = ["config.cache"]
 
 # Docstrings write names as Markdown does; one that is documented becomes a link, any other one is code.
 default_role = "py:obj"
-autodoc_default_options = {"members": True, "member-order": "bysource", "no-value": True}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 add_module_names = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -91,6 +92,14 @@ def _name_aliases(
     return named(signature), named(returns)
 
 
+def _leave_out_long_values(app: Sphinx, page: nodes.document) -> None:
+    """A bundle's value is a page of functions."""
+    for note in list(page.findall(addnodes.desc_annotation)):
+        text = note.astext()
+        if text.startswith(" = ") and len(text) > 80:
+            note.parent.remove(note)
+
+
 def setup(app: Sphinx) -> None:
     """Mathematics as MathML, by docutils: browsers set it themselves, without scripts and fonts from elsewhere."""
     app.add_html_math_renderer(
@@ -98,3 +107,4 @@ def setup(app: Sphinx) -> None:
     )
     app.connect("autodoc-process-docstring", _adapt)
     app.connect("autodoc-process-signature", _name_aliases)
+    app.connect("doctree-read", _leave_out_long_values)

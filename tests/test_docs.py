@@ -29,11 +29,11 @@ from tests.made_imagenet import make_gtsegs, make_validation_tar
 from tests.made_voc import make_voc, write_sbd
 from tests.small_models import filled, small_vit
 from vitx.data.sources import open_source
+from vitx.data.voc_annotations import VOC_CLASSES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 DIRECTIVES = ("{toctree}", "{eval-rst}", "{include}")  # of the site: no code
-NAMES = ("background", "ring", "kite")
 
 _MASKS = (
     "--config.model.name=vit_test_conv_s4_48",
@@ -63,9 +63,16 @@ def _differences(small: ConfigDict, full: ConfigDict, prefix: str = "--config") 
             yield f"{prefix}.{key}={value}"
 
 
+def _small_shapes() -> ConfigDict:
+    config = testing.get_config()
+    config.methods.compared = ("rollout", "gradcam")
+    config.methods.explained = ("predicted",)
+    return config
+
+
 # Options that a command with this config gets before its own, which count.
 SMALL: dict[str, tuple[str, ...]] = {
-    "shapes": tuple(_differences(testing.get_config(), shapes.get_config())),
+    "shapes": tuple(_differences(_small_shapes(), shapes.get_config())),
     "voc": _MASKS,
     "voc_small": _MASKS,
     "explain": ("--config.num_heads=2", "--config.batch_size=1", "--config.methods=gradcam"),
@@ -196,8 +203,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     make_validation_tar(folder / "imagenet/downloads/manual/ILSVRC2012_img_val.tar", 4, 0)
     make_gtsegs(folder / "imagenet/downloads/manual/gtsegs_ijcv.mat", 4, 0)
-    make_voc(folder / "voc", train=16, val=8, size=(40, 52), classes=NAMES)
-    (folder / "classes.txt").write_text("\n".join(NAMES))
+    # As many images and classes as VOC's below, so that both share what is compiled.
+    make_voc(folder / "voc", train=16, val=8, size=(40, 52), prefix="own_")
+    (folder / "classes.txt").write_text("\n".join(VOC_CLASSES))
     made = make_voc(folder / "voc2012/VOCdevkit/VOC2012", train=8, aug=8, val=8, size=(40, 52))
     write_sbd(made, folder / "voc2012/benchmark_RELEASE/dataset")
     for number in range(3):

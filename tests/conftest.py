@@ -37,6 +37,7 @@ hypothesis.settings.load_profile("vitx")
 _LONG = (
     "test_processes",
     "test_golden",
+    "test_docs",
     "test_soak",
     "test_explain",
     "test_imagenet_tables",

@@ -1,7 +1,7 @@
 """README and docs: every block of code runs, every link leads somewhere, and the site builds.
 
-A shell command that takes longer runs with the options of `SMALL` added, on made data and weights in the place of DIR,
-FILE and WEIGHTS. `NOT_RUN` lists those that do not run, each with a reason and what is checked of it instead.
+Commands of vitx run in the setting of tests/small_commands.py, on made data and weights. `NOT_RUN` lists those that do
+not run, each with a reason and what is checked of it instead.
 """
 
 import importlib
@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,10 @@ from PIL import Image
 
 import vitx
 import vitx.main  # its flags
-from configs import shapes, testing
 from tests.documents import Block, blocks_of, commands_of, one_script
 from tests.made_imagenet import make_gtsegs, make_validation_tar
 from tests.made_voc import make_voc, write_sbd
+from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
 from vitx.data.sources import open_source
 from vitx.data.voc_annotations import VOC_CLASSES
@@ -34,66 +33,6 @@ from vitx.data.voc_annotations import VOC_CLASSES
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 DIRECTIVES = ("{toctree}", "{eval-rst}", "{include}")  # of the site: no code
-
-_MASKS = (
-    "--config.model.name=vit_test_conv_s4_48",
-    "--config.model.image_size=48",
-    "--config.data.workers=0",
-    "--config.classifier.epochs=1",
-    "--config.classifier.warmup_epochs=0",
-    "--config.labels.backend=exact",
-    "--config.affinity.epochs=1",
-    "--config.affinity.grid=12",
-    "--config.affinity.features=32",
-    "--config.walk.log2_steps=2",
-    "--config.report.images=2",
-)
-_METHODS = (
-    "--config.model.num_heads=2",
-    "--config.methods.batch_size=2",
-    "--config.methods.compared=('rollout','gradcam')",
-)
-
-
-def _differences(small: ConfigDict, full: ConfigDict, prefix: str = "--config") -> Iterator[str]:
-    for key, value in small.items():
-        if isinstance(value, ConfigDict):
-            yield from _differences(value, full[key], f"{prefix}.{key}")
-        elif value != full[key]:
-            yield f"{prefix}.{key}={value}"
-
-
-def _small_shapes() -> ConfigDict:
-    config = testing.get_config()
-    config.methods.compared = ("rollout", "gradcam")
-    config.methods.explained = ("predicted",)
-    return config
-
-
-# Options that a command with this config gets before its own, which count.
-SMALL: dict[str, tuple[str, ...]] = {
-    "shapes": tuple(_differences(_small_shapes(), shapes.get_config())),
-    "voc": _MASKS,
-    "voc_small": _MASKS,
-    "explain": ("--config.num_heads=2", "--config.batch_size=1", "--config.methods=gradcam"),
-    "gallery": (*_METHODS, "--config.report.images=2"),
-    "imagenet_perturbation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
-    "imagenet_segmentation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
-}
-
-
-# What stands for FILE, WEIGHTS and DIR: (page or "", config or "", flag) -> path in the sandbox, most special first.
-INPUTS: dict[tuple[str, str, str], str] = {
-    ("docs/data.md", "", "data.root"): "voc",
-    ("docs/data.md", "", "data.classes"): "classes.txt",
-    ("docs/explain.md", "gallery", "data.root"): "folders",
-    ("docs/tables.md", "voc", "data.root"): "voc2012",
-    ("docs/tables.md", "", "data.root"): "imagenet",
-    ("", "voc", "model.checkpoint"): "hybrid.safetensors",
-    ("", "", "model.checkpoint"): "vit.safetensors",
-    ("", "", "checkpoint"): "vit.safetensors",
-}
-_PLACEHOLDERS = ("FILE", "WEIGHTS", "DIR")
 
 
 def _is_target(command: list[str]) -> None:
@@ -214,11 +153,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _draw(folder / f"own/{number + 1:04d}.jpg", number)
     _draw(folder / "a.jpg", 9)
     vitx.save(small_vit(size=(32, 32), patch=8, num_classes=1000), folder / "vit.safetensors")
-    for name, path in (
-        ("vit_test_conv_s4_48", "hybrid.safetensors"),
-        ("vit_mini_conv_s4_48", "classifier/model.safetensors"),
-    ):
-        vitx.save(filled(partial(vitx.create, name, num_classes=5)), folder / path)
+    hybrid = filled(lambda: vitx.create("vit_test_conv_s4_48", num_classes=5))
+    for path in ("hybrid.safetensors", "classifier/model.safetensors"):
+        vitx.save(hybrid, folder / path)
     return folder
 
 
@@ -289,7 +226,7 @@ def test_shell_runs(page: str, sandbox: Path, inputs: Path, environment: dict[st
     for block in _blocks("bash"):
         for command in commands_of(block):
             if block.page == page and not _reason(command):
-                _run(_made_small(command, page, inputs), sandbox, environment)
+                _run(made_small(command, page, inputs), sandbox, environment)
 
 
 def _run(arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -303,27 +240,6 @@ def _run(arguments: list[str], folder: Path, environment: dict[str, str]) -> Non
         timeout=300,
     )
     assert ended.returncode == 0, f"{' '.join(arguments)}\n{ended.stderr}"
-
-
-def _made_small(command: list[str], page: str, inputs: Path) -> list[str]:
-    """The arguments of a `python` command with made inputs and small options."""
-    assert Path(command[0]).name == "python", f"{page}: {command[0]} is in no table"
-    command = command[1:]
-    if "--config" not in command:
-        return command
-    place = command.index("--config") + 2
-    config = Path(command[place - 1]).stem
-    words = [_with_input(word, page, config, inputs) for word in command]
-    return [*words[:place], *SMALL[config], *words[place:]]
-
-
-def _with_input(word: str, page: str, config: str, inputs: Path) -> str:
-    flag, _, value = word.removeprefix("--config.").partition("=")
-    if value not in _PLACEHOLDERS:
-        return word
-    keys = [(page, config, flag), (page, "", flag), ("", config, flag), ("", "", flag)]
-    path = next(INPUTS[key] for key in keys if key in INPUTS)
-    return f"--config.{flag}={inputs / path}"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""The commands of README and docs in a setting so small that a test runs them: which options, and on what inputs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import shapes, testing
+
+_MASKS = (
+    "--config.model.name=vit_test_conv_s4_48",
+    "--config.model.image_size=48",
+    "--config.data.workers=0",
+    "--config.classifier.epochs=1",
+    "--config.classifier.warmup_epochs=0",
+    "--config.labels.backend=exact",
+    "--config.affinity.epochs=1",
+    "--config.affinity.grid=12",
+    "--config.affinity.features=32",
+    "--config.walk.log2_steps=2",
+    "--config.report.images=2",
+)
+_METHODS = (
+    "--config.model.num_heads=2",
+    "--config.methods.batch_size=2",
+    "--config.methods.compared=('rollout','gradcam')",
+)
+
+
+def _differences(small: ConfigDict, full: ConfigDict, prefix: str = "--config") -> Iterator[str]:
+    for key, value in small.items():
+        if isinstance(value, ConfigDict):
+            yield from _differences(value, full[key], f"{prefix}.{key}")
+        elif value != full[key]:
+            yield f"{prefix}.{key}={value}"
+
+
+def _small_shapes() -> ConfigDict:
+    config = testing.get_config()
+    config.methods.compared = ("rollout", "gradcam")
+    config.methods.explained = ("predicted",)
+    config.methods.measures = ("segmentation",)
+    config.walk.alpha, config.walk.beta = (16.0,), (4.0,)
+    return config
+
+
+# Options that a command with this config gets before its own, which count.
+SMALL: dict[str, tuple[str, ...]] = {
+    "shapes": tuple(_differences(_small_shapes(), shapes.get_config())),
+    "voc": _MASKS,
+    "voc_small": _MASKS,
+    "explain": ("--config.num_heads=2", "--config.batch_size=1", "--config.methods=gradcam"),
+    "gallery": (*_METHODS, "--config.report.images=2"),
+    "imagenet_perturbation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
+    "imagenet_segmentation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
+}
+
+
+# The same for one page: Table 4 runs the other stages of this config.
+SMALL_ON = {("docs/data.md", "voc"): (*_MASKS, "--config.stages=classifier")}
+
+# What stands for FILE, WEIGHTS and DIR: (page or "", config or "", flag) -> path in the sandbox, most special first.
+INPUTS: dict[tuple[str, str, str], str] = {
+    ("docs/data.md", "", "data.root"): "voc",
+    ("docs/data.md", "", "data.classes"): "classes.txt",
+    ("docs/explain.md", "gallery", "data.root"): "folders",
+    ("docs/tables.md", "voc", "data.root"): "voc2012",
+    ("docs/tables.md", "", "data.root"): "imagenet",
+    ("", "voc", "model.checkpoint"): "hybrid.safetensors",
+    ("", "", "model.checkpoint"): "vit.safetensors",
+    ("", "", "checkpoint"): "vit.safetensors",
+}
+_PLACEHOLDERS = ("FILE", "WEIGHTS", "DIR")
+
+
+def made_small(command: list[str], page: str, inputs: Path) -> list[str]:
+    """The arguments of a `python` command with made inputs and small options."""
+    assert Path(command[0]).name == "python", f"{page}: {command[0]} is in no table"
+    command = command[1:]
+    if "--config" not in command:
+        return command
+    place = command.index("--config") + 2
+    config = Path(command[place - 1]).stem
+    options = SMALL_ON.get((page, config), SMALL[config])
+    words = [_with_input(word, page, config, inputs) for word in command]
+    return [*words[:place], *options, *words[place:]]
+
+
+def _with_input(word: str, page: str, config: str, inputs: Path) -> str:
+    flag, _, value = word.removeprefix("--config.").partition("=")
+    if value not in _PLACEHOLDERS:
+        return word
+    keys = [(page, config, flag), (page, "", flag), ("", config, flag), ("", "", flag)]
+    path = next(INPUTS[key] for key in keys if key in INPUTS)
+    return f"--config.{flag}={inputs / path}"

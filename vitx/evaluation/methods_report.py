@@ -168,6 +168,7 @@ def _explained(methods: dict[str, Any]) -> str:
 
 
 def _curves(methods: dict[str, Any]) -> Iterator[object]:
+    names = [title(method) for method in _names(methods)]
     for key, header in _PERTURBED.items():
         series = {
             title(method): figures[key]["accuracy"]
@@ -180,6 +181,7 @@ def _curves(methods: dict[str, Any]) -> Iterator[object]:
                 [100 * x for x in methods["fractions"]],
                 ("% of pixels removed", "accuracy"),
                 f"Perturbation: {header} class ({_BETTER[key.split('_')[0]]})",
+                among=names,
             )
     if "segmentation" in methods:
         curves = {m: f["precision_recall"] for m, f in methods["segmentation"].items()}
@@ -189,6 +191,7 @@ def _curves(methods: dict[str, Any]) -> Iterator[object]:
             [100 * x for x in recalls],
             ("recall, %", "precision"),
             "Precision and recall of the foreground over all thresholds",
+            among=names,
         )
 
 

@@ -98,7 +98,8 @@ def write_report(
         summary: a sentence or two under the title.
     """
     text = page(title=title, results=results, sections=sections, summary=summary)
-    write_bytes(path, text.encode())
+    # A file's name need not be Unicode; what is not becomes a question mark.
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def page(*, title: str, results: Mapping, sections: Sequence[Section], summary: str = "") -> Html:

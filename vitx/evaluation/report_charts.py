@@ -9,12 +9,13 @@ from vitx.evaluation.report_parts import DASH, Html, fold, join, markup, percent
 from vitx.evaluation.report_style import SERIES
 
 WIDTH, HEIGHT = 520, 320
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 32, 50
+LEFT, RIGHT, TOP, BOTTOM = 72, 16, 34, 54
 MOST_POINTS = 400  # of a curve; more would only make the page heavy
 MARKED_POINTS = 25  # curves of so few points get markers and a table
-LETTER = 9  # room for one letter of a label, also at a phone's larger type
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 2", "9 2 2 2 2 2")
-_MARKERS = (  # the last four: triangle downwards, bar, cross, pin
+LETTER = 11  # room for one letter of a label, also at a phone's larger type
+VALUE = 66  # and for a bar's value
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4", "1 2", "9 2 2 2 2 2", "14 2 3 2")
+_MARKERS = (  # the last five: triangle downwards, bar, cross, pin, saltire
     "M-3.5 0A3.5 3.5 0 1 0 3.5 0A3.5 3.5 0 1 0 -3.5 0Z",  # circle
     "M-3 -3H3V3H-3Z",  # square
     "M0 -4L4 3H-4Z",  # triangle
@@ -23,6 +24,7 @@ _MARKERS = (  # the last four: triangle downwards, bar, cross, pin
     "M-1.6 -4.5H1.6V4.5H-1.6Z",
     "M-1.3 -4H1.3V-1.3H4V1.3H1.3V4H-1.3V1.3H-4V-1.3H-1.3Z",
     "M-4.5 -1.6H4.5V1.6H-4.5Z",
+    "M-3.5 -2L-2 -3.5L0 -1.5L2 -3.5L3.5 -2L1.5 0L3.5 2L2 3.5L0 1.5L-2 3.5L-3.5 2L-1.5 0Z",
 )
 
 
@@ -39,6 +41,7 @@ def line_chart(
     *,
     in_percent: bool = True,
     from_zero: bool = True,
+    among: Sequence[str] = (),
 ) -> Html:
     """Curves over common x values.
 
@@ -50,6 +53,7 @@ def line_chart(
         caption: above the chart.
         in_percent: the values are fractions, shown as percent.
         from_zero: the y axis starts at 0.
+        among: the series of several charts, these among them, so that each looks the same in all.
 
     Raises:
         ValueError: there is no value to draw, or a series and x differ in length.
@@ -82,11 +86,14 @@ def line_chart(
         return TOP + (y_ticks[-1] - values) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
 
     parts = _frame(x_ticks, across(x_ticks), y_ticks, down(y_ticks), labels, in_percent)
-    for index, (name, (xs, ys)) in enumerate(curves.items()):
-        parts.append(_curve(index, name, across(xs), down(ys), _numbers(ys, in_percent)))
+    looks = {name: look for look, name in enumerate(among or curves)}
+    for name, (xs, ys) in curves.items():
+        parts.append(_curve(looks[name], name, across(xs), down(ys), _numbers(ys, in_percent)))
     svg = _svg(parts, WIDTH, HEIGHT, f"{caption}: {', '.join(curves)} over {labels[0]}")
     listed = _listing(series, places, labels, in_percent) if len(places) <= MARKED_POINTS else ""
-    return _figure(caption, svg, _legend(curves, lines=True), listed)
+    return _figure(
+        caption, svg, _legend({name: looks[name] for name in curves}, lines=True), listed
+    )
 
 
 def bar_chart(
@@ -114,19 +121,19 @@ def bar_chart(
         if len(values) != len(groups):
             raise ValueError(f"series {name!r} has {len(values)} values for {len(groups)} groups")
     finite = [value for values in bars.values() for value in values[np.isfinite(values)]]
-    ticks = nice_ticks(0.0, max(finite, default=1.0))
+    ticks = nice_ticks(0.0, max(finite, default=1.0), 4)
     left = min(16 + LETTER * max((len(str(group)) for group in groups), default=0), WIDTH // 3)
     thickness, gap, top = 15, 12, 4
     pitch = thickness * len(bars) + gap
     bottom = top + pitch * len(groups)
-    scale = (WIDTH - left - 52) / ticks[-1]
+    scale = (WIDTH - left - VALUE) / ticks[-1]
 
     parts = []
     for tick, text in zip(ticks, _numbers(ticks, in_percent, short=True), strict=True):
         x = left + tick * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(_text(x, bottom + 18, text))
-    parts.append(_text((left + WIDTH - 52) / 2, bottom + 38, label))
+        parts.append(_text(x, bottom + 19, text))
+    parts.append(_text((left + WIDTH - VALUE) / 2, bottom + 42, label))
     for row, group in enumerate(groups):
         start = top + row * pitch + gap / 2
         middle = start + thickness * len(bars) / 2 + 4.5
@@ -142,8 +149,10 @@ def bar_chart(
             parts.append(_text(left + length + 6, y + 12, text, "start", "value"))
     parts.append(f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>')
     described = f"{caption}: {', '.join(bars)} for {', '.join(groups)}"
-    svg = _svg(parts, WIDTH, bottom + 46, described)
-    return _figure(caption, svg, _legend(bars, lines=False))
+    svg = _svg(parts, WIDTH, bottom + 50, described)
+    return _figure(
+        caption, svg, _legend({name: look for look, name in enumerate(bars)}, lines=False)
+    )
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> NDArray[np.float64]:
@@ -178,7 +187,7 @@ def _frame(
         )
         parts.append(_text(x, bottom + 19, f"{tick:.6g}"))
     parts.append(_text((LEFT + right) / 2, HEIGHT - 8, labels[0]))
-    parts.append(_text(4, 14, labels[1], "start"))
+    parts.append(_text(4, 16, labels[1], "start"))
     return parts
 
 
@@ -229,9 +238,9 @@ def _floats(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _legend(names: Mapping[str, object], *, lines: bool) -> Html:
+def _legend(looks: Mapping[str, int], *, lines: bool) -> Html:
     items, width = [], 30 if lines else 12
-    for index, name in enumerate(names):
+    for name, index in looks.items():
         colour = f"var(--s{index % SERIES})"
         dash, marker = _DASHES[index % SERIES], _MARKERS[index % SERIES]
         mark = f'<rect y="1" width="12" height="12" rx="2" fill="{colour}"/>'

@@ -16,6 +16,9 @@ Cell = tuple[ArrayLike, str] | tuple[ArrayLike, str, str]
 
 SHOWN = 128  # side of a picture on the page, in CSS pixels, as far as whole-number scaling allows
 STORED = 288  # the longest side kept; sharp on screens of double density
+TABLE_BYTES = 4_500_000  # of a table of pictures, about: a page with two stays below 10 MB
+# (longest side, WebP quality): the first at which a table stays within these bytes.
+_SIZES = ((STORED, 85), (216, 80), (160, 75), (128, 65), (112, 50), (96, 40), (64, 40))
 # Dark to bright in nearly equal steps of lightness: the order shows in grey, too.
 _RAMP = ((8, 10, 38), (66, 18, 108), (146, 30, 110), (212, 64, 70), (242, 138, 38), (253, 243, 172))
 
@@ -68,10 +71,10 @@ def mask_overlay(
     return np.where((mask > 0)[..., None], blended.round(), image).astype(np.uint8)
 
 
-def picture(image: ArrayLike, alt: str) -> Html:
+def picture(image: ArrayLike, alt: str, side: int = STORED, quality: int = 85) -> Html:
     """One image, embedded; a small one at a whole multiple of its size, with hard pixels."""
     image = _photo(image)
-    kind, data = encode(image)
+    kind, data = encode(image, side, quality)
     height, width = image.shape[:2]
     scale = SHOWN / max(height, width)
     scale = int(scale) if scale > 1 else scale
@@ -81,28 +84,27 @@ def picture(image: ArrayLike, alt: str) -> Html:
     return Html(f'<img{style} src="{source}" alt="{markup(alt)}" {size}>')
 
 
-def encode(image: ArrayLike) -> tuple[str, bytes]:
-    """uint8 (H, W, 3) -> the kind ("png" or "jpeg") and the file's bytes.
+def encode(image: ArrayLike, side: int = STORED, quality: int = 85) -> tuple[str, bytes]:
+    """uint8 (H, W, 3) -> the kind ("png" or "webp") and the file's bytes, its longest side at most `side`.
 
-    Flat pictures such as masks (at most 256 colours) become exact palette PNGs, photographs JPEGs.
+    Flat pictures such as masks (at most 256 colours) become exact palette PNGs, photographs WebP.
     """
     image = _photo(image)
-    packed = image.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
-    colours, indices = np.unique(packed, return_inverse=True)
-    buffer = io.BytesIO()
-    if len(colours) <= 256:
-        drawn = Image.fromarray(indices.reshape(packed.shape).astype(np.uint8), "P")
-        drawn.putpalette(
-            np.stack([colours >> 16, colours >> 8 & 255, colours & 255], -1)
-            .astype(np.uint8)
-            .tobytes()
-        )
-        _fit(drawn, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
-        return "png", buffer.getvalue()
-    _fit(Image.fromarray(image), Image.Resampling.LANCZOS).save(
-        buffer, "JPEG", quality=86, subsampling=0
-    )
-    return "jpeg", buffer.getvalue()
+    buffer, photograph = io.BytesIO(), Image.fromarray(image)
+    # Nearest keeps flat colours as they are; most photographs show themselves in a few rows.
+    flat = np.asarray(_fit(photograph, side, Image.Resampling.NEAREST))
+    few = flat[:: max(1, len(flat) // 16)]
+    if len(np.unique(_packed(few))) <= 256:
+        colours, indices = np.unique(_packed(flat), return_inverse=True)
+        if len(colours) <= 256:
+            drawn = Image.fromarray(indices.reshape(flat.shape[:2]).astype(np.uint8), "P")
+            channels = [colours >> 16, colours >> 8 & 255, colours & 255]
+            drawn.putpalette(np.stack(channels, -1).astype(np.uint8).tobytes())
+            drawn.save(buffer, "PNG", optimize=True)
+            return "png", buffer.getvalue()
+    photograph = _fit(photograph, side, Image.Resampling.LANCZOS)
+    photograph.save(buffer, "WEBP", quality=quality)
+    return "webp", buffer.getvalue()
 
 
 def picture_rows(
@@ -113,6 +115,8 @@ def picture_rows(
     names: Sequence[str] | None = None,
 ) -> Html:
     """A table of pictures, scrolled in its own box, its header always in sight.
+
+    The more pictures there are, the smaller they are stored, so that the page can still be sent.
 
     Args:
         columns: a header per column.
@@ -132,11 +136,11 @@ def picture_rows(
                 f"row {index} of pictures has {len(row)} cells for {len(columns)} columns"
             )
     head = "".join(f'<th scope="col">{markup(column)}</th>' for column in columns)
-    body = []
+    body, size = [], _size_for(rows)
     for index, row in enumerate(rows):
-        cells = [_cell(cell) for cell in row]
+        cells = [_cell(cell, size) for cell in row]
         if names is not None:
-            cells[0] = _cell(row[0], names[index])
+            cells[0] = _cell(row[0], size, names[index])
         body.append(f"<tr>{''.join(cells)}</tr>\n")
     content = Html(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{''.join(body)}</tbody></table>")
     return Html(
@@ -154,20 +158,35 @@ def colour_scale(low: str = "least relevant", high: str = "most relevant") -> Ht
     )
 
 
-def _cell(cell: Cell | None, row_name: str | None = None) -> str:
+def _size_for(rows: Sequence[Sequence[Cell | None]]) -> tuple[int, int]:
+    """Which of `_SIZES` keeps a table within `TABLE_BYTES`, told from a few of its rows."""
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 8)).round().astype(int))
+    images = [cell[0] for place in places for cell in rows[place] if cell]
+    for size in _SIZES:
+        told = sum(len(encode(image, *size)[1]) for image in images) * 4 / 3  # base64
+        if told * len(rows) <= TABLE_BYTES * len(places):
+            return size
+    return _SIZES[-1]
+
+
+def _cell(cell: Cell | None, size: tuple[int, int], row_name: str | None = None) -> str:
     """A table cell; with a `row_name` it heads the row."""
     image, alt, *remarks = cell or (None, "")
-    shown = "" if image is None else picture(image, alt)
+    shown = "" if image is None else picture(image, alt, *size)
     notes = "".join(f"<small>{markup(text)}</small>" for text in (row_name, *remarks) if text)
     opening, closing = ("td", "td") if row_name is None else ('th scope="row"', "th")
     return f"<{opening}>{shown}{notes}</{closing}>"
 
 
-def _fit(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+def _packed(image: Picture) -> NDArray[np.uint32]:
+    return image.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+
+
+def _fit(image: Image.Image, most: int, resampling: Image.Resampling) -> Image.Image:
     longest = max(image.size)
-    if longest <= STORED:
+    if longest <= most:
         return image
-    width, height = (max(1, round(side * STORED / longest)) for side in image.size)
+    width, height = (max(1, round(side * most / longest)) for side in image.size)
     return image.resize((width, height), resampling)
 
 

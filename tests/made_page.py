@@ -1,0 +1,84 @@
+"""A report page with every part, made in memory: for the tests that parse it and those that open it in a browser."""
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.loader import photograph as made_photograph
+from vitx.evaluation import report
+
+PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
+RESULTS = {
+    "classifier": {"map": 0.931},
+    "seeds": {"miou": np.float64(0.446)},
+    "masks": {"miou": 0.509, "iou": np.array([0.8, 0.3])},
+    "stages": {"classifier": 250.0, "seeds": 12.5},
+}
+RUN = "window.ran = 1; alert(1)"
+# No name of a file has a slash, so these may also name classes and images.
+HOSTILE_NAMES = (
+    f"<script>{RUN}<",
+    f'"><img src=x onerror="{RUN}">',
+    f"' onmouseover='{RUN}' autofocus onfocus='{RUN}",
+    f"<svg onload={RUN.replace(' ', '')}>",
+    "&lt;b&gt; &amp; &#60;i&#62;",
+    "\N{RIGHT-TO-LEFT OVERRIDE}gpj.exe",
+    "猫 \N{ZERO WIDTH JOINER}\N{CAT FACE} کتاب \N{COMBINING ACUTE ACCENT}",
+)
+HOSTILE = (
+    *HOSTILE_NAMES,
+    f"</title><script>{RUN}</script>",
+    f"</style></svg></pre><script>{RUN}</script>",
+    f"--><script>{RUN}</script>]]>",
+    "javascript:" + RUN,
+)
+
+
+def photo(seed, size=64):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def photograph(seed):
+    """Of VOC's size and detail, uint8 (375, 500, 3)."""
+    return np.asarray(made_photograph((375, 500), np.random.default_rng(seed)))
+
+
+def relevance(seed):
+    """A map (28, 28) with a few peaks and some noise."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.random((6, 6), np.float32) ** 3)
+    return np.asarray(coarse.resize((28, 28))) + 0.15 * generator.random((28, 28))
+
+
+def full_page(text="plain", rows=1):
+    """The arguments of a page with every part, `text` wherever text can stand."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30], mask[50:] = 3, 255
+    image, grid = photo(1), np.random.default_rng(2).random((16, 16))
+    cells = [
+        (image, text),
+        (PALETTE[mask], text, text),
+        (report.heatmap_overlay(image, grid), text),
+        (report.mask_overlay(image, mask, PALETTE), text),
+        None,
+    ]
+    body = [
+        text,
+        report.table([text, "mIoU"], [[text, 0.5], ["b", report.strong("0.6")]], text),
+        report.facts({text: text, "nested": {"key": text}}, text),
+        report.tiles([(text, text, text)]),
+        report.class_legend([text, "b"], PALETTE, neutral=text),
+        report.colour_scale(text, text),
+        report.charts(
+            report.line_chart(
+                {text: [0.1, None, 0.4], "b": [0, 1, 2]}, [0, 1, 2], (text,) * 2, text
+            ),
+            report.bar_chart([text, "b"], {text: [0.1, float("nan")]}, text, text),
+        ),
+        report.picture_rows([text] * 5, [cells] * rows, text, names=[text] * rows),
+    ]
+    return {
+        "title": text,
+        "summary": text,
+        "results": {**RESULTS, "options": {"name": text}},
+        "sections": [report.Section(text, body)],
+    }

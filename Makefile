@@ -5,13 +5,14 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format docs bench faults soak clean
+.PHONY: help demo test test-fast lint audit format docs bench faults soak clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that take seconds"
 	@echo "make lint       formatting, lint, types and the imports' direction"
+	@echo "make audit      look the requirements up among known vulnerabilities: needs the network"
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation: build/docs/index.html"
 	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
@@ -34,6 +35,12 @@ lint: .venv/dev-stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# In an environment of its own: it brings a dozen packages that nothing else here needs.
+audit: | .venv/stamp
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit==2.10.1
+	.venv/audit/bin/pip-audit --strict -r requirements.txt -r requirements-dev.txt
 
 format: .venv/dev-stamp
 	$(BIN)/ruff format .

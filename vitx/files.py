@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +19,10 @@ from numpy.typing import ArrayLike
 from vitx import paths
 
 TEMPORARY: Final = (".vitx-", ".tmp")  # how the names of half-written files begin and end
+# A .zip file that holds more bytes than the first, and more than the second times its size, is no data.
+_EXPANDED, _EXPANSION = 2**30, 100
+# MemoryError: the header of an array may claim any size.
+_NO_NPZ: Final = (ValueError, EOFError, zipfile.BadZipFile, AttributeError, zlib.error, MemoryError)
 
 
 class WorkdirError(RuntimeError):
@@ -125,16 +131,44 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         content = io.BytesIO(paths.as_path(path).read_bytes())
         with np.load(content, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            check_members(arrays.zip)
+            found = {name: arrays[name] for name in arrays.files}
+        if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"its member {strange[0]!r} is no array")
+        return found
+    except _NO_NPZ as error:
         raise ValueError(f"{path} is no .npz file of arrays, or damaged: {error}") from error
+
+
+def check_members(archive: zipfile.ZipFile) -> None:
+    """Raises ValueError where a .zip file would expand to far more than its size, before anything is."""
+    held = sum(member.file_size for member in archive.infolist())
+    size = sum(member.compress_size for member in archive.infolist())
+    if held > _EXPANDED and held > _EXPANSION * size:
+        raise ValueError(f"it would expand from {size:,} to {held:,} bytes, as no data does")
+
+
+def check_array(member: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises ValueError where an .npy file in a .zip file has not the bytes that its header claims."""
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > member.file_size:
+        raise ValueError(f"its header claims {claimed:,} bytes, but it has {member.file_size:,}")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads`, with a ValueError also for what nests too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def safe_name(identifier: str) -> str:
     """A file name for any non-empty id: ordinary ids stay as they are, `unquote` gives it back."""
     if not identifier:
         raise ValueError("an id is empty: there is no file name for it")
-    name = quote(identifier, safe=" ()+,=@[]")
+    # A file's name need not be Unicode, nor then an id made of it.
+    name = quote(identifier, safe=" ()+,=@[]", errors="surrogateescape")
     return "%2E" + name[1:] if name.startswith(".") else name
 
 

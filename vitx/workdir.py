@@ -20,6 +20,7 @@ from vitx.files import (
     TEMPORARY,
     WorkdirError,
     WriteError,
+    parse_json,
     plain_json,
     read_npz,
     safe_name,
@@ -194,7 +195,7 @@ class Stage:
         if not place.is_dir():
             return set()
         return {
-            unquote(entry.name.removesuffix(suffix))
+            unquote(entry.name.removesuffix(suffix), errors="surrogateescape")
             for entry in place.iterdir()
             if entry.name.endswith(suffix) and not entry.name.startswith(".")
         }
@@ -217,7 +218,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text())
+        record = parse_json(path.read_text())
         record["options"], record["seconds"], record["done"], record["begun"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete {path.parent}") from error

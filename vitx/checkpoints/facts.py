@@ -1,7 +1,6 @@
 """What a checkpoint says beyond its tensors: in metadata, in the JSON beside it, by its name."""
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -11,8 +10,11 @@ from typing import Any, Final
 
 from vitx.checkpoints.files import BESIDE, FOLDER_FILES, Checkpoint, file_in
 from vitx.checkpoints.names import Named
+from vitx.files import parse_json
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.paths import as_path
+
+_LARGEST: Final = 2**13  # pixels, of a side
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ def size(value: Any) -> tuple[int, int]:
     return positive_int(value[0]), positive_int(value[1])
 
 
+def _file_size(value: Any) -> tuple[int, int]:
+    """A size that a file tells: the position embedding is resampled to it, whatever memory that takes."""
+    if max(height_width := size(value)) > _LARGEST:
+        raise ValueError(f"must be at most {_LARGEST}, not {value!r}")
+    return height_width
+
+
 def _three(value: Any) -> tuple[float, float, float]:
     numbers = value if isinstance(value, list | tuple) else ()
     if len(numbers) != 3 or not all(
@@ -75,10 +84,10 @@ _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "final_norm_eps": positive_float,
     "mean": _three,
     "std": _three_positive,
-    "image_size": size,
+    "image_size": _file_size,
     "weight_standardisation_eps": positive_float,
     "stem_stride": positive_int,
-    "grid": size,
+    "grid": _file_size,
     "groups": positive_int,
 }
 
@@ -105,8 +114,8 @@ def gather(checkpoint: Checkpoint, named: Named) -> Facts:
     for name, value in said.items():
         try:
             checked[name] = _CHECKS[name](value)
-        except ValueError as error:
-            raise ValueError(f"what the file says of {name} {error}") from error
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"what the file says of {name} {error!s:.200}") from error
     return Facts(**checked)
 
 
@@ -136,9 +145,9 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name in (field.name for field in fields(Facts)):
         if name in metadata:
             try:
-                said[name] = json.loads(metadata[name])
+                said[name] = parse_json(metadata[name])
             except ValueError:
-                raise ValueError(f"metadata {name} is no JSON: {metadata[name]!r}") from None
+                raise ValueError(f"metadata {name} is no JSON: {metadata[name]!r:.100}") from None
     return said
 
 

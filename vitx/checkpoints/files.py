@@ -2,12 +2,12 @@
 
 import contextlib
 import importlib
-import json
 import pickle
 import re
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +17,14 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from vitx.files import check_array, check_members, parse_json
 from vitx.paths import as_path, get, is_remote
 
 FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 BESIDE: Final = ("config.json", "preprocessor_config.json")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
-_DAMAGED: Final = (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError)
+_LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
+_DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text())
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise ValueError(f"it has {size:,} bytes")
+        value = parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} beside it is damaged: {error}") from error
     return value if isinstance(value, dict) else {}
@@ -171,6 +175,7 @@ def _open_zip(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
+            check_members(file)
     except _DAMAGED as error:
         raise ValueError(f"damaged: {_first_line(error)}") from error
     if any(name.endswith("data.pkl") for name in names):
@@ -195,10 +200,10 @@ def _open_npz(path: Path, names: list[str]) -> dict[str, Tensor]:
             try:
                 with archive.open(member) as file:
                     version = np.lib.format.read_magic(file)
-                    header = _HEADERS[version](file)
+                    shape, _, dtype = _HEADERS[version](file)
+                check_array(archive.getinfo(member), shape, dtype)
             except _DAMAGED as error:
                 raise ValueError(f"{name} is damaged: {_first_line(error)}") from error
-            shape, _, dtype = header
             if dtype.hasobject:
                 raise ValueError(f"{name} is an array of objects, which is refused")
             tensors[name] = Tensor(shape, partial(read, name))

@@ -16,7 +16,7 @@ import numpy as np
 
 from vitx.data.transforms import IGNORED
 
-_LARGEST = 3 * 2**26  # numbers in an array; a damaged file may claim any size
+_LARGEST = 8 * 2**26  # bytes of an array; a damaged file may claim any size
 _NAME = re.compile(r"n\d{8}_\d+")  # synset and number
 _HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
@@ -62,7 +62,7 @@ class _Cells:
     def __init__(self, file: h5py.File, key: str) -> None:
         self._file, self._key = file, key
         dataset = file.get(key)
-        if not isinstance(dataset, h5py.Dataset):
+        if not isinstance(dataset, h5py.Dataset) or dataset.file != file:  # a link leads elsewhere
             raise ValueError(f"it has no array {key}")
         if not _refers(dataset):
             raise ValueError(f"{key} is {dataset.shape} {dataset.dtype}, wanted references")
@@ -96,8 +96,10 @@ def _refers(dataset: h5py.Dataset) -> bool:
 
 
 def _read(dataset: h5py.Dataset, place: str) -> np.ndarray:
-    if dataset.shape is None or math.prod(dataset.shape) > _LARGEST:
+    if dataset.shape is None or math.prod(dataset.shape) * dataset.dtype.itemsize > _LARGEST:
         raise ValueError(f"{place} has the shape {dataset.shape}, which no picture has")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{place} lies in another file")
     try:
         return dataset[()]
     except _HDF5_ERRORS as error:

@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from vitx.data.pictures import open_picture
+
 
 def voc_palette() -> np.ndarray:
     """The 256 colours of PASCAL VOC's label images, (256, 3) uint8.
@@ -41,7 +43,7 @@ def decode_mask(data: bytes, name: str = "mask") -> np.ndarray:
     Raises ValueError, naming `name`, for other modes and for damaged files.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(f"its mode is {image.mode}, wanted palette (P) or grey (L) labels")
             return np.array(image, np.uint8)

@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,12 @@ _MEMBER = re.compile(
     r"(?:\./)?benchmark_RELEASE/dataset/(?:cls/([^/]+\.mat)|(train\.txt|val\.txt))"
 )
 
+_EXPANSION = (
+    20  # times its size that the archive may inflate to; what SBD holds is compressed already
+)
 _LARGEST_MASK = 2**26  # bytes that a .mat file may inflate to; SBD's have some 200 KB
+# MATLAB's own limits are 64 and none; damaged files would have millions.
+_LONGEST_NAME, _MOST_FIELDS, _MOST_AXES = 64, 1000, 64
 _MATRIX, _COMPRESSED, _UINT8 = 14, 15, 2  # types of elements
 _STRUCT_CLASS, _UINT8_CLASS = 2, 9  # classes of arrays
 
@@ -117,7 +123,11 @@ def _from_archive(path: Path, known: Collection[str]) -> Masks:
     masks: dict[str, Path | bytes] = {}
     lists: dict[str, bytes] = {}
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with (
+            path.open("rb") as file,
+            _Inflated(file, path) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as tar,
+        ):
             for member in tar:
                 refuse_climbing(member.name, path)
                 match = _MEMBER.fullmatch(member.name)
@@ -138,6 +148,23 @@ def _from_archive(path: Path, known: Collection[str]) -> Masks:
     if missing := [name for name in _LISTS if name not in lists]:
         raise ValueError(f"{path} has no benchmark_RELEASE/dataset/{missing[0]}; get it anew")
     return Masks(str(path), _listed(lists.values(), path), masks)
+
+
+class _Inflated(gzip.GzipFile):
+    """A .gz file that raises ValueError where it expands to far more than it should."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._file, self._path, self._inflated = file, path, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._inflated += len(data)
+        if self._inflated > LARGEST_FILE + _EXPANSION * self._file.tell():
+            raise ValueError(
+                f"{self._path} expands to more than {_EXPANSION} times its size; get it anew"
+            )
+        return data
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
@@ -226,7 +253,9 @@ class _Matrix:
             raise ValueError(f"GTcls is of class {self._class} and shape {self._shape}")
         length = _integers(self._rest.next()[1])[0]
         names = self._rest.next()[1]
-        fields = [names[i : i + length].rstrip(b"\0") for i in range(0, len(names), max(length, 1))]
+        if not 1 <= length <= _LONGEST_NAME or len(names) > _LONGEST_NAME * _MOST_FIELDS:
+            raise ValueError("the names of GTcls's fields are damaged")
+        fields = [names[i : i + length].rstrip(b"\0") for i in range(0, len(names), length)]
         for field in fields:
             kind, content = self._rest.next()
             if field == name:
@@ -243,4 +272,6 @@ class _Matrix:
 
 
 def _integers(data: bytes) -> tuple[int, ...]:
+    if len(data) > 4 * _MOST_AXES:
+        raise ValueError("its shape is damaged")
     return struct.unpack(f"<{len(data) // 4}i", data)

@@ -5,7 +5,6 @@ antialiased bilinear for images, nearest for masks, bilinear without antialiasin
 """
 
 import dataclasses
-import io
 import os
 import struct
 import zlib
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
+
+from vitx.data.pictures import open_picture
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R 601, as Pillow and torchvision
 IGNORED = 255  # the mask value that no class has
@@ -53,7 +54,7 @@ def read_image(
 
     Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
     FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
-    one that is damaged, no picture, or beyond Pillow's limit on pixels.
+    one that is damaged, no picture, or beyond the limit on pixels (`pictures.open_picture`).
     """
     if isinstance(source, bytes):
         data, name = source, name or "image bytes"
@@ -63,9 +64,9 @@ def read_image(
             raise FileNotFoundError(f"no image file {path}")
         data, name = path.read_bytes(), name or str(path)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data) as image:
             return np.array(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
-    except (*_DAMAGED, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:  # the latter of later frames
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """A checkpoint that explains images of any size: its classes, its input sizes, its maps."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vitx.checkpoints.files import FOLDER_FILES
 from vitx.data.class_names import IMAGENET_CLASSES, find_classes, imagenet_names, read_names
 from vitx.data.shapes import CLASSES
 from vitx.data.transforms import normalise
+from vitx.files import parse_json
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.parallel import pad_batch
@@ -212,7 +212,7 @@ def _trained_classes(path: Path, wanted: str) -> tuple[str, ...]:
     """The classes that train.py trained the checkpoint on, from the scores beside it; () if it did not."""
     scores = (path if path.is_dir() else path.parent) / "scores.json"
     try:
-        return tuple(json.loads(scores.read_text())["average_precision"])
+        return tuple(map(str, parse_json(scores.read_text())["average_precision"]))
     except (OSError, ValueError, KeyError, TypeError):
         return () if wanted else CLASSES[1:]
 

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from vitx.data.pictures import formats
 from vitx.data.transforms import read_image
 from vitx.files import first_line, safe_name
 
@@ -136,6 +137,6 @@ def _suffixes() -> frozenset[str]:
     return frozenset(
         suffix
         for suffix, kind in known.items()
-        if kind in Image.OPEN
+        if kind in formats()
         and not (isinstance(opener := Image.OPEN[kind][0], type) and issubclass(opener, stubs))
     )

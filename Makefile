@@ -16,7 +16,7 @@ help:
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation: build/docs/index.html"
 	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
-	@echo "make faults     the small pipeline, killed at 30 random moments: a quarter of an hour"
+	@echo "make faults     the small pipeline under kills at 30 random moments, full disks and the like: half an hour"
 	@echo "make soak       the pipeline of VOC at 448, killed in every stage: an hour on two cores"
 	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
 
@@ -51,7 +51,7 @@ docs: .venv/dev-stamp
 	@echo "build/docs/index.html"
 
 faults: .venv/dev-stamp
-	$(BIN)/python -m tests.faults.kills
+	$(BIN)/python -m tests.faults
 
 soak: .venv/dev-stamp
 	$(BIN)/python -m tests.soak

@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     # Names with commas: one alone, or a tuple in a config of your own.
     config.images = ""
     config.batch_size = 8
+    config.on_bad_image = (
+        "skip"  # leaves out what cannot be read, and names it at the end; or "stop"
+    )
 
     config.checkpoint = ""  # a file or folder that vitx.load reads; "": the demo's
     config.num_heads = 0  # 0: the file's, else width / 64

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     """The methods and start layers are those of Table 2; of its other options nothing is read."""
     config = imagenet_perturbation.get_config()
     config.stages = "gallery"
+    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
     config.methods.batch_size = 8
     config.report.images = 12
     del config.limit

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     """All that decides the numbers; `--config.key=value` changes one."""
     config = ConfigDict()
     config.stages = "methods,report"
+    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
     config.limit = 0  # images; 0: all of them
     config.parallel = "jit"  # how a batch is spread over devices; or "pmap"
 

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Those to run; train.py and evaluate.py each take their own.
     config.stages = "classifier,seeds,labels,affinity,masks,methods,report"
+    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
     config.parallel = "jit"  # how a batch is spread over devices; or "pmap"
 
     config.data = ConfigDict()

@@ -75,17 +75,21 @@ def command(
 
 
 def run(
-    arguments: list[str], log: Path, until: Callable[[], bool] = lambda: False
+    arguments: list[str],
+    log: Path,
+    until: Callable[[], bool] = lambda: False,
+    number: int = signal.SIGKILL,
 ) -> tuple[int, float, float]:
-    """Runs a command, or kills it once `until` is so: exit code, seconds, and peak memory in GB."""
+    """Runs a command, and sends it a signal once `until` is so: exit code, seconds, and peak memory in GB."""
     start = time.monotonic()
     with log.open("a") as file:
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=file, stderr=file)
-        pid = 0
+        pid = sent = 0
         while not pid:
             time.sleep(0.02)
-            if until():
-                os.kill(process.pid, signal.SIGKILL)  # Popen's own would reap it, and its usage
+            if not sent and until():
+                os.kill(process.pid, number)  # Popen's own would reap it, and its usage
+                sent = 1
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, time.monotonic() - start, usage.ru_maxrss / 2**20

@@ -402,6 +402,9 @@ BAD = {
     r"images must be \(B, 8, 12, 3\), B > 0, not \(8, 12, 3\)": {"images": (8, 12, 3)},
     r"images must be \(B, 8, 12, 3\), B > 0, not \(0, 8, 12, 3\)": {"images": (0, 8, 12, 3)},
     r"images must be \(B, 8, 12, 3\), B > 0, not \(3, 8, 12, 1\)": {"images": (3, 8, 12, 1)},
+    r"images\[2\] has a value that is not finite: leave it out": {
+        "images": np.where(np.arange(3)[:, None, None, None] == 2, np.nan, np.zeros((3, 8, 12, 3)))
+    },
     "images must be normalised floats, not uint8": {"images": np.zeros((3, 8, 12, 3), np.uint8)},
     r"classes must be \(3,\) or \(3, K\), not \(\)": {"classes": 1},
     r"classes must be \(3,\) or \(3, K\), not \(2,\)": {"classes": [0, 1]},

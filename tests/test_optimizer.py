@@ -67,7 +67,7 @@ def test_adamw_takes_a_signed_step_and_decays() -> None:
 
 
 def test_unknown_optimiser_is_refused() -> None:
-    with pytest.raises(ValueError, match="sgd or adamw, not 'adam'"):
+    with pytest.raises(ValueError, match="one of sgd, adamw, not 'adam'"):
         make_optimizer(_config(optimizer="adam"), steps_per_epoch=1)
 
 

@@ -98,8 +98,6 @@ def test_without_masks_there_are_masks_and_no_scores(
 def test_what_would_end_a_later_stage_is_found_first(bare: Made, tmp_path: Path) -> None:
     del bare
     for options, error, message in [
-        ({"affinity.grid": 13}, ValueError, "affinity.grid 13 must divide model.image_size 48"),
-        ({"labels.backend": "exakt"}, ValueError, "config.labels.backend must be one of exact"),
         ({"walk.split": "traen"}, ValueError, r"config.walk.split=traen: .*no split 'traen'"),
         ({"affinity.val_split": "val[90:]"}, ValueError, r"config.affinity.val_split=val\[90:\]"),
     ]:

@@ -67,6 +67,13 @@ def test_maps_are_stretched_alone_and_at_any_scale():
     np.testing.assert_allclose(min_max(maps * 1e-12), found, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_a_map_that_is_not_finite_does_not_look_flat(share):
+    broken = jnp.asarray(np.random.default_rng(0).random((1, 1, 14, 14)) < share)
+    maps = jnp.where(broken, jnp.nan, 0.5).astype(jnp.float32)
+    assert jnp.isnan(cues_from_maps(maps, (64, 64), (32, 32))).any()
+
+
 def test_seed_mask_by_hand():
     cues = jnp.asarray([[[0.1, 0.9, 0.2, 0.5]], [[0.0, 0.3, 0.1, 0.7]], [[1.0, 1.0, 1.0, 1.0]]])
     found = seed_mask(cues, jnp.asarray([4, 0, -1]), background=0.2)

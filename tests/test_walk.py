@@ -228,6 +228,10 @@ def test_images_of_a_batch_walk_alone(method):
         ({"affinity": np.full((12, 4, 4), -0.1)}, r"affinity must be in \[0, 1\], found -0.1"),
         ({"affinity": np.full((12, 4, 4), 1.5)}, r"affinity must be in \[0, 1\], found 1.5"),
         ({"affinity": np.full((12, 4, 4), np.nan)}, r"affinity must be in \[0, 1\], found nan"),
+        (
+            {"affinity": np.full((12, 64, 64), np.nan), "maps": np.zeros((1, 64, 64))},
+            r"affinity must be in \[0, 1\], found nan",
+        ),
         ({"method": "chebyshev", "tolerance": 1e-7}, "256 steps in float32"),
         ({"method": "chebyshev", "log2_steps": 12}, r"tolerance must be in \[1.5e-05, 1\)"),
         ({"method": "chebyshev", "tolerance": 2}, "tolerance"),

@@ -8,4 +8,6 @@ from vitx.checkpoints import load, save
 from vitx.models.registry import create
 from vitx.relevance.explain import METHODS, explain
 
+__version__ = "0.1.0"
+
 __all__ = ["METHODS", "create", "explain", "load", "save"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 from vitx import processes
 from vitx.files import first_line
+from vitx.options import check_options
 from vitx.run import StopRequest, clean_exit
 from vitx.stages import Run, run_stages
 from vitx.workdir import Stage, Workdir, WriteError, write_bytes
@@ -46,7 +48,35 @@ def launch(
     Several processes lock the workdir together, and all stop where one of them does.
     """
     flags.mark_flags_as_required(["config"])
-    app.run(lambda argv: _main(argv, stages, finish, check))
+    app.run(lambda argv: _main(argv, stages, finish, check), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The flags, or one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        getattr(_CONFIG.value, "stages", None)  # a config that could not be read says so only now
+        return rest
+    except OSError as error:
+        message = f"cannot read the config: {str(error).splitlines()[-1].strip()}"
+    except flags.Error as error:
+        message = " ".join(str(error).split())
+    except (AttributeError, KeyError) as error:
+        if not (message := _unknown(argv, str(error))):
+            raise  # an error of the config file's own
+    print(f"error: {message} (--helpshort tells of the flags)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unknown(argv: list[str], error: str) -> str:
+    """Names the override of an option that the config has not; "" where the error is not of that."""
+    if not (name := re.search(r"'(\w+)\\*'", error)):
+        return ""
+    options = (argument.partition("=")[0] for argument in argv)
+    told = [option for option in options if re.match(rf"--?(no)?config\..*\b{name[1]}\b", option)]
+    meant = re.search(r'Did you mean "(\w+)"', error)
+    hint = f": did you mean {meant[1]!r}?" if meant else ""
+    return f"{told[0]}: the config has no option {name[1]!r}{hint}" if told else ""
 
 
 def _main(
@@ -56,7 +86,8 @@ def _main(
     check: Callable[[Run], None],
 ) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+        print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
+        raise SystemExit(2)
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
@@ -84,6 +115,7 @@ def _run(
     report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
+        check_options(run.config)
         run_stages(run, stages, check)
         if processes.is_first():
             finish(run)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vitx import checkpoints, processes
 from vitx.data import pipeline
+from vitx.data.unreadable import check_policy, find_unreadable, refuse
 from vitx.paths import as_path
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir, recorded_options
@@ -56,7 +57,9 @@ class Run:
     config: ConfigDict
     workdir: Workdir
     stop: StopRequest
-    _sources: dict[str, pipeline.Source] = field(default_factory=dict)
+    _opened: dict[str, pipeline.Source] = field(default_factory=dict)  # whole
+    _sources: dict[str, pipeline.Source] = field(default_factory=dict)  # without what is left out
+    _unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def stage(self, name: str) -> Stage:
         """The folder of a stage, checked against the options that it was begun with."""
@@ -110,13 +113,60 @@ class Run:
         return stage
 
     def source(self, split: str) -> pipeline.Source:
-        """The images of a split such as "val" or "train[:400]", opened once."""
+        """The images of a split such as "val" or "train[:400]", opened once.
+
+        Under `config.on_bad_image` "skip" all processes call it together, and it leaves out what `unreadable` finds.
+        """
         if split not in self._sources:
+            source = self._open(split)
+            if self.skips_bad_images:
+                source = source.without(self.unreadable(split))
+            self._sources[split] = source
+        return self._sources[split]
+
+    @property
+    def skips_bad_images(self) -> bool:
+        """Whether images that cannot be read are left out; ValueError for a `config.on_bad_image` that there is not."""
+        return check_policy(self.config.get("on_bad_image", "stop")) == "skip"
+
+    def unreadable(self, split: str) -> dict[str, str]:
+        """What cannot be read in a split, or in the one of `config.data` that it is a part of: ids, and why.
+
+        Decodes all of it, once in a workdir. All processes call it together.
+        """
+        data = self.config.data
+        wholes = [data[name] for name in ("train_split", "val_split") if name in data]
+        whole = next((name for name in wholes if split.startswith(f"{name}[")), split)
+        if whole not in self._unreadable:
+            source, skips = self._open(whole), self.skips_bad_images
+            found = find_unreadable(
+                source, self.workdir.folder / "unreadable", self.stop, keep=skips
+            )
+            self._unreadable[whole] = found
+            if found and skips and processes.is_first():
+                print(
+                    f"{whole}: {len(found)} of {len(source)} images cannot be read and are left out; "
+                    f"{self.workdir.folder / 'unreadable'} lists them",
+                    file=sys.stderr,
+                )
+        return self._unreadable[whole]
+
+    def require_readable(self, split: str) -> None:
+        """ValueError where something in a split cannot be read and is not left out."""
+        if not self.skips_bad_images:
+            refuse(self.unreadable(split), self._open(split))
+
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """Of each split that was opened, what cannot be read and is left out: ids, and why."""
+        return {split: dict(found) for split, found in self._unreadable.items() if found}
+
+    def _open(self, split: str) -> pipeline.Source:
+        if split not in self._opened:
             data = self.config.data
-            self._sources[split] = pipeline.open_source(
+            self._opened[split] = pipeline.open_source(
                 data.name, split, data.root, classes=data.get("classes", "")
             )
-        return self._sources[split]
+        return self._opened[split]
 
 
 def wanted_stages(config: ConfigDict) -> list[str]:

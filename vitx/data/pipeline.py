@@ -19,6 +19,7 @@ from absl import flags
 from vitx.data import transforms
 from vitx.data.sources import Example, Source, open_source
 from vitx.data.transforms import IGNORED, Augment, Preprocess
+from vitx.files import WorkdirError
 
 __all__ = [
     "Augment",
@@ -98,7 +99,10 @@ def training_loader(
 
 
 class TrainingBatches(Iterator[dict[str, np.ndarray]]):
-    """See `training_loader`. `close`, or dropping the iterator, ends its thread or processes."""
+    """See `training_loader`. `close`, or dropping the iterator, ends its thread or processes.
+
+    Raises WorkdirError where one of them died.
+    """
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
         self._batches = [batches]
@@ -108,7 +112,15 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
     def __next__(self) -> dict[str, np.ndarray]:
         if not self._batches:
             raise StopIteration
-        return next(self._batches[0])
+        try:
+            return next(self._batches[0])
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # grain's words
+                raise
+            raise WorkdirError(
+                "a loader process died (out of memory, or killed); with a smaller --config.data.workers there is "
+                "more memory for each. Start again with the same --workdir: finished work is kept"
+            ) from error
 
 
 def _close(batches: list[Iterator]) -> None:

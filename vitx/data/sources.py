@@ -1,12 +1,13 @@
 """Sources: the splits of datasets, decoded."""
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,7 @@ class Source(Sequence[Example]):
         for selector in re.findall(r"\[[^]]*]", parts):
             self._places = folders.part_of(self._places, self.name, selector)
         self.fingerprint, self.mask_fingerprint = (
-            hashlib.sha256(
-                json.dumps([self.name, content, self.split, len(self)]).encode()
-            ).hexdigest()[:16]
+            _digest([self.name, content, self.split, len(self)])
             for content in (records.content, records.mask_content)
         )
         self._cache: dict[int, Example] = {}
@@ -112,6 +111,26 @@ class Source(Sequence[Example]):
         """Whether an example has a mask, without reading anything."""
         return self._records.masked(self._place(index))
 
+    def without(self, ids: Collection[str]) -> "Source":
+        """The examples whose id is not among `ids`; fingerprints are others where that leaves some out.
+
+        Raises ValueError where none is left.
+        """
+        kept = [place for place in self._places if self._records.identifier(place) not in ids]
+        if len(kept) == len(self):
+            return self
+        if not kept:
+            raise ValueError(f"{self.name} {self.split}: no image is left")
+        rest = copy.copy(self)
+        rest.__dict__ = {
+            k: v for k, v in vars(self).items() if k not in ("any_masks", "most_classes")
+        }
+        rest._places, rest._cache = kept, {}
+        rest.fingerprint, rest.mask_fingerprint = (
+            _digest([mark, kept]) for mark in (self.fingerprint, self.mask_fingerprint)
+        )
+        return rest
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -149,6 +168,10 @@ class Source(Sequence[Example]):
         labels[list(classes)] = 1
         labels.setflags(write=False)
         return labels
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def open_source(

@@ -31,7 +31,9 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
     scored = scored_splits(results)
     if not scored:
         unscored = "No image has a mask to compare with: nothing is scored."
-        return Section("From seeds to masks", [unscored, _chosen(results["chosen"])])
+        return Section(
+            "From seeds to masks", [unscored, _chosen(results["chosen"]), *_flat(results["cues"])]
+        )
     columns = [(split, kind) for split in scored for kind in KINDS]
     rows = [["mean", *(report.percent(scored[split][kind]["miou"]) for split, kind in columns)]]
     for name in next(iter(scored.values()))["masks"]["iou"]:
@@ -57,9 +59,20 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
         _chosen(results["chosen"])
         + f" With the published background score 0.2 the seeds' mIoU on {split} is "
         f"{report.percent(scores['seeds']['miou_at_0.2'])} %.",
+        *_flat(results["cues"]),
         report.charts(*_curves(scored, results["chosen"])),
     ]
     return Section("From seeds to masks", body)
+
+
+def _flat(counts: dict[str, dict[str, int]]) -> list[str]:
+    """A sentence, where some cues say nothing."""
+    told = [
+        f"{count['flat']} of {count['cues']} on {split}"
+        for split, count in counts.items()
+        if count["flat"]
+    ]
+    return [f"Cues without contrast, which point to nothing: {', '.join(told)}."] if told else []
 
 
 def _beside_published(results: dict[str, Any]) -> Any:

@@ -123,11 +123,13 @@ def segmentation_counts(
         threshold: in [0, 1], of all maps; None: each map's mean.
 
     Raises:
-        ValueError: shapes differ, a map is not finite, or a mask has another value.
+        ValueError: shapes differ, there is no map, one is not finite, or a mask has another value.
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks)
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must both be (N, H, W)")
+    if not maps.size:
+        raise ValueError(f"maps {maps.shape} are empty")
     if not np.isfinite(maps).all():
         broken = np.flatnonzero(~np.isfinite(maps).all((1, 2)))
         raise ValueError(f"the map of image {broken[0]} of the batch is not finite")

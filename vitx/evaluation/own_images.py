@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from vitx.data.transforms import resize_image
+from vitx.data.unreadable import check_policy
 from vitx.evaluation.explainer import Explainer, Explanation, Size, best_classes
 from vitx.evaluation.figure import Picture, Row, draw_figure, load_font, panel
 from vitx.evaluation.image_files import find_images, printable, read_user_image, result_name
@@ -55,6 +56,7 @@ def explain_images(run: Run, stage: Stage) -> None:
       FileNotFoundError: if there is no checkpoint.
     """
     config = run.config
+    policy = check_policy(config.on_bad_image)
     paths = find_images(config.images)
     load_font(config.font, 1)  # a wrong one is noticed before the work
     explainer = Explainer(config)
@@ -76,6 +78,8 @@ def explain_images(run: Run, stage: Stage) -> None:
             try:
                 pending = _prepared(path, options, explainer, stage.folder)
             except ValueError as error:
+                if policy == "stop":
+                    raise
                 tally.broken.append(str(error))
                 bar.advance()
                 continue

@@ -1,6 +1,7 @@
 """Stage `report`: `results.json`, the printed table, and `report.html`, from what the stages left."""
 
 import json
+import platform
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from vitx import __version__
 from vitx.evaluation import report
 from vitx.evaluation.gallery import pictures_section
 from vitx.evaluation.masks_report import (
@@ -32,6 +34,15 @@ from vitx.stages import Run
 from vitx.workdir import Stage, write_json
 
 _RESULTS, _PAGE = "results.json", "report.html"
+_VERSIONS = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "pillow",
+)  # that may change a number
 
 
 def write_summary(run: Run, stage: Stage) -> None:
@@ -50,6 +61,8 @@ def write_summary(run: Run, stage: Stage) -> None:
             )
         )
     sections.append(training_section(run, results))
+    if left_out := run.left_out():
+        sections.append(Section("Left out", [report.facts(left_out, "Images that cannot be read")]))
     sections.append(Section("Options", [report.facts(run.config.to_dict(), "All options")]))
     write_json(run.workdir.folder / _RESULTS, results)
     report.write_report(
@@ -85,6 +98,7 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         masks = scores("masks")
         results |= {
             "classifier": scores("classifier"),
+            "cues": scores("seeds"),
             **masks["val"],  # nothing, where no image has a mask
             "splits": {"train": masks["train"]},
             "chosen": masks["chosen"],
@@ -105,10 +119,13 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
             "split": source.split,
             "images": len(source),
             "fingerprint": source.fingerprint,
+            "left_out": run.left_out(),
         },
-        "options": run.config.to_dict(),
+        # Which stages the last command named decides nothing.
+        "options": {key: value for key, value in run.config.to_dict().items() if key != "stages"},
         "checkpoint": run.checkpoint_digest,
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "versions": {name: version(name) for name in _VERSIONS}
+        | {"vitx": __version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
         "stages": {
             name: seconds

@@ -53,7 +53,7 @@ def affinities(features: Array, radius: int = 5) -> Array:
         raise ValueError(
             f"features must be floats (..., H, W, C), not {features.dtype} {features.shape}"
         )
-    _check_grid(features.shape[-3:-1], radius)
+    require_pairs(features.shape[-3:-1], radius)
     return _affinities(features, radius)
 
 
@@ -118,7 +118,7 @@ def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
     labels = jnp.asarray(labels)
     if labels.ndim < 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be ints (..., H, W), not {labels.dtype} {labels.shape}")
-    _check_grid(labels.shape[-2:], radius)
+    require_pairs(labels.shape[-2:], radius)
     reach = radius - 1
     height, width = labels.shape[-2] - reach, labels.shape[-1] - 2 * reach
     origin = labels[..., None, :height, reach : reach + width]  # (..., 1, h, w)
@@ -180,7 +180,8 @@ def affinity_loss(
     return {"loss": loss, **terms}
 
 
-def _check_grid(grid: tuple[int, ...], radius: int) -> None:
+def require_pairs(grid: tuple[int, ...], radius: int) -> None:
+    """Raises ValueError for a radius that there is not, or on which a grid (H, W) has no pairs."""
     offsets(radius)
     reach = radius - 1
     if grid[0] <= reach or grid[1] <= 2 * reach:

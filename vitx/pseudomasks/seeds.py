@@ -69,12 +69,13 @@ def cues_from_maps(
 
 
 def min_max(maps: Array) -> Array:
-    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal."""
+    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal, NaN where they are NaN."""
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     # Resizing a constant map leaves a contrast of a few units in the last place.
     noise = 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     real = high - low > noise
-    return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
+    flat = jnp.where(jnp.isnan(maps), maps, 0)  # XLA's minimum on a CPU may pass over NaN
+    return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), flat)
 
 
 def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:

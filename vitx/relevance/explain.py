@@ -59,7 +59,7 @@ def explain(
 
     Raises:
       ValueError: for an unknown method or rule, a start layer that the model has not, or images or classes of a
-        shape, type or range that does not fit.
+        shape, type or range that does not fit; ranges are not looked at inside another `jit`.
       MemoryError: where the device's memory ends, naming what uses less of it; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
@@ -69,6 +69,9 @@ def explain(
         raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
+    if not isinstance(images, jax.core.Tracer) and not jnp.isfinite(images).all():
+        bad = jnp.flatnonzero(~jnp.isfinite(images).all((1, 2, 3)))
+        raise ValueError(f"images[{bad[0]}] has a value that is not finite: leave it out")
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":

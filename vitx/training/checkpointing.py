@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -160,7 +161,7 @@ class Checkpoints:
                 self._ranks.pop(later, None)
             self._rank(step, numbers)
             kept = {"crc32": _checksum(arrays), "metrics": numbers, "extra": dict(extra or {})}
-            with _quiet():
+            with _quiet(), _abandoned_work_is_quiet():
                 self._checkpointer.save(step, arrays, custom_metadata=kept, force=True)
         except jax.errors.JaxRuntimeError:  # another process is gone
             self._failed = True
@@ -221,13 +222,13 @@ class Checkpoints:
             WorkdirError: It cannot be read for now. To go back in training would be wrong.
         """
         try:
-            with _quiet():
+            with _quiet(), _abandoned_work_is_quiet():
                 return read(step)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
             cause, where = _system_error(error), f"checkpoint {self.folder / str(step)}"
-            reason = first_line(cause)[:200]
+            reason = first_line(_first_of(cause))[:200]
             if isinstance(cause, _LOST) and not _UNREACHABLE.search(str(error)):
                 raise _Damaged(f"{where} is damaged: {reason}") from error
             raise WorkdirError(
@@ -271,10 +272,31 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+@contextlib.contextmanager
+def _abandoned_work_is_quiet() -> Iterator[None]:
+    """Where a read or write fails, silences those begun beside it: each reports to a loop that is gone."""
+    before = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = report
+    yield
+    sys.unraisablehook = before  # not after an error: they end later
+
+
 def _system_error(error: Exception) -> Exception:
     """The system's own words, which TensorStore hides in a long message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else error
+
+
+def _first_of(error: Exception) -> Exception:
+    """The error that led to this one."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

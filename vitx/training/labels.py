@@ -110,8 +110,10 @@ def _cued(
 
 
 def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
-    """The masks and the labels of one image."""
+    """The masks and the labels of one image; FloatingPointError where the CRF's posteriors are not finite."""
     posteriors = crf_posteriors(options, item)
+    if not np.isfinite(posteriors).all():
+        raise FloatingPointError(f"labels: the CRF's posteriors of image {item.id} are not finite")
     names = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
     pooled = pool_posteriors(posteriors, (options.grid, options.grid), options.pool)
     labels = confident_labels(pooled[:1], pooled[1:], item.classes[None])[0]

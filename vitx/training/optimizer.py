@@ -16,6 +16,7 @@ from vitx.training.loop import TrainState, fit
 from vitx.workdir import Stage
 
 COMPUTE = ("float32", "bfloat16")
+OPTIMIZERS = ("sgd", "adamw")
 
 Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
@@ -178,7 +179,7 @@ def make_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransform
         case "adamw":
             rule = optax.adamw(rate, weight_decay=decay, mask=decayed)
         case other:
-            raise ValueError(f"optimizer must be sgd or adamw, not {other!r}")
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {other!r}")
     return (
         optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
     )

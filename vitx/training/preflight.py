@@ -2,8 +2,9 @@
 
 import importlib.util
 
-from vitx.cues import SPLITS, pool_factor, seeded
-from vitx.pseudomasks.crf import BACKENDS, EXACT_MAX_PIXELS, MISSING_BACKEND, too_large
+from vitx import parallel
+from vitx.cues import SPLITS, seeded
+from vitx.pseudomasks.crf import EXACT_MAX_PIXELS, MISSING_BACKEND, too_large
 from vitx.stages import Run, wanted_stages
 
 # The splits that each stage reads.
@@ -16,34 +17,45 @@ _SPLITS = {
 
 
 def preflight(run: Run) -> None:
-    """Opens every split, and looks at what the stages to come need: grid, CRF, sizes of images.
+    """Reads every split once, and looks at what the stages to come need of them: batches, CRF, sizes of images.
 
     Raises:
       ValueError, FileNotFoundError: naming the key of the config.
       ImportError: where the CRF's package is missing.
     """
     wanted = wanted_stages(run.config)
-    run.source(run.config.data.val_split)
+    run.require_readable(run.config.data.val_split)
     for key in dict.fromkeys(key for stage in wanted for key in _SPLITS.get(stage, ())):
         section, name = key.split(".")
         split = run.config[section][name]
         try:
             run.source(split)
+            run.require_readable(split)
         except ValueError as error:
             raise ValueError(f"config.{key}={split}: {error}") from error
-    if {"labels", "affinity", "masks"} & set(wanted):
-        pool_factor(run.config.model.image_size, run.config.affinity.grid)
+    for stage in ("classifier", "affinity"):
+        if stage in wanted and not run.stage(stage).done:
+            _check_batches(run, stage)
     if "labels" in wanted and not run.stage("labels").done:
         _check_crf(run)
 
 
-def _check_crf(run: Run) -> None:
-    backend = run.config.labels.backend
-    if backend not in BACKENDS:
+def _check_batches(run: Run, stage: str) -> None:
+    config, devices = run.config[stage], parallel.mesh().size
+    if config.batch_size % (devices * config.accumulate):
         raise ValueError(
-            f"config.labels.backend must be one of {', '.join(BACKENDS)}, not {backend!r}"
+            f"config.{stage}.batch_size {config.batch_size} must be a multiple of {devices} devices times "
+            f"accumulate={config.accumulate}"
         )
-    if backend == "pydensecrf":
+    if len(run.source(config.train_split)) < config.batch_size:
+        raise ValueError(
+            f"config.{stage}.train_split={config.train_split} has {len(run.source(config.train_split))} images, "
+            f"fewer than a batch: lower config.{stage}.batch_size, {config.batch_size}"
+        )
+
+
+def _check_crf(run: Run) -> None:
+    if run.config.labels.backend == "pydensecrf":
         if importlib.util.find_spec("pydensecrf") is None:
             raise ImportError(MISSING_BACKEND)
         return

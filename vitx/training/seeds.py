@@ -1,17 +1,26 @@
 """Stage `seeds`: for every image-level label of an image, a cue of where it is."""
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from vitx import checkpoints, parallel
-from vitx.cues import SPLITS, cue_file, missing_batches, padded_classes, seeded, write_cues
+from vitx import checkpoints, parallel, processes
+from vitx.cues import (
+    SPLITS,
+    count_cues,
+    cue_file,
+    missing_batches,
+    padded_classes,
+    seeded,
+    write_cues,
+)
 from vitx.data import pipeline
 from vitx.ops import Array
 from vitx.pseudomasks.seeds import class_cues
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.workdir import Stage
+from vitx.workdir import Stage, write_json
 
 
 def width_of(labels: np.ndarray) -> int:
@@ -24,7 +33,7 @@ def width_of(labels: np.ndarray) -> int:
 
 
 def make_seeds(run: Run, stage: Stage) -> None:
-    """Writes `<split>/<id>.npz` for each image: classes (K,), and cues (K, H, W) at the input size.
+    """Writes `<split>/<id>.npz` for each image: classes (K,), and cues (K, H, W) at the input size; counts flat ones.
 
     Which classes an image shows is taken from its labels, on val too.
     """
@@ -59,3 +68,19 @@ def make_seeds(run: Run, stage: Stage) -> None:
                     write_cues(path, cues[row], classes[row])
                 bar.advance(int(batch["valid"].sum()))
                 run.stop.check()
+    processes.barrier()  # all cues are there
+    if processes.is_first():
+        _count(run, stage)
+
+
+def _count(run: Run, stage: Stage) -> None:
+    counts = {}
+    for split in SPLITS:
+        source = seeded(run, split)
+        counts[split] = count_cues(stage, split, map(source.identifier, range(len(source))))
+        if flat := counts[split]["flat"]:
+            print(
+                f"seeds {split}: {flat} of {counts[split]['cues']} cues have no contrast, and point to nothing",
+                file=sys.stderr,
+            )
+    write_json(stage.folder / "scores.json", counts)

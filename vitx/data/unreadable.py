@@ -1,0 +1,87 @@
+"""Examples that cannot be read: found by decoding a split once, before anything is made of it."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from vitx import processes
+from vitx.data.sources import Source
+from vitx.files import write_json
+from vitx.run import StopRequest, progress
+
+POLICIES = ("stop", "skip")  # of config.on_bad_image
+
+
+def check_policy(policy: str) -> str:
+    """`config.on_bad_image` itself; ValueError where it is none of `POLICIES`."""
+    if policy not in POLICIES:
+        raise ValueError(
+            f"config.on_bad_image must be one of {', '.join(POLICIES)}, not {policy!r}"
+        )
+    return policy
+
+
+def find_unreadable(
+    source: Source, folder: Path, stop: StopRequest, *, keep: bool
+) -> dict[str, str]:
+    """The examples whose image, mask or labels cannot be read: their ids, and why.
+
+    Every process decodes its share. What is found stands in a file in `folder`, after which nothing is decoded again;
+    where some cannot be read, that file is written only if they are to `keep` being left out.
+
+    Raises:
+      Stopped: `stop` was requested.
+    """
+    record = folder / f"{source.fingerprint}-{source.mask_fingerprint}.json"
+    (known,) = processes.largest(processes.is_first() and record.exists())
+    if known:
+        return json.loads(record.read_text())["unreadable"]
+    bad = processes.total(_bad(source, stop))
+    found = {
+        source.identifier(place): _reason(source, place) for place in np.flatnonzero(bad).tolist()
+    }
+    if processes.is_first() and (keep or not found):
+        content = {"split": source.split, "images": len(source), "unreadable": found}
+        write_json(record, content)
+    processes.barrier()
+    return found
+
+
+def _bad(source: Source, stop: StopRequest) -> np.ndarray:
+    """Which examples of this process's share cannot be read, bool (examples,) as uint8."""
+    bad = np.zeros(len(source), np.uint8)
+    mine = processes.share(range(len(source)))
+    workers = os.cpu_count() or 1
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        progress(len(mine), f"reading {source.split}") as bar,
+    ):
+        for start in range(0, len(mine), 8 * workers):
+            places = mine[start : start + 8 * workers]
+            bad[places] = [bool(why) for why in pool.map(lambda p: _reason(source, p), places)]
+            bar.advance(len(places))
+            stop.check()
+    return bad
+
+
+def _reason(source: Source, place: int) -> str:
+    """Why an example cannot be read; "" where it can. An error of the disk, which may pass, is raised."""
+    try:
+        source[place]
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def refuse(found: dict[str, str], source: Source) -> None:
+    """ValueError where there is something that cannot be read."""
+    if found:
+        shown = "; ".join(list(found.values())[:3])
+        raise ValueError(
+            f"{len(found)} of {len(source)} images of {source.split} cannot be read: {shown}"
+            + ("; ..." if len(found) > 3 else "")
+            + ". Mend or remove them, or leave them out with --config.on_bad_image=skip"
+        )

@@ -73,13 +73,11 @@ def get_config() -> ConfigDict:
     config.affinity.features = 512
 
     config.walk.split = train()
-    with (
-        config.ignore_type()
-    ):  # tuples would be candidates, among which the masks of `split` choose
-        config.seeds.background = 0.2
-        config.walk.beta = 16.0
-        config.walk.log2_steps = 8
-        config.walk.alpha = 4.0
+    # More than one would be candidates, among which the masks of `split` choose.
+    config.seeds.background = (0.2,)
+    config.walk.beta = (16.0,)
+    config.walk.log2_steps = (8,)
+    config.walk.alpha = (4.0,)
 
     config.report.title = "image labels to masks (Table 4)"
     config.report.published = True  # beside the paper's figures, where the classes are VOC's

@@ -178,8 +178,14 @@ def test_a_threshold_is_mean_or_a_number():
 
 def test_departures_from_the_published_protocol_are_named():
     config = imagenet_perturbation.get_config()
+    assert departures(config) == ["epsilon of the final norm as in the file"]
+    config.model.final_norm_eps = 1e-5
     assert departures(config) == []
-    assert departures(imagenet_segmentation.get_config()) == []
+    config = imagenet_segmentation.get_config()
+    config.model.final_norm_eps = 1e-6
+    assert departures(config) == ["epsilon of the final norm 1e-06"]
+    config = imagenet_perturbation.get_config()
+    config.model.final_norm_eps = 1e-5
     config.methods.fill = 0.5
     config.methods.start_layer.rollout = 0
     config.limit = 64

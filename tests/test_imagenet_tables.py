@@ -48,6 +48,7 @@ def _command(inputs: Path, workdir: Path, config: str, *options: str) -> list[st
         f"--config.data.root={inputs}",
         f"--config.model.checkpoint={inputs / 'model.safetensors'}",
         "--config.model.num_heads=2",
+        "--config.model.final_norm_eps=1e-5",
         "--config.methods.batch_size=4",
         "--config.report.images=3",
         *options,

@@ -27,6 +27,7 @@ _PERTURBED = {
 _SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
 _CAPTIONS = {"perturbation": "Perturbation AUC", "segmentation": "Segmentation"}
 _PUBLISHED_STARTS = {"rollout": 1, "transformer_attribution": 0}
+_PUBLISHED_FINAL_NORM_EPS = 1e-5
 _BETTER = {"positive": "lower is better", "negative": "higher is better"}
 
 
@@ -86,6 +87,8 @@ def departures(config: Any) -> list[str]:
         found = [text for text in found if not text.startswith("explained")]
     starts = {**dict.fromkeys(_PUBLISHED_STARTS, 0), **dict(ours.start_layers)}
     found += [f"start layer of {n} {s}" for n, s in starts.items() if s != _PUBLISHED_STARTS[n]]
+    if (epsilon := config.model.get("final_norm_eps")) != _PUBLISHED_FINAL_NORM_EPS:
+        found.append(f"epsilon of the final norm {epsilon or 'as in the file'}")
     if config.methods.images:
         found.append(f"{config.methods.images} images")
     return found

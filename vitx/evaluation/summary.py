@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from vitx import __version__
+from vitx import __version__, checkpoints
 from vitx.evaluation import report
 from vitx.evaluation.gallery import pictures_section
 from vitx.evaluation.masks_report import (
@@ -123,7 +123,12 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         },
         # Which stages the last command named decides nothing.
         "options": {key: value for key, value in run.config.to_dict().items() if key != "stages"},
-        "checkpoint": run.checkpoint_digest,
+        "checkpoint": run.checkpoint_digest,  # that training began with, or that is explained
+        "weights": {  # that training ended with
+            name: checkpoints.digest(run.finished(name).folder / "model.safetensors")
+            for name in ("classifier", "affinity")
+            if name in run.config
+        },
         "versions": {name: version(name) for name in _VERSIONS}
         | {"vitx": __version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,

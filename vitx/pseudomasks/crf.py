@@ -149,7 +149,7 @@ def pool_posteriors(posteriors: Maps, grid: tuple[int, int], pool: int = 8) -> M
 
 
 def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
-    """Labels that two posteriors agree on (docs/protocol.md, "Labels").
+    """Labels of which two posteriors are sure (docs/protocol.md, "Labels").
 
     Args:
       low: posteriors (B, K + 1, h, w), background first, with the background's low alpha, which

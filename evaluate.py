@@ -10,6 +10,7 @@ from vitx.evaluation.methods import compare_methods
 from vitx.evaluation.methods_pictures import write_gallery
 from vitx.evaluation.own_images import explain_images
 from vitx.evaluation.parity import compare_with_pytorch
+from vitx.evaluation.preflight import preflight
 from vitx.evaluation.summary import show_results, write_summary
 from vitx.main import launch
 
@@ -23,4 +24,4 @@ STAGES = {
 }
 
 if __name__ == "__main__":
-    launch(STAGES, finish=show_results)
+    launch(STAGES, finish=show_results, check=preflight)

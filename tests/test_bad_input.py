@@ -3,7 +3,9 @@
 Ranges of options are in tests/test_options.py, what checkpoints may be in tests/test_checkpoints.py.
 """
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 import vitx
+from configs import imagenet_segmentation
 from tests.forked import Ended, Programs, programs
 from tests.made_voc import annotation, make_voc
 from tests.small_models import small_vit
@@ -20,12 +23,16 @@ from tests.test_own_data import NAMES, own_run
 from tests.test_stages import STAGES
 from vitx.data.palette import encode_mask
 from vitx.evaluation import metrics, perturbation
+from vitx.evaluation.preflight import preflight as comparison_preflight
+from vitx.files import WorkdirError
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import dense_crf
 from vitx.pseudomasks.seeds import cues_from_maps, seed_mask
 from vitx.pseudomasks.walk import random_walk
-from vitx.stages import run_stages
+from vitx.run import StopRequest
+from vitx.stages import Run, run_stages
 from vitx.training.preflight import preflight
+from vitx.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 
@@ -291,7 +298,95 @@ def test_odd_images_go_through_and_bad_ones_are_left_out(
     assert "truncated" in (tmp_path / "run/report.html").read_text()
     again = own_run(tmp_path, **options)  # goes by what it found, and is not refused
     run_stages(again, STAGES, preflight)
-    assert "cannot be read" not in capsys.readouterr().out
+    assert "reading val" not in capsys.readouterr().err
+    assert own_run(tmp_path, **options).left_out() == results["dataset"]["left_out"]
+
+
+def _bad_folder(folder: Path) -> tuple[Run, Path]:
+    """A run on class folders of six good images, and the path of one to spoil."""
+    for number in range(6):
+        path = folder / "own" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (40 * number, 9, 9)).save(path)
+    config = imagenet_segmentation.get_config()
+    config.data.name, config.data.root, config.data.val_split = "folder", str(folder / "own"), "all"
+    return Run(config, Workdir(folder / "run"), StopRequest()), path
+
+
+def test_a_part_that_can_be_read_is_not_refused(tmp_path: Path) -> None:
+    run, path = _bad_folder(tmp_path)
+    _cut(path)
+    run.require_readable("all[:2]")
+    with pytest.raises(ValueError, match=r"1 of 6 images of all cannot be read: .*5\.png"):
+        run.require_readable("all")
+    with pytest.raises(ValueError, match=r"1 of 2 images of all\[4:\] cannot be read"):
+        run.require_readable("all[4:]")
+
+
+def test_a_disk_that_hiccups_leaves_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = _bad_folder(tmp_path)
+    run.config.on_bad_image = "skip"
+    read = Path.read_bytes
+
+    def stale(self: Path) -> bytes:
+        if self == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(WorkdirError, match=r"5\.png.*Stale file handle; nothing is left out"):
+        run.source("all")
+    monkeypatch.undo()
+    assert len(run.source("all")) == 6 and run.left_out() == {}
+
+
+def test_another_limit_on_pixels_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, path = _bad_folder(tmp_path)
+    run.config.on_bad_image = "skip"
+    Image.new("RGB", (30, 20)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert len(run.source("all")) == 5
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    later = Run(run.config, run.workdir, StopRequest())
+    assert len(later.source("all")) == 6
+
+
+def test_a_comparison_of_all_images_looks_at_them_first(tmp_path: Path) -> None:
+    run, path = _bad_folder(tmp_path)
+    _cut(path)
+    with pytest.raises(
+        ValueError, match=r"1 of 6 images of all cannot be read.*on_bad_image=skip$"
+    ):
+        comparison_preflight(run)
+    run.config.limit = 2
+    comparison_preflight(run)
+
+
+def test_a_name_that_is_no_unicode_is_one_line(started: Programs, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES), "utf-8")
+    make_voc(tmp_path / "own", train=8, val=4, size=(40, 52), classes=NAMES, keep=False)
+    for place, name in (("JPEGImages", b"caf\xe9.jpg"), ("Annotations", b"caf\xe9.xml")):
+        os.rename(
+            _first(tmp_path, place), os.path.join(os.fsencode(tmp_path / "own" / place), name)
+        )
+    (_first(tmp_path, "SegmentationClass")).unlink()
+    with open(os.path.join(os.fsencode(tmp_path / "own/JPEGImages"), b"caf\xe9.jpg"), "wb") as file:
+        file.write(b"no picture")
+    splits = ("data.train_split=all", "data.val_split=all")
+    ended = started.run(
+        "train.py",
+        "--config=configs/voc_small.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.root={tmp_path / 'own'}",
+        f"--config.data.classes={tmp_path / 'classes.txt'}",
+        *(f"--config.{split}" for split in splits),
+    )
+    _assert_one_line(ended, "1 of 12 images of all cannot be read")
+    assert "Traceback" in (tmp_path / "run/error.txt").read_text()
 
 
 def _escaped(name: str) -> str:

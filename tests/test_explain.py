@@ -1,6 +1,8 @@
 """Explanations: against separate passes and NumPy, batches and classes, traces, work, errors."""
 
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 from functools import cache, partial
 
@@ -12,7 +14,7 @@ from flax import nnx
 
 import vitx
 from tests.small_models import images_for, small_hybrid, small_vit
-from vitx.relevance import bundles
+from vitx.relevance import bundles, methods
 from vitx.relevance import explain as module
 from vitx.relevance.bundles import CHEFER, EXACT
 from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, RULES
@@ -379,6 +381,27 @@ def test_when_memory_ends_the_error_says_what_takes_less(monkeypatch):
     monkeypatch.setattr(module, "_explain", full)
     with pytest.raises(MemoryError, match='3 images at 8 x 12: give memory="lean"'):
         vitx.explain(the_model(), images_for(the_model(), IMAGES))
+
+
+def test_an_explained_model_is_not_kept():
+    model = small_vit()
+    images = images_for(model, 1)
+    kept = weakref.ref(model)
+    vitx.explain(model, images)
+    with jax.checking_leaks():
+        jax.jit(lambda model, images: vitx.explain(model, images)[1])(model, images)
+    del model
+    gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize("tokens", [10, 145, 197])
+def test_what_is_not_finite_stays_so(tokens):
+    """XLA's maximum on a CPU loses NaN where a loop is unrolled: not at every size."""
+    array = np.ones((2, 12, 1, tokens), np.float32)
+    array[1, 3, 0, 5] = np.nan
+    for method in (methods.partial_lrp, lambda x: methods.gradcam(x, jnp.ones_like(x))):
+        assert jnp.isnan(jax.jit(method)(array)).sum() == 1
 
 
 # Bad input.

@@ -68,6 +68,9 @@ WRONG = {
     "affinity.compute": ("float8", "one of float32, bfloat16, not 'float8'"),
     "classifier.jitter": ((0.2, 0.2, 0.2, 0.8), r"four numbers .* at most 0.5, not \(0.2, 0.2"),
     "affinity.jitter": ((0.2,), r"four numbers from 0 up.*not \(0.2,\)"),
+    "methods.batch_size": (0.5, "a whole number from 1 up, not 0.5"),
+    "labels.alpha_low": ((1.0, 2.0), r"a number above 0, not \(1.0, 2.0\)"),
+    "classifier.accumulate": (True, "a whole number from 1 up, not True"),
     "seeds.rules": ("pub", "one of published, stable, not 'pub'"),
     "seeds.root": (0, "a number above 0, not 0"),
     "seeds.background": ((0.2, 1.5), r"a number in \[0, 1\], or a tuple.*not \(0.2, 1.5\)"),
@@ -99,9 +102,7 @@ TOGETHER = {
         "classifier.epochs": 2,
         "classifier.warmup_epochs": 2,
     },
-    "config.affinity.batch_size 16 must be a multiple of affinity.accumulate, 3": {
-        "affinity.accumulate": 3
-    },
+    "config.model.image_size must be above 0 to train at, not 0": {"model.image_size": 0},
     "config.labels.alpha_low must be at most alpha_high, 64, not 65": {"labels.alpha_low": 65.0},
     "config.affinity.grid 13 must divide model.image_size 48": {"affinity.grid": 13},
     "config.affinity.radius or grid: .* no pairs at radius 20": {"affinity.radius": 20},
@@ -122,3 +123,15 @@ def _changed(options: dict) -> ConfigDict:
     with config.ignore_type():
         config.update_from_flattened_dict(options)
     return config
+
+
+def test_stages_that_do_not_run_are_left_alone() -> None:
+    odd = {"affinity.grid": 13, "affinity.radius": 20, "labels.alpha_low": 65.0}
+    check_options(_changed(odd | {"stages": "classifier,seeds"}))
+    check_options(_changed({"affinity.warmup_epochs": 99, "stages": "classifier"}))
+
+
+def test_the_limit_on_pixels_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITX_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="VITX_MAX_PIXELS=many is no number of pixels"):
+        check_options(shapes.get_config())

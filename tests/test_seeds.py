@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 import vitx
+from vitx.cues import count_cues, cue_file, write_cues
+from vitx.evaluation import masks_report
 from vitx.pseudomasks import seeds
 from vitx.pseudomasks.crf import background_channel
 from vitx.pseudomasks.seeds import class_cues, cues_from_maps, min_max, seed_mask
+from vitx.workdir import Workdir
 
 
 def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -67,11 +70,24 @@ def test_maps_are_stretched_alone_and_at_any_scale():
     np.testing.assert_allclose(min_max(maps * 1e-12), found, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("share", [0.2, 1.0])
-def test_a_map_that_is_not_finite_does_not_look_flat(share):
+def test_a_map_that_is_not_finite_does_not_look_flat(share, bad):
     broken = jnp.asarray(np.random.default_rng(0).random((1, 1, 14, 14)) < share)
-    maps = jnp.where(broken, jnp.nan, 0.5).astype(jnp.float32)
+    maps = jnp.where(broken, bad, 0.5).astype(jnp.float32)
     assert jnp.isnan(cues_from_maps(maps, (64, 64), (32, 32))).any()
+
+
+def test_flat_cues_are_counted_and_told(tmp_path):
+    stage = Workdir(tmp_path).stage("seeds", {})
+    cues = np.zeros((3, 4, 4), np.float32)
+    cues[1, 2, 2] = 0.5
+    write_cues(cue_file(stage, "val", "a"), cues, np.array([0, 2, -1]))
+    write_cues(cue_file(stage, "val", "none"), cues[:0], np.array([], np.int32))
+    assert count_cues(stage, "val", "a") == (2, 1) and count_cues(stage, "val", "none") == (0, 0)
+    (told,) = masks_report._flat({"val": {"cues": 2, "flat": 1}})
+    assert told == "Cues without contrast, which point to nothing: 1 of 2 on val."
+    assert masks_report._flat({"val": {"cues": 2, "flat": 0}}) == []
 
 
 def test_seed_mask_by_hand():

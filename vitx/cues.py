@@ -1,6 +1,5 @@
 """Which images go through the pipeline, and the files in which its stages keep what they make of each."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +74,10 @@ def read_cues(
     return cues, classes
 
 
-def count_cues(seeds: Stage, split: str, identifiers: Iterable[str]) -> dict[str, int]:
-    """How many `cues` the images of a split have, and how many of them are `flat`: zero everywhere, of no contrast."""
-    counts = {"cues": 0, "flat": 0}
-    for identifier in identifiers:
-        cues = read_npz(cue_file(seeds, split, identifier))["cues"]
-        counts["cues"] += len(cues)
-        counts["flat"] += int((~cues.any((1, 2))).sum())
-    return counts
+def count_cues(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
+    """How many cues an image has, and how many of them are flat: zero everywhere, of no contrast."""
+    cues = read_npz(cue_file(seeds, split, identifier))["cues"]
+    return len(cues), int((~cues.any((1, 2))).sum())
 
 
 def crf_file(labels: Stage, alpha: str, split: str, identifier: str) -> Path:

@@ -122,7 +122,7 @@ def _run(
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
         print(f"error: {error}\n(details: {report})", file=sys.stderr)
         with contextlib.suppress(WriteError):
-            write_bytes(report, traceback.format_exc().encode())
+            write_bytes(report, traceback.format_exc().encode(errors="backslashreplace"))
         raise SystemExit(2) from None
 
 

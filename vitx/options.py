@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vitx.cues import pool_factor
+from vitx.data.pictures import pixel_limit
 from vitx.data.unreadable import POLICIES
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.explainer import ASPECTS, SCORES
@@ -42,7 +43,8 @@ def whole(low: int, high: int | None = None) -> Wanted:
     text = f"a whole number from {low} up" if high is None else f"a whole number in [{low}, {high}]"
 
     def fits(value: Any) -> bool:
-        return isinstance(value, int) and low <= value <= (math.inf if high is None else high)
+        most = math.inf if high is None else high
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= most
 
     return Wanted(fits, text)
 
@@ -57,6 +59,7 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Wanted
     def fits(value: Any) -> bool:
         return (
             isinstance(value, int | float)
+            and not isinstance(value, bool)
             and math.isfinite(value)
             and low <= value <= high
             and not (above and value == low)
@@ -77,7 +80,12 @@ def candidates(wanted: Wanted) -> Wanted:
 
 def _jitter(value: Any) -> bool:
     each = number(0).fits
-    return len(value) == 4 and all(map(each, value)) and value[3] <= 0.5
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 4
+        and all(map(each, value))
+        and value[3] <= 0.5
+    )
 
 
 _POSITIVE = number(0, above=True)
@@ -110,7 +118,8 @@ WANTED: Mapping[str, Wanted] = {
     "labels.crf.iterations": whole(0),
     "labels.crf.compat_*": number(0),
     "labels.crf.s*": _POSITIVE,
-    "*.alpha*": candidates(_POSITIVE),
+    "labels.alpha_*": _POSITIVE,
+    "walk.alpha": candidates(_POSITIVE),
     "affinity.grid": whole(1),
     "affinity.radius": whole(2),
     "affinity.features": whole(1),
@@ -158,32 +167,28 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_together(config: ConfigDict) -> None:
-    """What single options cannot tell."""
+    """What single options cannot tell, for the stages that are to run."""
+    wanted = wanted_stages(config)
     for name in ("classifier", "affinity"):
-        section = config.get(name)
-        if section is None:
-            continue
-        if section.warmup_epochs >= section.epochs:
+        if name in wanted and config[name].warmup_epochs >= config[name].epochs:
             raise ValueError(
-                f"config.{name}.warmup_epochs must be less than {name}.epochs, {section.epochs}, "
-                f"not {section.warmup_epochs}"
+                f"config.{name}.warmup_epochs must be less than {name}.epochs, {config[name].epochs}, "
+                f"not {config[name].warmup_epochs}"
             )
-        if section.batch_size % section.accumulate:
-            raise ValueError(
-                f"config.{name}.batch_size {section.batch_size} must be a multiple of "
-                f"{name}.accumulate, {section.accumulate}"
-            )
-    if "labels" in config and config.labels.alpha_low > config.labels.alpha_high:
+    if "classifier" in wanted and not config.model.image_size:
+        raise ValueError("config.model.image_size must be above 0 to train at, not 0")
+    if "labels" in wanted and config.labels.alpha_low > config.labels.alpha_high:
         raise ValueError(
             f"config.labels.alpha_low must be at most alpha_high, {config.labels.alpha_high:g}, not "
             f"{config.labels.alpha_low:g}"
         )
-    if "affinity" in config:
+    if {"labels", "affinity", "masks"} & {*wanted}:
         grid = config.affinity.grid
         pool_factor(config.model.image_size, grid)
         try:
             require_pairs((grid, grid), config.affinity.radius)
         except ValueError as error:
             raise ValueError(f"config.affinity.radius or grid: {error}") from None
-    if "compared" in config.get("methods", ()):
+    if "methods" in wanted:
         Comparison.from_config(config.methods)
+    pixel_limit()  # VITX_MAX_PIXELS, which is no option but one of the environment

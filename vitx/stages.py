@@ -4,13 +4,14 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vitx import checkpoints, processes
 from vitx.data import pipeline
-from vitx.data.unreadable import check_policy, find_unreadable, refuse
+from vitx.data.unreadable import find_unreadable, recorded, refuse
 from vitx.paths import as_path
 from vitx.run import StopRequest
 from vitx.workdir import Stage, Workdir, recorded_options
@@ -32,6 +33,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 # Not stages but commands: run anew each time, in the workdir itself, and never "done".
 COMMANDS = ("explain", "gallery", "parity")
+_SPLITS = ("train_split", "val_split", "split")  # options of a section that name one
 
 
 def declared(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -119,46 +121,62 @@ class Run:
         """
         if split not in self._sources:
             source = self._open(split)
-            if self.skips_bad_images:
+            if self._skips:
                 source = source.without(self.unreadable(split))
             self._sources[split] = source
         return self._sources[split]
 
     @property
-    def skips_bad_images(self) -> bool:
-        """Whether images that cannot be read are left out; ValueError for a `config.on_bad_image` that there is not."""
-        return check_policy(self.config.get("on_bad_image", "stop")) == "skip"
+    def _skips(self) -> bool:
+        return self.config.get("on_bad_image") == "skip"
 
     def unreadable(self, split: str) -> dict[str, str]:
-        """What cannot be read in a split, or in the one of `config.data` that it is a part of: ids, and why.
+        """What cannot be read in a split: ids, and why.
 
-        Decodes all of it, once in a workdir. All processes call it together.
+        Decodes, once in a workdir, all of the split of `config.data` that it is a part of. All processes call it
+        together.
         """
-        data = self.config.data
-        wholes = [data[name] for name in ("train_split", "val_split") if name in data]
-        whole = next((name for name in wholes if split.startswith(f"{name}[")), split)
+        whole = self._whole(split)
         if whole not in self._unreadable:
-            source, skips = self._open(whole), self.skips_bad_images
-            found = find_unreadable(
-                source, self.workdir.folder / "unreadable", self.stop, keep=skips
-            )
+            source = self._open(whole)
+            found = find_unreadable(source, self._records, self.stop, keep=self._skips)
             self._unreadable[whole] = found
-            if found and skips and processes.is_first():
+            if found and self._skips and processes.is_first():
                 print(
                     f"{whole}: {len(found)} of {len(source)} images cannot be read and are left out; "
-                    f"{self.workdir.folder / 'unreadable'} lists them",
+                    f"{self._records} lists them",
                     file=sys.stderr,
                 )
-        return self._unreadable[whole]
+        found, source = self._unreadable[whole], self._open(split)
+        if not found or split == whole:
+            return found
+        held = map(source.identifier, range(len(source)))
+        return {identifier: found[identifier] for identifier in held if identifier in found}
+
+    def _whole(self, split: str) -> str:
+        """The split of `config.data` that another is a part of, or itself."""
+        data = self.config.data
+        wholes = [data[name] for name in ("train_split", "val_split") if name in data]
+        return next((name for name in wholes if split.startswith(f"{name}[")), split)
+
+    @property
+    def _records(self) -> Path:
+        return self.workdir.folder / "unreadable"
 
     def require_readable(self, split: str) -> None:
         """ValueError where something in a split cannot be read and is not left out."""
-        if not self.skips_bad_images:
+        if not self._skips:
             refuse(self.unreadable(split), self._open(split))
 
     def left_out(self) -> dict[str, dict[str, str]]:
-        """Of each split that was opened, what cannot be read and is left out: ids, and why."""
-        return {split: dict(found) for split, found in self._unreadable.items() if found}
+        """Of each split that the config names, what this or an earlier start has left out: ids, and why."""
+        if not self._skips:
+            return {}
+        sections = [section for section in self.config.values() if isinstance(section, ConfigDict)]
+        named = [section.get(key, "") for section in sections for key in _SPLITS]
+        wholes = dict.fromkeys(self._whole(split) for split in named if split)
+        found = {split: recorded(self._open(split), self._records) for split in wholes}
+        return {split: ids for split, ids in found.items() if ids}
 
     def _open(self, split: str) -> pipeline.Source:
         if split not in self._opened:

@@ -188,13 +188,14 @@ NEED_ROOT = (full_disk, read_only)
 
 def inject(pipeline: Pipeline, undisturbed: Path, chosen: str = "") -> list[str]:
     """Each fault in a workdir of its own, and then the run to its end; prints a table, returns what differs."""
-    wrong, tried = [], 0
+    wrong, tried, left = [], 0, 0
     print("| fault | what the run said | files that differ in the end |\n|---|---|---|", flush=True)
     for number, (name, fault) in enumerate(FAULTS.items()):
         if chosen not in name:
             continue
         if getattr(fault, "func", fault) in NEED_ROOT and os.geteuid():
             print(f"| {name} | not tried: it takes root to mount a file system | |", flush=True)
+            left += 1
             continue
         workdir = pipeline.folder / f"fault{number}"
         said = fault(pipeline, workdir).replace(str(pipeline.folder), "FOLDER").replace("|", "/")
@@ -203,5 +204,5 @@ def inject(pipeline: Pipeline, undisturbed: Path, chosen: str = "") -> list[str]
         wrong += [f"{name}: {file}" for file in differ]
         tried += 1
         print(f"| {name} | {said} | {len(differ)} |", flush=True)
-    print(f"\n{tried} faults, {len(wrong)} files differ\n", flush=True)
+    print(f"\n{tried} faults, {left} not tried, {len(wrong)} files differ\n", flush=True)
     return wrong

@@ -105,5 +105,5 @@ def wrong_files(undisturbed: Path, workdir: Path) -> list[str]:
 
 def _results(workdir: Path) -> dict:
     found = json.loads((workdir / "results.json").read_text())
-    del found["stages"]
+    found["stages"] = list(found["stages"])
     return found

@@ -34,7 +34,7 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
         OSError: it is no image of a known kind, as Pillow says.
         ValueError: it has more pixels than the limit, or VITX_MAX_PIXELS is no number.
     """
-    limit = _limit()
+    limit = pixel_limit()
     try:
         image = Image.open(io.BytesIO(data), formats=formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -47,7 +47,8 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
         yield image
 
 
-def _limit() -> float:
+def pixel_limit() -> float:
+    """The most pixels of an image; ValueError where VITX_MAX_PIXELS is no number."""
     if told := os.environ.get(LIMIT):
         if not told.isdecimal() or not int(told):
             raise ValueError(f"{LIMIT}={told} is no number of pixels")

@@ -8,20 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from vitx import processes
+from vitx.data.pictures import pixel_limit
 from vitx.data.sources import Source
-from vitx.files import write_json
+from vitx.files import WorkdirError, write_json
 from vitx.run import StopRequest, progress
 
 POLICIES = ("stop", "skip")  # of config.on_bad_image
-
-
-def check_policy(policy: str) -> str:
-    """`config.on_bad_image` itself; ValueError where it is none of `POLICIES`."""
-    if policy not in POLICIES:
-        raise ValueError(
-            f"config.on_bad_image must be one of {', '.join(POLICIES)}, not {policy!r}"
-        )
-    return policy
+REMEDY = "leave such images out with --config.on_bad_image=skip"
 
 
 def find_unreadable(
@@ -34,11 +27,12 @@ def find_unreadable(
 
     Raises:
       Stopped: `stop` was requested.
+      WorkdirError: a file that is there could not be read, for a reason that may pass.
     """
-    record = folder / f"{source.fingerprint}-{source.mask_fingerprint}.json"
+    record = _record(source, folder)
     (known,) = processes.largest(processes.is_first() and record.exists())
     if known:
-        return json.loads(record.read_text())["unreadable"]
+        return recorded(source, folder)
     bad = processes.total(_bad(source, stop))
     found = {
         source.identifier(place): _reason(source, place) for place in np.flatnonzero(bad).tolist()
@@ -48,6 +42,17 @@ def find_unreadable(
         write_json(record, content)
     processes.barrier()
     return found
+
+
+def recorded(source: Source, folder: Path) -> dict[str, str]:
+    """What `find_unreadable` found, where it was called before; reads a file and no more."""
+    record = _record(source, folder)
+    return json.loads(record.read_text())["unreadable"] if record.exists() else {}
+
+
+def _record(source: Source, folder: Path) -> Path:
+    # Whatever decides what can be read.
+    return folder / f"{source.fingerprint}-{source.mask_fingerprint}-{pixel_limit():g}.json"
 
 
 def _bad(source: Source, stop: StopRequest) -> np.ndarray:
@@ -68,10 +73,14 @@ def _bad(source: Source, stop: StopRequest) -> np.ndarray:
 
 
 def _reason(source: Source, place: int) -> str:
-    """Why an example cannot be read; "" where it can. An error of the disk, which may pass, is raised."""
+    """Why an example cannot be read; "" where it can."""
     try:
         source[place]
     except ValueError as error:
+        if getattr(error.__cause__, "errno", None) is not None:  # of the disk, and it may pass
+            raise WorkdirError(
+                f"{error}; nothing is left out for that: mend it and start again"
+            ) from error
         return str(error)
     return ""
 
@@ -83,5 +92,5 @@ def refuse(found: dict[str, str], source: Source) -> None:
         raise ValueError(
             f"{len(found)} of {len(source)} images of {source.split} cannot be read: {shown}"
             + ("; ..." if len(found) > 3 else "")
-            + ". Mend or remove them, or leave them out with --config.on_bad_image=skip"
+            + f". Mend or remove them, or {REMEDY}"
         )

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from vitx.data.transforms import resize_image
-from vitx.data.unreadable import check_policy
+from vitx.data.unreadable import REMEDY
 from vitx.evaluation.explainer import Explainer, Explanation, Size, best_classes
 from vitx.evaluation.figure import Picture, Row, draw_figure, load_font, panel
 from vitx.evaluation.image_files import find_images, printable, read_user_image, result_name
@@ -56,7 +56,6 @@ def explain_images(run: Run, stage: Stage) -> None:
       FileNotFoundError: if there is no checkpoint.
     """
     config = run.config
-    policy = check_policy(config.on_bad_image)
     paths = find_images(config.images)
     load_font(config.font, 1)  # a wrong one is noticed before the work
     explainer = Explainer(config)
@@ -78,8 +77,8 @@ def explain_images(run: Run, stage: Stage) -> None:
             try:
                 pending = _prepared(path, options, explainer, stage.folder)
             except ValueError as error:
-                if policy == "stop":
-                    raise
+                if config.on_bad_image == "stop":
+                    raise ValueError(f"{error}; mend or remove it, or {REMEDY}") from error
                 tally.broken.append(str(error))
                 bar.advance()
                 continue

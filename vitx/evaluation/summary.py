@@ -30,7 +30,7 @@ from vitx.evaluation.methods_report import (
 )
 from vitx.evaluation.report import Section
 from vitx.paths import absolute
-from vitx.stages import Run
+from vitx.stages import DEPENDS, Run
 from vitx.workdir import Stage, write_json
 
 _RESULTS, _PAGE = "results.json", "report.html"
@@ -112,7 +112,7 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
                 "differing": _differing(run.config),
                 "figures": [dict(zip(headers, row, strict=True)) for row in rows],
             }
-    source = run.source(run.config.data.val_split)
+    source, seconds = run.source(run.config.data.val_split), run.workdir.seconds()
     return results | {
         "dataset": {
             "name": source.name,
@@ -133,9 +133,9 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
         | {"vitx": __version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
         "stages": {
-            name: seconds
-            for name, seconds in run.workdir.seconds().items()
-            if name != stage.folder.name  # which is still running
+            name: seconds[name]
+            for name in DEPENDS
+            if name in seconds and name != stage.folder.name  # which is still running
         },
     }
 

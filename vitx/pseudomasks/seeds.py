@@ -65,17 +65,20 @@ def cues_from_maps(
     if root <= 0:
         raise ValueError(f"root must be above 0, not {root}")
     full = resize_maps(maps, (input_size[0], input_size[1]))
-    return resize_maps(min_max(jnp.maximum(full, 0) ** (1 / root)), size)
+    return resize_maps(min_max(jnp.where(full < 0, 0, full) ** (1 / root)), size)
 
 
 def min_max(maps: Array) -> Array:
-    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal, NaN where they are NaN."""
+    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal.
+
+    What is not finite becomes NaN.
+    """
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     # Resizing a constant map leaves a contrast of a few units in the last place.
     noise = 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     real = high - low > noise
-    flat = jnp.where(jnp.isnan(maps), maps, 0)  # XLA's minimum on a CPU may pass over NaN
-    return jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), flat)
+    stretched = jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
+    return jnp.where(jnp.isfinite(maps), stretched, jnp.nan)  # minima on a CPU may pass over NaN
 
 
 def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:

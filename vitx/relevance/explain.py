@@ -1,6 +1,5 @@
 """Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -121,7 +120,6 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
     return jnp.asarray(classes)
 
 
-@functools.cache
 def _kept_bytes(model: Any, itemsize: int) -> int:
     """What "fast" keeps of an image: some 33 arrays as wide as the tokens and two attention matrices a block."""
     tokens, width = 1 + model.grid[0] * model.grid[1], model.head.kernel.shape[0]

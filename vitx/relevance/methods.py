@@ -6,7 +6,6 @@ Each returns the class token's row without its own column, (B, N - 1). Attention
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
 from vitx.ops import Array
@@ -32,7 +31,7 @@ def raw_attention(attention: Array) -> Array:
 
 def partial_lrp(relevance: Array) -> Array:
     """The last block's attention relevance (B, heads, Q, N), positive part, mean over heads (Voita et al., 2019)."""
-    return jax.nn.relu(relevance[:, :, 0, 1:]).mean(1)
+    return _positive(relevance[:, :, 0, 1:]).mean(1)
 
 
 def gradcam(attention: Array, gradient: Array) -> Array:
@@ -41,7 +40,12 @@ def gradcam(attention: Array, gradient: Array) -> Array:
     Both (B, heads, Q, N).
     """
     weight = gradient[:, :, 0, 1:].mean(-1, keepdims=True)  # (B, heads, 1)
-    return jax.nn.relu((attention[:, :, 0, 1:] * weight).mean(1))
+    return _positive((attention[:, :, 0, 1:] * weight).mean(1))
+
+
+def _positive(x: Array) -> Array:
+    """The positive part; NaN stays NaN, which XLA's maximum, and so `jax.nn.relu`, may lose on a CPU."""
+    return jnp.where(x < 0, 0, x)
 
 
 def _follow_class_token(

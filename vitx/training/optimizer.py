@@ -21,6 +21,21 @@ OPTIMIZERS = ("sgd", "adamw")
 Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
 
+def check_batch(config: Any, stage: str, images: int) -> None:
+    """Raises ValueError where a stage's batch does not divide over the devices, or so many images do not fill one."""
+    devices = parallel.mesh().size
+    if config.accumulate < 1 or config.batch_size % (devices * config.accumulate):
+        raise ValueError(
+            f"config.{stage}.batch_size {config.batch_size} must be a multiple of {devices} devices times "
+            f"accumulate={config.accumulate}"
+        )
+    if images < config.batch_size:
+        raise ValueError(
+            f"config.{stage}.train_split={config.train_split} has {images} images, fewer than a batch: lower "
+            f"config.{stage}.batch_size, {config.batch_size}"
+        )
+
+
 def minimise(
     run: Run,
     stage: Stage,
@@ -47,14 +62,7 @@ def minimise(
     Raises:
       ValueError: where the split is smaller than a batch, or the batch does not divide.
     """
-    devices = parallel.mesh().size
-    if config.accumulate < 1 or config.batch_size % (devices * config.accumulate):
-        raise ValueError(
-            f"{stage.folder.name}.batch_size {config.batch_size} must be a multiple of {devices} devices times "
-            f"accumulate={config.accumulate}"
-        )
-    if not steps_per_epoch:
-        raise ValueError(f"{stage.folder.name}: the training split holds less than one batch")
+    check_batch(config, stage.folder.name, steps_per_epoch * config.batch_size)
     optimizer = make_optimizer(config, steps_per_epoch)
     first = TrainState.create(params, optimizer)
     folder = stage.folder / "checkpoints"

@@ -2,10 +2,10 @@
 
 import importlib.util
 
-from vitx import parallel
 from vitx.cues import SPLITS, seeded
 from vitx.pseudomasks.crf import EXACT_MAX_PIXELS, MISSING_BACKEND, too_large
 from vitx.stages import Run, wanted_stages
+from vitx.training.optimizer import check_batch
 
 # The splits that each stage reads.
 _SPLITS = {
@@ -35,23 +35,10 @@ def preflight(run: Run) -> None:
             raise ValueError(f"config.{key}={split}: {error}") from error
     for stage in ("classifier", "affinity"):
         if stage in wanted and not run.stage(stage).done:
-            _check_batches(run, stage)
+            config = run.config[stage]
+            check_batch(config, stage, len(run.source(config.train_split)))
     if "labels" in wanted and not run.stage("labels").done:
         _check_crf(run)
-
-
-def _check_batches(run: Run, stage: str) -> None:
-    config, devices = run.config[stage], parallel.mesh().size
-    if config.batch_size % (devices * config.accumulate):
-        raise ValueError(
-            f"config.{stage}.batch_size {config.batch_size} must be a multiple of {devices} devices times "
-            f"accumulate={config.accumulate}"
-        )
-    if len(run.source(config.train_split)) < config.batch_size:
-        raise ValueError(
-            f"config.{stage}.train_split={config.train_split} has {len(run.source(config.train_split))} images, "
-            f"fewer than a batch: lower config.{stage}.batch_size, {config.batch_size}"
-        )
 
 
 def _check_crf(run: Run) -> None:

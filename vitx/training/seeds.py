@@ -68,19 +68,29 @@ def make_seeds(run: Run, stage: Stage) -> None:
                     write_cues(path, cues[row], classes[row])
                 bar.advance(int(batch["valid"].sum()))
                 run.stop.check()
-    processes.barrier()  # all cues are there
-    if processes.is_first():
-        _count(run, stage)
+    _count(run, stage)
 
 
 def _count(run: Run, stage: Stage) -> None:
+    """Counts cues and flat ones of all images, each process its share, and writes `scores.json`."""
+    processes.barrier()  # all cues are there
     counts = {}
     for split in SPLITS:
         source = seeded(run, split)
-        counts[split] = count_cues(stage, split, map(source.identifier, range(len(source))))
-        if flat := counts[split]["flat"]:
+        mine = processes.share(range(len(source)))
+        cues = flat = 0
+        with progress(len(mine), f"cues {split}") as bar:
+            for place in mine:
+                found = count_cues(stage, split, source.identifier(place))
+                cues, flat = cues + found[0], flat + found[1]
+                bar.advance()
+                run.stop.check()
+        cues, flat = map(int, processes.total((np.array(cues), np.array(flat))))
+        counts[split] = {"cues": cues, "flat": flat}
+        if flat and processes.is_first():
             print(
-                f"seeds {split}: {flat} of {counts[split]['cues']} cues have no contrast, and point to nothing",
+                f"seeds {split}: {flat} of {cues} cues have no contrast, and point to nothing",
                 file=sys.stderr,
             )
-    write_json(stage.folder / "scores.json", counts)
+    if processes.is_first():
+        write_json(stage.folder / "scores.json", counts)

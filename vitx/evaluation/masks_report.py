@@ -32,7 +32,8 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
     if not scored:
         unscored = "No image has a mask to compare with: nothing is scored."
         return Section(
-            "From seeds to masks", [unscored, _chosen(results["chosen"]), *_flat(results["cues"])]
+            "From seeds to masks",
+            [unscored, _chosen(results["chosen"]), *_flat(results.get("cues", {}))],
         )
     columns = [(split, kind) for split in scored for kind in KINDS]
     rows = [["mean", *(report.percent(scored[split][kind]["miou"]) for split, kind in columns)]]
@@ -59,7 +60,7 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
         _chosen(results["chosen"])
         + f" With the published background score 0.2 the seeds' mIoU on {split} is "
         f"{report.percent(scores['seeds']['miou_at_0.2'])} %.",
-        *_flat(results["cues"]),
+        *_flat(results.get("cues", {})),
         report.charts(*_curves(scored, results["chosen"])),
     ]
     return Section("From seeds to masks", body)

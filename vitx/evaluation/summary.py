@@ -96,9 +96,10 @@ def gather(run: Run, stage: Stage) -> dict[str, Any]:
     results: dict[str, Any] = {}
     if "walk" in run.config:
         masks = scores("masks")
+        if (run.finished("seeds").folder / "scores.json").exists():  # not in older workdirs
+            results["cues"] = scores("seeds")
         results |= {
             "classifier": scores("classifier"),
-            "cues": scores("seeds"),
             **masks["val"],  # nothing, where no image has a mask
             "splits": {"train": masks["train"]},
             "chosen": masks["chosen"],

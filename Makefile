@@ -5,12 +5,13 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint audit format docs bench faults soak clean
+.PHONY: help demo test test-fast test-exhaustive lint audit format docs bench faults soak clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
-	@echo "make test       all tests"
-	@echo "make test-fast  the tests that take seconds"
+	@echo "make test       the tests, but for those below: ten minutes on two cores"
+	@echo "make test-fast  those that take seconds"
+	@echo "make test-exhaustive  whole pipelines, killed and on several processes, and every command of the docs"
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make audit      look the requirements up among known vulnerabilities: needs the network"
 	@echo "make format     format the code"
@@ -24,11 +25,16 @@ demo: .venv/demo-stamp
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(RUN)
 	$(BIN)/python evaluate.py --config configs/shapes.py --workdir $(RUN)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not exhaustive"
 
 test-fast: .venv/dev-stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-exhaustive: .venv/dev-stamp
+	$(PYTEST) -m exhaustive
 
 lint: .venv/dev-stamp
 	$(BIN)/ruff format --check .

@@ -259,6 +259,7 @@ ODD = {  # names and pictures that are unusual, and none the less images
 }
 
 
+@pytest.mark.exhaustive
 def test_odd_images_go_through_and_bad_ones_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,7 @@ def target(limit=2.0, at_most=True, benchmark="some"):
     return Target("row", benchmark, "text", "yardstick", "figure", limit, "s", at_most)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quick_mode_measures_every_row(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "benchmarks", "--quick", f"--out={tmp_path}"]

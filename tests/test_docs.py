@@ -220,7 +220,7 @@ def _check_own_folder(folder: Path) -> None:
     assert labels == {"0002": [1, 1], "0003": [0, 0], "0001": [1, 0]}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("page", SHELL_PAGES)
 def test_shell_runs(page: str, sandbox: Path, inputs: Path, environment: dict[str, str]) -> None:
     for block in _blocks("bash"):
@@ -253,7 +253,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert {str(page.relative_to(site).with_suffix(".md")) for page in pages} >= {

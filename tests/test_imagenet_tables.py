@@ -74,7 +74,7 @@ def _kill_after_a_batch(command: list[str], workdir: Path) -> int:
     return len(list(folder.glob("*.npz")))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("config", "options", "figures"),
     [

@@ -102,7 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"one": one, "two": two, "killed": killed}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_the_other_process_of_a_killed_one_stops_and_says_so(
     runs: dict[str, Any], script: str
@@ -113,7 +113,7 @@ def test_the_other_process_of_a_killed_one_stops_and_says_so(
     assert "Start all processes again with the same --workdir" in message
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_compute_what_one_does(runs: dict[str, Any]) -> None:
     one, two = runs["one"], runs["two"]
     for stage in ("classifier", "affinity"):
@@ -132,7 +132,7 @@ def test_two_processes_compute_what_one_does(runs: dict[str, Any]) -> None:
             np.testing.assert_array_equal(read(two / file), read(one / file), err_msg=str(file))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("stage", ["classifier", "masks", "methods"])
 def test_two_processes_have_the_scores_of_one(runs: dict[str, Any], stage: str) -> None:
     expected, got = (

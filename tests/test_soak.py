@@ -23,7 +23,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

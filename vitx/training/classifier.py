@@ -49,7 +49,8 @@ def train_classifier(run: Run, stage: Stage) -> None:
     model = _initial_model(run, len(train.classes) - 1)
     if model.stem is None and "affinity" in wanted_stages(run.config):
         raise ValueError(NO_STEM)
-    start = run.config.seeds.start_layer if "seeds" in wanted_stages(run.config) else 0
+    seeded = "seeds" in run.config and "seeds" in wanted_stages(run.config)
+    start = run.config.seeds.start_layer if seeded else 0
     if start >= len(model.blocks):
         raise ValueError(
             f"config.seeds.start_layer {start} must be less than the model's {len(model.blocks)} blocks"

@@ -7,7 +7,13 @@ from benchmarks import parity
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 
-@pytest.mark.parametrize("group", parity.GROUPS)
+# Half of this file's time, and the hybrid is of Base size too.
+_LONG = {"vit_base": pytest.mark.exhaustive}
+
+
+@pytest.mark.parametrize(
+    "group", [pytest.param(name, marks=_LONG.get(name, ())) for name in parity.GROUPS]
+)
 def test_published_numbers_are_met(group):
     comparisons = list(parity.GROUPS[group]())
     off = {row.what: row.difference for row in comparisons if not row.difference <= parity.LIMIT}

@@ -56,7 +56,7 @@ def bare(tmp_path: Path) -> Made:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_masks_there_are_masks_and_no_scores(
     bare: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vitx.pseudomasks.crf import (
+    BACKENDS,
     CRFParameters,
     background_channel,
     confident_labels,
@@ -126,7 +127,7 @@ def test_backends_agree_on_noise():
     assert np.mean(exact.argmax(1) == published.argmax(1)) > 0.97
 
 
-@pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_without_iterations_probabilities_are_only_normalised(backend):
     images, probabilities = noise(2, 1, 3, 6, 5)
     parameters = CRFParameters(iterations=0)
@@ -139,7 +140,7 @@ def test_without_iterations_probabilities_are_only_normalised(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_sets_of_unaries_and_absent_labels(backend):
     """Two sets at once equal one at a time, and an absent label equals one never given."""
     images, probabilities = noise(3, 2, 2, 4, 10, 12)
@@ -157,7 +158,7 @@ def test_sets_of_unaries_and_absent_labels(backend):
             np.testing.assert_allclose(found[b, a, present[b]], alone[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_labels_have_no_order(backend):
     images, probabilities = noise(4, 1, 4, 8, 8)
     probabilities = probabilities.astype(np.float32)
@@ -186,7 +187,7 @@ def test_zero_probability_is_clipped():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backend": "fast"}, "exact, pydensecrf"),
+        ({"backend": "fast"}, "exact, jax, pydensecrf"),
         ({"images": np.zeros((1, 4, 4, 3), np.float32)}, "uint8"),
         ({"images": np.zeros((1, 4, 5, 3), np.uint8)}, "do not fit the images"),
         ({"probabilities": np.zeros((4, 4), np.float32)}, "do not fit the images"),
@@ -198,8 +199,9 @@ def test_zero_probability_is_clipped():
                 "images": np.zeros((1, 129, 128, 3), np.uint8),
                 "probabilities": np.zeros((1, 2, 129, 128), np.float32),
             },
-            'backend="pydensecrf"',
+            'backend="jax"',
         ),
+        ({"probabilities": np.full((1, 2, 4, 4), np.nan, np.float32)}, "image 0 are not finite"),
     ],
 )
 def test_bad_input_is_named(change, message):

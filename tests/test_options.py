@@ -74,7 +74,7 @@ WRONG = {
     "seeds.rules": ("pub", "one of published, stable, not 'pub'"),
     "seeds.root": (0, "a number above 0, not 0"),
     "seeds.background": ((0.2, 1.5), r"a number in \[0, 1\], or a tuple.*not \(0.2, 1.5\)"),
-    "labels.backend": ("exakt", "one of exact, pydensecrf, not 'exakt'"),
+    "labels.backend": ("exakt", "one of exact, jax, pydensecrf, not 'exakt'"),
     "labels.crf.srgb": (0.0, "a number above 0, not 0.0"),
     "labels.crf.iterations": (-1, "a whole number from 0 up, not -1"),
     "affinity.radius": (1, "a whole number from 2 up, not 1"),

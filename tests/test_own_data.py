@@ -15,7 +15,7 @@ from tests.small_models import small_vit
 from tests.test_stages import STAGES
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
-from vitx.pseudomasks.crf import CRFParameters
+from vitx.pseudomasks.crf import BACKENDS, CRFParameters
 from vitx.run import StopRequest
 from vitx.stages import Run, run_stages
 from vitx.training.classifier import validate
@@ -152,7 +152,7 @@ def test_few_widths_are_compiled() -> None:
     assert widths == [1, 1, 2, 4, 4, 6, 6]
 
 
-@pytest.mark.parametrize("backend", ["exact", "pydensecrf"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_crf_labels_an_image_that_shows_no_class(backend: str) -> None:
     options = CRFOptions(CRFParameters(), (4.0, 32.0), backend, grid=4, pool=4)
     image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)

@@ -1,8 +1,8 @@
 """The dense CRF of Kraehenbuehl & Koltun (NeurIPS 2011), and the confident labels made with it.
 
-Two backends with the same parameters and normalisation: "pydensecrf" is the published C++ code,
-whose lattice filter approximates the kernels, for images of any size; "exact" computes the kernels
-themselves, in JAX, in memory that grows with the square of the pixels.
+Three backends with the same parameters and normalisation: "jax" filters on permutohedral lattices, which approximate
+the kernels, for images of any size; "pydensecrf" is the published C++ code, which does the same; "exact" computes the
+kernels themselves, in JAX, in memory that grows with the square of the pixels.
 """
 
 from typing import Any
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.data.transforms import Maps, resize_maps
-from vitx.pseudomasks.crf_exact import CRFParameters, mean_field
+from vitx.pseudomasks import crf_exact, crf_lattice
+from vitx.pseudomasks.crf_exact import CRFParameters
 
 __all__ = [
     "BACKENDS",
@@ -25,7 +26,7 @@ __all__ = [
 
 Array = jax.Array
 
-BACKENDS = ("exact", "pydensecrf")
+BACKENDS = ("exact", "jax", "pydensecrf")
 EXACT_MAX_PIXELS = 128 * 128  # a kernel of 1 GiB
 MISSING_BACKEND = 'the backend "pydensecrf" needs the package pydensecrf2: pip install "vitx[crf]"'
 NEUTRAL = 255
@@ -46,16 +47,16 @@ def dense_crf(
       probabilities: (B, L, H, W), or (B, A, L, H, W) for A sets of unaries of the same image, which
         then share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
       parameters: default: docs/protocol.md's.
-      backend: "exact", up to 128 x 128 pixels, or "pydensecrf", which needs the extra `vitx[crf]`.
+      backend: "exact", up to 128 x 128 pixels; "jax"; or "pydensecrf", which needs the extra `vitx[crf]`.
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
     Returns:
       posteriors of the shape of `probabilities`, NumPy or JAX as they are, summing to 1 over the labels. "exact"
-      computes in the type of `probabilities`, "pydensecrf" in float32 and, if they are NumPy's, without JAX.
+      computes in their type, the others in float32; "pydensecrf" without JAX, if they are NumPy's.
 
     Raises:
-      ValueError: for shapes or types that do not fit, an image that has no label present, an
-        unknown backend, or an image too large for the exact one.
+      ValueError: for shapes or types that do not fit, probabilities that are not finite, an image that has no label
+        present, an unknown backend, or an image too large for it.
       ImportError: where pydensecrf is not installed.
     """
     parameters = parameters or CRFParameters()
@@ -68,26 +69,30 @@ def dense_crf(
         present = np.ones((len(images), labels), bool)
     present = np.asarray(present)
     _check(images, probabilities, present)
+    require_size(images.shape[1], images.shape[2], backend, parameters)
     sets = probabilities.reshape(shape[0], -1, *shape[-3:])  # (B, A, L, H, W)
     result: Any
     if backend == "pydensecrf":
         result = _pydensecrf(images, np.asarray(sets, np.float32), parameters, present)
-    elif images.shape[1] * images.shape[2] > EXACT_MAX_PIXELS:
-        raise ValueError(too_large(*images.shape[1:3]))
+    elif backend == "jax":
+        result = crf_lattice.mean_field(images, sets, present, parameters)
     else:
-        result = mean_field(
+        result = crf_exact.mean_field(
             jnp.asarray(images), jnp.asarray(sets), jnp.asarray(present), parameters
         )
     result = (np if on_host else jnp).asarray(result)  # mypy does not follow this to one type
     return result.reshape(shape)
 
 
-def too_large(height: int, width: int) -> str:
-    """What to tell of an image of more than EXACT_MAX_PIXELS."""
-    return (
-        f"images of {height} x {width} are too large for the exact CRF, "
-        'which takes up to 128 x 128 pixels: use backend="pydensecrf"'
-    )
+def require_size(height: int, width: int, backend: str, parameters: CRFParameters) -> None:
+    """Raises ValueError where a backend does not take images of a size with some parameters."""
+    if backend == "jax":
+        crf_lattice.boxes(height, width, parameters)
+    elif backend == "exact" and height * width > EXACT_MAX_PIXELS:
+        raise ValueError(
+            f"images of {height} x {width} are too large for the exact CRF, "
+            'which takes up to 128 x 128 pixels: use backend="jax"'
+        )
 
 
 def _check(images: np.ndarray, probabilities: Any, present: np.ndarray) -> None:
@@ -98,6 +103,9 @@ def _check(images: np.ndarray, probabilities: Any, present: np.ndarray) -> None:
         raise ValueError(f"probabilities {shape} do not fit the images {images.shape}")
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
+    finite = np.isfinite(np.asarray(probabilities)).all(axis=tuple(range(1, len(shape))))
+    if not finite.all():
+        raise ValueError(f"probabilities of image {int(finite.argmin())} are not finite")
     if present.shape != (len(images), shape[-3]) or present.dtype != bool:
         raise ValueError(
             f"present must be bool {(len(images), shape[-3])}, not {present.dtype} {present.shape}"

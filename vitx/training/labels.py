@@ -56,7 +56,7 @@ class CRFOptions(NamedTuple):
 class Cued(NamedTuple):
     """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding.
 
-    K is the image's own number, but for the exact CRF, which is compiled for each.
+    K is the image's own number with pydensecrf, and otherwise padded, since JAX compiles for each.
     """
 
     id: str
@@ -86,7 +86,7 @@ def make_labels(run: Run, stage: Stage) -> None:
         # An image's labels are written last, and so say that it is done.
         done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
         missing = [place for place in mine if source.identifier(place) not in done]
-        # The exact CRF runs on the accelerator, or on all cores by itself.
+        # The others run on the accelerator, or on all cores by themselves.
         apart = config.backend == "pydensecrf"
         cued = _cued(run, source, split, missing, None if apart else source.most_classes)
         with progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar:
@@ -110,7 +110,9 @@ def _cued(
 
 
 def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
-    """The masks and the labels of one image; FloatingPointError where the CRF's posteriors are not finite."""
+    """The masks and the labels of one image; FloatingPointError where its cues or posteriors are not finite."""
+    if not np.isfinite(item.cues).all():
+        raise FloatingPointError(f"labels: the cues of image {item.id} are not finite")
     posteriors = crf_posteriors(options, item)
     if not np.isfinite(posteriors).all():
         raise FloatingPointError(f"labels: the CRF's posteriors of image {item.id} are not finite")

@@ -3,7 +3,7 @@
 import importlib.util
 
 from vitx.cues import SPLITS, seeded
-from vitx.pseudomasks.crf import EXACT_MAX_PIXELS, MISSING_BACKEND, too_large
+from vitx.pseudomasks.crf import MISSING_BACKEND, CRFParameters, require_size
 from vitx.stages import Run, wanted_stages
 from vitx.training.optimizer import check_batch
 
@@ -46,8 +46,10 @@ def _check_crf(run: Run) -> None:
         if importlib.util.find_spec("pydensecrf") is None:
             raise ImportError(MISSING_BACKEND)
         return
+    parameters = CRFParameters(**run.config.labels.crf)
     for source in (seeded(run, split) for split in SPLITS):
         for index in range(len(source)):
-            height, width = source.size(index)
-            if height * width > EXACT_MAX_PIXELS:
-                raise ValueError(f"image {source.identifier(index)}: {too_large(height, width)}")
+            try:
+                require_size(*source.size(index), run.config.labels.backend, parameters)
+            except ValueError as error:
+                raise ValueError(f"image {source.identifier(index)}: {error}") from error

@@ -1,0 +1,256 @@
+"""The CRF on permutohedral lattices: against a lattice in plain loops, the published C++ code and the exact kernels."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from vitx.pseudomasks import crf_lattice
+from vitx.pseudomasks.crf import BACKENDS, CRFParameters, background_channel, dense_crf
+from vitx.pseudomasks.permutohedral import MAX_CODES, Box, link, locate, round_up, smooth
+
+LOCATE = jax.jit(locate, static_argnames="codes")
+LINK = jax.jit(link, static_argnames="capacity")
+SMOOTH = jax.jit(smooth)
+CODES = 1 << 20
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def photograph(name: str, height: int, width: int) -> np.ndarray:
+    """A photograph of scikit-image's, uint8 (1, H, W, 3)."""
+    image = Image.fromarray(getattr(skimage.data, name)())
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[None]
+
+
+def probabilities_of(seed: int, labels: int, height: int, width: int) -> np.ndarray:
+    """Background at two alphas beside broad blobs: float32 (1, 2, L, H, W)."""
+    generator = np.random.default_rng(seed)
+    centres = generator.uniform(0, 1, (labels - 1, 2, 1, 1)) * np.reshape(
+        (height, width), (2, 1, 1)
+    )
+    distance = np.square(np.mgrid[:height, :width] - centres).sum(1)
+    cues = np.exp(-distance / 2 / (0.25 * height) ** 2) * generator.uniform(
+        0.7, 1, (labels - 1, 1, 1)
+    )
+    sets = [np.concatenate([background_channel(cues, alpha)[None], cues]) for alpha in (4.0, 32.0)]
+    return np.stack(sets)[None].astype(np.float32)
+
+
+def looped(features: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Filters (C, N) on the lattice of points (N, d) in float64, with a dictionary of vertices."""
+    d = features.shape[1]
+    e = np.zeros((d + 1, d))
+    for j in range(1, d + 1):
+        e[:j, j - 1], e[j, j - 1] = 1, -j
+        e[:, j - 1] *= np.sqrt(2 / 3) * (d + 1) / np.sqrt(j * (j + 1))
+    values: dict[tuple[int, ...], np.ndarray] = {}
+    simplices = []
+    for point, value in zip(features @ e.T, x.T, strict=True):
+        # The vertex of residue 0 is the nearest of those whose coordinates are multiples of d + 1 and sum to 0.
+        base = (d + 1) * np.round(point / (d + 1))
+        order = np.argsort(base - point, kind="stable")
+        excess = round(base.sum() / (d + 1))
+        chosen = order[::-1][:excess] if excess > 0 else order[: -excess or 0]
+        base[chosen] -= (d + 1) * np.sign(excess)
+        falling = np.argsort(-(point - base), kind="stable")
+        gap = (point - base)[falling]
+        shares = [1 - (gap[0] - gap[-1]) / (d + 1)]
+        shares += [(gap[d - k] - gap[d - k + 1]) / (d + 1) for k in range(1, d + 1)]
+        for k, share in enumerate(shares):
+            vertex = base + k
+            vertex[falling[d + 1 - k :]] -= d + 1
+            key = tuple(vertex.astype(int))
+            values[key] = values.get(key, 0) + share * value
+            simplices.append((key, share))
+    for axis in range(d + 1):
+        step = np.full(d + 1, -1)
+        step[axis] = d
+        around = {key: (tuple(np.add(key, step)), tuple(np.subtract(key, step))) for key in values}
+        values = {
+            key: value + 0.5 * sum(values.get(other, 0) for other in around[key])
+            for key, value in values.items()
+        }
+    read = [share * values[key] for key, share in simplices]
+    return np.stack([sum(read[i : i + d + 1]) for i in range(0, len(read), d + 1)], axis=1)
+
+
+def filtered(
+    features: np.ndarray, largest: list[float], x: np.ndarray, extra: int = 0
+) -> np.ndarray:
+    """The same by the module, with `extra` points of padding."""
+    box, n = Box.of(largest), len(features)
+    padded = np.pad(features, ((0, extra), (0, 0)), constant_values=1e6).astype(np.float32)
+    splat = LOCATE(padded.T, np.arange(n + extra) < n, box, CODES)
+    values = np.pad(x, ((0, 0), (0, extra)), constant_values=1).astype(np.float32)
+    return np.asarray(SMOOTH(LINK(splat, box, 2000), values.T))[:n].T
+
+
+@pytest.mark.parametrize("largest", [(9.0, 4.0), (3.0, 2.0, 5.0), (2.0, 1.0, 6.0, 5.0, 7.0)])
+def test_filter_equals_loops(largest):
+    generator = np.random.default_rng(0)
+    features = generator.uniform(0, 1, (300, len(largest))) * largest
+    x = generator.normal(size=(2, 300))
+    expected = looped(features, x)
+    np.testing.assert_allclose(filtered(features, list(largest), x), expected, atol=2e-4)
+    np.testing.assert_allclose(filtered(features, list(largest), x, 13), expected, atol=2e-4)
+
+
+@hypothesis.given(st.integers(0, 1000), st.sampled_from([2, 5]), st.floats(0.01, 1))
+def test_every_vertex_and_neighbour_has_a_code_of_its_own(seed, d, scale):
+    generator = np.random.default_rng(seed)
+    largest = generator.uniform(0, scale, d) * (400 if d == 2 else 8)
+    corners = generator.integers(0, 2, (40, d)) * largest  # where codes might leave the box
+    features = np.concatenate([corners, generator.uniform(0, 1, (160, d)) * largest])
+    box = Box.of([*largest])
+    splat = LOCATE(features.T.astype(np.float32), np.ones(200, bool), box, CODES)
+    assert box.codes <= CODES
+    assert splat.codes.min() >= 0 and splat.codes.max() < (d + 1) * box.size.prod()
+    lattice = LINK(splat, box, 2000)
+    # A neighbour's neighbour the other way is the vertex itself: none is mistaken for another.
+    for there, back in lattice.neighbours:
+        for one, other in ((there, back), (back, there)):
+            found = np.flatnonzero(one)
+            np.testing.assert_array_equal(other[one[found]], found)
+    assert int(splat.vertices.max()) == int(splat.rows) - 1
+    np.testing.assert_allclose(splat.weights.sum(0), 1, atol=1e-4)
+    assert float(splat.weights.min()) > -1e-4
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a.argmax(2) == b.argmax(2)).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("labels", "size"), [(2, (48, 64)), (7, (33, 40)), (21, (60, 45))])
+def test_equals_the_published_code(labels, size):
+    """On photographs and noise. Pixels are a multiple of four: else it adds black ones at (0, 0)."""
+    noise = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    images = np.concatenate([noise, *(photograph(name, *size) for name in PHOTOGRAPHS[:2])])
+    probabilities = np.concatenate([probabilities_of(seed, labels, *size) for seed in range(3)])
+    found = dense_crf(images, probabilities, backend="jax")
+    published = dense_crf(images, probabilities, backend="pydensecrf")
+    assert np.abs(found - published).max() < 0.005
+    assert np.abs(found - published).mean() < 1e-5
+    assert agreement(found, published) > 0.999
+    assert np.mean(found.argmax(2) != probabilities.argmax(2)) > 0.1  # the CRF does something
+
+
+@pytest.mark.slow
+def test_equals_the_published_code_at_the_size_of_voc():
+    image, probabilities = photograph("coffee", 375, 500), probabilities_of(1, 3, 375, 500)
+    found = dense_crf(image, probabilities, backend="jax")
+    published = dense_crf(image, probabilities, backend="pydensecrf")
+    assert np.abs(found - published).max() < 0.02
+    assert agreement(found, published) > 0.9999
+
+
+@pytest.mark.slow
+def test_is_as_near_to_the_exact_kernels_as_the_published_code():
+    for name in PHOTOGRAPHS:
+        image, probabilities = photograph(name, 48, 64), probabilities_of(2, 3, 48, 64)
+        exact, found, published = (
+            dense_crf(image, probabilities, backend=backend) for backend in BACKENDS
+        )
+        assert agreement(found, exact) > agreement(published, exact) - 1e-3
+        assert np.abs(found - exact).mean() < np.abs(published - exact).mean() + 1e-5
+
+
+@pytest.mark.slow
+def test_padding_changes_nothing(monkeypatch):
+    image, probabilities = photograph("rocket", 41, 53), probabilities_of(3, 5, 41, 53)
+    found = dense_crf(image, probabilities, backend="jax")
+    monkeypatch.setattr(crf_lattice, "round_up", lambda number, steps=1: number)
+    np.testing.assert_allclose(
+        found, dense_crf(image, probabilities, backend="jax"), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.slow
+def test_a_batch_equals_its_images_and_sizes_share_programs():
+    images = np.concatenate([photograph(name, 41, 52) for name in PHOTOGRAPHS])
+    probabilities = np.concatenate([probabilities_of(seed, 3, 41, 52) for seed in range(4)])
+    found = dense_crf(images, jnp.asarray(probabilities), backend="jax")
+    assert isinstance(found, jax.Array)
+    np.testing.assert_allclose(found.sum(2), 1, atol=1e-6)
+    alone = [
+        dense_crf(image[None], p[None], backend="jax")
+        for image, p in zip(images, probabilities, strict=True)
+    ]
+    assert isinstance(alone[0], np.ndarray) and alone[0].dtype == np.float32
+    np.testing.assert_allclose(found, np.concatenate(alone), atol=1e-5)
+    before = crf_lattice._locate._cache_size(), crf_lattice._infer._cache_size()
+    turned = dense_crf(images[:1, :40], probabilities[:1, :, :, :40], backend="jax")
+    assert np.isfinite(turned).all()
+    assert (crf_lattice._locate._cache_size(), crf_lattice._infer._cache_size()) == before
+
+
+@pytest.mark.slow
+def test_constant_images_and_one_label():
+    image = np.full((2, 16, 24, 3), 77, np.uint8)
+    even = dense_crf(image, np.full((2, 4, 16, 24), 0.3, np.float32), backend="jax")
+    np.testing.assert_allclose(even, 0.25, atol=1e-5)
+    ahead = np.full((2, 2, 16, 24), 0.4, np.float32)
+    ahead[:, 1] = 0.6
+    assert (dense_crf(image, ahead, backend="jax")[:, 1] > 0.99).all()
+    only = np.array([[False, True], [True, False]])
+    found = dense_crf(image, ahead, backend="jax", present=only)
+    np.testing.assert_array_equal(found, np.broadcast_to(only[..., None, None], found.shape))
+
+
+@pytest.mark.slow
+def test_64_bit_types_change_nothing(x64):
+    image, probabilities = photograph("coffee", 24, 32), probabilities_of(4, 3, 24, 32)
+    found = dense_crf(image, probabilities.astype(np.float64), backend="jax")
+    assert found.dtype == np.float32
+    with jax.enable_x64(False):
+        np.testing.assert_allclose(found, dense_crf(image, probabilities, backend="jax"), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_for_21_labels_is_bounded():
+    """At 500 x 375 with as many vertices as there could be at all."""
+    pixels, labels, parameters = round_up(375 * 500, 4), 21, CRFParameters()
+    boxes = crf_lattice.boxes(375, 500, parameters)
+    codes = tuple(box.codes for box in boxes)
+    image = jax.ShapeDtypeStruct((1, pixels, 3), np.uint8)
+    size = np.array([375, 500], np.int32)
+    place = crf_lattice._locate.lower(image, size, boxes, codes, parameters)
+    capacities = tuple(round_up(min((len(box.low) + 1) * pixels, box.codes) + 1) for box in boxes)
+    probabilities = jax.ShapeDtypeStruct((1, 2, labels, pixels), np.float32)
+    shown = jax.ShapeDtypeStruct((1, labels), bool)
+    infer = crf_lattice._infer.lower(
+        probabilities, shown, size, place.out_info, boxes, capacities, parameters
+    )
+    for program in (place, infer):
+        used = program.compile().memory_analysis()
+        total = used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes
+        assert total < 2e9
+
+
+def test_widths_that_are_too_small_are_named():
+    """2,000 x 2,000 pixels have room with srgb 3; whatever does not fit in 32 bits is refused before anything else."""
+    for box in crf_lattice.boxes(2000, 2000, CRFParameters(srgb=3)):
+        assert box.codes <= MAX_CODES < 2**31
+    with pytest.raises(ValueError, match=r"2000 x 2000 .* srgb=1: use larger widths"):
+        crf_lattice.boxes(2000, 2000, CRFParameters(srgb=1))
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="sxy_gaussian=1e-05"):
+        dense_crf(
+            image,
+            np.ones((1, 2, 4, 4), np.float32),
+            parameters=CRFParameters(sxy_gaussian=1e-5),
+            backend="jax",
+        )
+
+
+def test_sizes_are_rounded_up_by_little():
+    assert [round_up(n) for n in (1, 2, 3, 5, 1000, 1025)] == [1, 2, 4, 8, 1024, 2048]
+    assert [round_up(n, 2) for n in (1, 2, 3, 4, 5, 7, 9)] == [1, 2, 3, 4, 6, 8, 12]
+    for number, steps in itertools.product((5, 187_500, 250_000), (1, 2, 4, 8)):
+        assert number <= round_up(number, steps) <= number * (1 + 1 / steps) + 1

@@ -60,6 +60,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "benchmarks.methods:figures", {"batch": 8}, {"model": TINY, "batch": 1, "runs": 1}
     ),
     "walk": Benchmark("benchmarks.walk:figures", quick={"sizes": (8, 16), "runs": 1}),
+    "crf": Benchmark("benchmarks.crf:turns", quick={"size": (24, 32), "runs": 1}),
     "start": Benchmark("benchmarks.start:figures", quick={"model": TINY}),
     "memory": Benchmark(
         "benchmarks.memory:figures", quick={"model": TINY, "size": 48, "batch": 1, "runs": 1}
@@ -173,6 +174,15 @@ TARGETS: tuple[Target, ...] = (
         "its time a pixel on 56 x 56",
         "growth",
         1.5,
+        "times",
+    ),
+    Target(
+        "crf",
+        "crf",
+        "dense CRF of 500 x 375, three labels, both alphas: at most the time of pydensecrf",
+        "pydensecrf in the same process",
+        "jax_over_pydensecrf",
+        1.0,
         "times",
     ),
     Target(

@@ -51,25 +51,19 @@ def mean_field(
     (height, width), shape = images.shape[1:3], probabilities.shape
     xp, pixels = probabilities.__array_namespace__(), height * width
     near, alike = boxes(height, width, parameters)
-    # Labels that are present come first; those past the most that an image has are left out.
-    order = np.argsort(~present, axis=1, kind="stable")
+    # Labels that are present come first, and no more are looked at than an image has of them.
     kept = min(round_up(int(present.sum(1).max()), 2), shape[2])
-    shown = np.take_along_axis(present, order, 1)[:, :kept]
-    chosen = xp.take_along_axis(probabilities, order[:, None, :kept, None, None], 2)
+    chosen = np.argsort(~present, axis=1, kind="stable")[:, :kept].astype(np.int32)
 
     fill = (0, round_up(pixels, 4) - pixels)
     colours = np.pad(images.reshape(len(images), pixels, 3), ((0, 0), fill, (0, 0)))
-    flat = chosen.reshape(*chosen.shape[:3], pixels).astype(xp.float32)
+    flat = probabilities.reshape(*shape[:3], pixels).astype(xp.float32)
     flat = xp.pad(flat, ((0, 0), (0, 0), (0, 0), fill))
     size = np.array([height, width], np.int32)
     splats = _locate(colours, size, (near, alike), (near.codes, alike.codes), parameters)
     capacities = tuple(round_up(int(np.max(rows))) for rows in jax.device_get(_rows(splats)))
-    result = _infer(flat, shown, size, splats, (near, alike), capacities, parameters)
-
-    result = xp.asarray(result)[..., :pixels].reshape(chosen.shape)
-    place = np.minimum(np.argsort(order, axis=1), kept - 1)[:, None, :, None, None]
-    result = xp.take_along_axis(result, place, 2)
-    return xp.where(present[:, None, :, None, None], result, xp.float32(0))
+    result = _infer(flat, present, chosen, size, splats, (near, alike), capacities, parameters)
+    return xp.asarray(result)[..., :pixels].reshape(shape)
 
 
 def boxes(height: int, width: int, parameters: CRFParameters) -> tuple[Box, Box]:
@@ -121,31 +115,33 @@ def _rows(splats: tuple[Splat, Splat]) -> tuple[Array, Array]:
 def _infer(
     probabilities: Array,
     present: Array,
+    chosen: Array,
     size: Array,
     splats: tuple[Splat, Splat],
     boxes: tuple[Box, Box],
     capacities: tuple[int, int],
     parameters: CRFParameters,
 ) -> Array:
-    """Posteriors (B, A, L, N)."""
+    """Posteriors (B, A, L, N), of the labels chosen, int32 (B, L')."""
     n = probabilities.shape[-1]
     valid = jnp.arange(n, dtype=jnp.int32) < size[0] * size[1]
     near = _Kernel.of(link(splats[0], boxes[0], capacities[0]), valid, parameters.compat_gaussian)
 
-    def one(inputs: tuple[Array, Array, Splat]) -> Array:
-        unnormalised, shown, splat = inputs
+    def one(inputs: tuple[Array, Array, Array, Splat]) -> Array:
+        unnormalised, present, chosen, splat = inputs
         lattice = link(splat, boxes[1], capacities[1])
         alike = _Kernel.of(lattice, valid, parameters.compat_bilateral)
-        log_unary = jnp.log(jnp.clip(unnormalised, 1e-5, 1))
-        log_unary = jnp.where(shown[None, :, None], log_unary, -jnp.inf)  # (A, L, N)
+        log_unary = jnp.log(jnp.clip(unnormalised[:, chosen], 1e-5, 1))
+        log_unary = jnp.where(present[chosen][None, :, None], log_unary, -jnp.inf)  # (A, L', N)
 
         def step(_: int, q: Array) -> Array:
-            x = q.reshape(-1, n).T  # (N, A L)
+            x = q.reshape(-1, n).T  # (N, A L')
             return _softmax(log_unary + (near.message(x) + alike.message(x)).T.reshape(q.shape))
 
-        return lax.fori_loop(0, parameters.iterations, step, _softmax(log_unary))
+        q = lax.fori_loop(0, parameters.iterations, step, _softmax(log_unary))
+        return jnp.zeros_like(unnormalised).at[:, chosen].set(q)
 
-    return lax.map(one, (probabilities, present, splats[1]))
+    return lax.map(one, (probabilities, present, chosen, splats[1]))
 
 
 class _Kernel(NamedTuple):

@@ -9,7 +9,7 @@ Run:
     first (docs/data.md).
 
 Images are squashed to 48 x 48; the dense CRF is computed exactly, for images of at most 128 x 128 pixels; for larger
-ones, --config.labels.backend=pydensecrf. Where a part of train has masks, they choose the walk's options.
+ones, --config.labels.backend=jax. Where a part of train has masks, they choose the walk's options.
 """
 
 from ml_collections import ConfigDict

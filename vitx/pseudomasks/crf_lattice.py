@@ -64,7 +64,9 @@ def mean_field(
     flat = xp.pad(flat, ((0, 0), (0, 0), (0, 0), fill))
     size = np.array([height, width], np.int32)
     splats = _locate(colours, size, (near, alike), (near.codes, alike.codes), parameters)
-    capacities = tuple(round_up(int(np.max(rows))) for rows in jax.device_get(_rows(splats)))
+    least = max(pixels // 8, 2048)  # few images have fewer vertices, and gain little
+    rows = [max(int(np.max(rows)), least) for rows in jax.device_get(_rows(splats))]
+    capacities = round_up(rows[0]), round_up(rows[1])
     result = _infer(flat, present, chosen, size, splats, (near, alike), capacities, parameters)
     return xp.asarray(result)[..., :pixels].reshape(shape)
 

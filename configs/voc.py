@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     config.seeds.train_split = train()
     config.seeds.batch_size = 8
 
-    config.labels.backend = "pydensecrf"
+    config.labels.backend = "jax"
     config.labels.alpha_low = 4.0
     config.labels.alpha_high = 32.0
     config.affinity.grid = 56

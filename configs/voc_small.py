@@ -8,8 +8,8 @@ Run:
     DIR has the folders JPEGImages, Annotations, ImageSets and SegmentationClass, FILE one class a line, "background"
     first (docs/data.md).
 
-Images are squashed to 48 x 48; the dense CRF is computed exactly, for images of at most 128 x 128 pixels; for larger
-ones, --config.labels.backend=jax. Where a part of train has masks, they choose the walk's options.
+The model sees images squashed to 48 x 48, the dense CRF at their own size. Where a part of train has masks, they choose
+the walk's options.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     config.classifier.val_split = val()  # chooses the checkpoint, as in voc
     config.classifier.epochs = 12
     config.seeds.train_split = train()
+    config.labels.backend = "jax"
     config.affinity.train_split = train()
     config.affinity.val_split = val()
     config.affinity.epochs = 8

@@ -11,7 +11,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from vitx.pseudomasks import crf_lattice
+from vitx.pseudomasks import crf, crf_lattice
 from vitx.pseudomasks.crf import (
     BACKENDS,
     CRFParameters,
@@ -198,6 +198,15 @@ def test_a_batch_equals_its_images_and_sizes_share_programs():
     turned = dense_crf(images[:1, :40], probabilities[:1, :, :, :40], backend="jax")
     assert np.isfinite(turned).all()
     assert (crf_lattice._locate._cache_size(), crf_lattice._infer._cache_size()) == before
+
+
+@pytest.mark.slow
+def test_is_what_large_images_get(monkeypatch):
+    image, probabilities = photograph("chelsea", *SIZE), probabilities_of(5, 3, *SIZE)
+    for most, backend in ((41 * 52, "exact"), (41 * 52 - 1, "jax")):
+        monkeypatch.setattr(crf, "EXACT_MAX_PIXELS", most)
+        expected = dense_crf(image, probabilities, backend=backend)
+        np.testing.assert_array_equal(dense_crf(image, probabilities), expected)
 
 
 @pytest.mark.slow

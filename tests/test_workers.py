@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vitx.files import WorkdirError
-from vitx.workers import in_processes
+from vitx.workers import in_processes, on_devices
 
 
 def double(number: int) -> int:
@@ -20,8 +23,6 @@ def double(number: int) -> int:
 
 
 def where(_: int) -> tuple[int, str]:
-    import jax
-
     return os.getpid(), jax.config.jax_platforms
 
 
@@ -103,3 +104,43 @@ def test_workers_end_with_a_killed_run() -> None:
     while alive(worker):
         assert time.monotonic() < end, "the worker outlives its run"
         time.sleep(0.1)
+
+
+def test_devices_share_the_work_in_order() -> None:
+    drawn, devices = [], jax.local_devices()[:3]
+    together = threading.Barrier(3, timeout=30)  # breaks unless three items are worked on at once
+
+    def items() -> Iterator[int]:
+        for number in range(12):
+            drawn.append(number)
+            yield number
+
+    def add(number: int) -> jax.Array:
+        together.wait()
+        return jnp.asarray(np.float32(number)) + 1
+
+    results = on_devices(add, items(), devices)
+    first = next(results)
+    assert len(drawn) == 4  # one a thread waits, and the one that came
+    found = [first, *results]
+    np.testing.assert_array_equal([float(value) for value in found], np.arange(1, 13))
+    assert {device for value in found for device in value.devices()} == set(devices)
+
+
+def test_virtual_devices_of_a_cpu_count_once() -> None:
+    found = list(on_devices(lambda number: jnp.full(1, number), range(4)))
+    assert {device for value in found for device in value.devices()} == {jax.local_devices()[0]}
+
+
+def test_an_error_on_a_device_is_raised_and_what_waits_is_dropped() -> None:
+    begun = []
+
+    def fail_late(number: int) -> int:
+        begun.append(number)
+        return fail(number)
+
+    results = on_devices(fail_late, range(100), jax.local_devices()[:1])
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="two is no good"):
+        next(results)
+    assert len(begun) < 6

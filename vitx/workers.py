@@ -1,4 +1,4 @@
-"""Work that runs in other processes of this host, off the one that trains."""
+"""Work on many items side by side: in other processes of this host, or on all of its devices."""
 
 import multiprocessing
 import os
@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
 from typing import TypeVar
 
 import jax
@@ -40,19 +41,62 @@ def in_processes(
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
     )
-    waiting: deque[Future[Result]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from _in_order(pool, function, items, 2 * workers)
     except BrokenProcessPool as error:
         raise WorkdirError(
             "a worker process died (out of memory, or killed); with fewer of them there is more memory for each. "
             "Start again with the same --workdir: finished work is kept"
         ) from error
+
+
+def on_devices(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[Result]:
+    """`function(item)` for each item, in their order, by several devices side by side.
+
+    An accelerator has two threads, for which it is JAX's default device, so that one item is prepared while another is
+    computed; a CPU, whose cores share the work on one item already, has one.
+
+    Args:
+      function: what it compiles, it compiles for each device.
+      items: drawn as there is room.
+      devices: default: this process' accelerators, or the CPU.
+    """
+    if devices is None:
+        devices = jax.local_devices()
+        if devices[0].platform == "cpu":
+            devices = devices[:1]  # virtual ones have the same cores
+    free: SimpleQueue[jax.Device] = SimpleQueue()
+    threads = [device for device in devices for _ in range(1 + (device.platform != "cpu"))]
+    for device in threads:
+        free.put(device)
+
+    def call(item: Item) -> Result:
+        device = free.get()
+        try:
+            with jax.default_device(device):
+                return function(item)
+        finally:
+            free.put(device)
+
+    yield from _in_order(ThreadPoolExecutor(len(threads)), call, items, len(threads))
+
+
+def _in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Results of a pool in the items' order, up to `ahead` of them waiting; shuts it down."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -37,7 +37,7 @@ def dense_crf(
     probabilities: Maps,
     *,
     parameters: CRFParameters | None = None,
-    backend: str = "exact",
+    backend: str | None = None,
     present: np.ndarray | None = None,
 ) -> Maps:
     """Mean-field posteriors of a fully connected CRF with Gaussian edge potentials.
@@ -47,7 +47,8 @@ def dense_crf(
       probabilities: (B, L, H, W), or (B, A, L, H, W) for A sets of unaries of the same image, which
         then share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
       parameters: default: docs/protocol.md's.
-      backend: "exact", up to 128 x 128 pixels; "jax"; or "pydensecrf", which needs the extra `vitx[crf]`.
+      backend: "exact", up to 128 x 128 pixels; "jax"; or "pydensecrf", which needs the extra `vitx[crf]`. Default:
+        "exact" where it can, else "jax".
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
     Returns:
@@ -61,7 +62,7 @@ def dense_crf(
     """
     parameters = parameters or CRFParameters()
     images, on_host = np.asarray(images), isinstance(probabilities, np.ndarray)
-    if backend not in BACKENDS:
+    if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     shape = probabilities.shape
     labels = shape[-3] if len(shape) in (4, 5) else 0
@@ -69,6 +70,9 @@ def dense_crf(
         present = np.ones((len(images), labels), bool)
     present = np.asarray(present)
     _check(images, probabilities, present)
+    if backend is None:
+        small = images.shape[1] * images.shape[2] <= EXACT_MAX_PIXELS
+        backend = "exact" if small else "jax"
     require_size(images.shape[1], images.shape[2], backend, parameters)
     sets = probabilities.reshape(shape[0], -1, *shape[-3:])  # (B, A, L, H, W)
     result: Any

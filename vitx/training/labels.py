@@ -86,12 +86,14 @@ def make_labels(run: Run, stage: Stage) -> None:
         # An image's labels are written last, and so say that it is done.
         done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
         missing = [place for place in mine if source.identifier(place) not in done]
-        # The others run on the accelerator, or on all cores by themselves.
+        # The others run on accelerators, or on all cores by themselves.
         apart = config.backend == "pydensecrf"
         cued = _cued(run, source, split, missing, None if apart else source.most_classes)
         with progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar:
             results = (
-                workers.in_processes(label, cued, config.workers) if apart else map(label, cued)
+                workers.in_processes(label, cued, config.workers)
+                if apart
+                else workers.on_devices(label, cued)
             )
             for found in results:
                 for name, mask in zip(ALPHAS, found.masks, strict=True):

@@ -62,7 +62,7 @@ faults: .venv/dev-stamp
 soak: .venv/dev-stamp
 	$(BIN)/python -m tests.soak
 
-bench: .venv/demo-stamp
+bench: .venv/dev-stamp
 	$(BIN)/python -m benchmarks
 
 clean:

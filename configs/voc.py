@@ -8,7 +8,7 @@ Run:
     python evaluate.py --config configs/voc.py --config.data.root=DIR --config.model.checkpoint=FILE --workdir runs/voc
 
     DIR has VOCdevkit/VOC2012 or its tar, and SBD (docs/tables.md). FILE is a pretrained hybrid, such as timm's
-    vit_base_r50_s16_384; its head is replaced. The dense CRF is pip install "vitx[crf]".
+    vit_base_r50_s16_384; its head is replaced.
 
 Your own images in VOC's layout:
     --config.data.classes=FILE --config.data.train_split=train, one class a line, "background" first.

@@ -45,6 +45,7 @@ _LONG = (
     "test_stages",
     "test_benchmarks",
     "test_own_data",
+    "test_crf_lattice",
     "test_optimizer",
 )
 

@@ -121,7 +121,7 @@ def test_devices_share_the_work_in_order() -> None:
 
     results = on_devices(add, items(), devices)
     first = next(results)
-    assert len(drawn) == 4  # one a thread waits, and the one that came
+    assert len(drawn) == 7  # two a thread wait, and the one that came
     found = [first, *results]
     np.testing.assert_array_equal([float(value) for value in found], np.arange(1, 13))
     assert {device for value in found for device in value.devices()} == set(devices)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from queue import SimpleQueue
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 def in_processes(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int = 0
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function(item)` for each item, in their order, computed by processes that leave the accelerators alone.
 
     At most two items a process wait at once, so that memory stays flat however many there are.
@@ -54,25 +54,28 @@ def on_devices(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     devices: Sequence[jax.Device] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function(item)` for each item, in their order, by several devices side by side.
 
-    An accelerator has two threads, for which it is JAX's default device, so that one item is prepared while another is
-    computed; a CPU, whose cores share the work on one item already, has one.
+    An accelerator has two threads, so that one item is prepared while another is computed; a CPU has one.
 
     Args:
-      function: what it compiles, it compiles for each device.
-      items: drawn as there is room.
-      devices: default: this process' accelerators, or the CPU.
+      function: called with JAX's default device set to its thread's; other settings of the caller's thread, such as
+        `jax.enable_x64`, do not reach it. What it compiles, it compiles for each device.
+      items: drawn as there is room: two a thread wait.
+      devices: of one kind; default: this process' accelerators, or the CPU.
+
+    Raises:
+      whatever `function` raises. Results given so far stand.
     """
     if devices is None:
         devices = jax.local_devices()
         if devices[0].platform == "cpu":
             devices = devices[:1]  # virtual ones have the same cores
     free: SimpleQueue[jax.Device] = SimpleQueue()
-    threads = [device for device in devices for _ in range(1 + (device.platform != "cpu"))]
-    for device in threads:
-        free.put(device)
+    count = len(devices) * (1 if devices[0].platform == "cpu" else 2)
+    for thread in range(count):
+        free.put(devices[thread % len(devices)])
 
     def call(item: Item) -> Result:
         device = free.get()
@@ -82,12 +85,12 @@ def on_devices(
         finally:
             free.put(device)
 
-    yield from _in_order(ThreadPoolExecutor(len(threads)), call, items, len(threads))
+    yield from _in_order(ThreadPoolExecutor(count), call, items, 2 * count)
 
 
 def _in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of a pool in the items' order, up to `ahead` of them waiting; shuts it down."""
     waiting: deque[Future[Result]] = deque()
     try:

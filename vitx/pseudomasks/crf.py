@@ -74,6 +74,8 @@ def dense_crf(
         small = images.shape[1] * images.shape[2] <= EXACT_MAX_PIXELS
         backend = "exact" if small else "jax"
     require_size(images.shape[1], images.shape[2], backend, parameters)
+    if 0 in shape:
+        return probabilities
     sets = probabilities.reshape(shape[0], -1, *shape[-3:])  # (B, A, L, H, W)
     result: Any
     if backend == "pydensecrf":
@@ -107,7 +109,8 @@ def _check(images: np.ndarray, probabilities: Any, present: np.ndarray) -> None:
         raise ValueError(f"probabilities {shape} do not fit the images {images.shape}")
     if not jnp.issubdtype(probabilities.dtype, jnp.floating):
         raise ValueError(f"probabilities must be floats, not {probabilities.dtype}")
-    finite = np.isfinite(np.asarray(probabilities)).all(axis=tuple(range(1, len(shape))))
+    isfinite = probabilities.__array_namespace__().isfinite
+    finite = np.asarray(isfinite(probabilities).all(axis=tuple(range(1, len(shape)))))
     if not finite.all():
         raise ValueError(f"probabilities of image {int(finite.argmin())} are not finite")
     if present.shape != (len(images), shape[-3]) or present.dtype != bool:

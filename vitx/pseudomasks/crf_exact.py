@@ -9,6 +9,7 @@ n_i = (sum_j exp(-|f_i - f_j|^2 / 2))^(-1/2), the pixel itself included. The fea
 positions over sxy, and for the bilateral kernel colours over srgb as well.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +23,12 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """Widths in pixels and grey levels, weights, and iterations (docs/protocol.md, "Labels")."""
+    """Widths in pixels and grey levels, weights, and iterations (docs/protocol.md, "Labels").
+
+    Raises:
+      ValueError: where a width is not above 0, a weight is negative or any is not finite, or iterations are no whole
+        number from 0 up.
+    """
 
     iterations: int = 10
     sxy_gaussian: float = 3
@@ -30,6 +36,16 @@ class CRFParameters:
     sxy_bilateral: float = 80
     srgb: float = 13
     compat_bilateral: float = 10
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.iterations, (int, np.integer)) or self.iterations < 0:
+            raise ValueError(f"iterations must be a whole number from 0 up, not {self.iterations}")
+        for name in ("sxy_gaussian", "sxy_bilateral", "srgb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        for name in ("compat_gaussian", "compat_bilateral"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be from 0 up and finite, not {getattr(self, name)}")
 
 
 @partial(jax.jit, static_argnames="parameters")

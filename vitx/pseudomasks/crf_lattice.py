@@ -18,7 +18,7 @@ from vitx.pseudomasks.permutohedral import (
     MAX_CODES,
     Box,
     Lattice,
-    Splat,
+    Simplices,
     link,
     locate,
     round_up,
@@ -29,6 +29,8 @@ Array = jax.Array
 
 # Filtered at once: XLA's loops for CPU take less over 8 channels than over 6, and far less than over 16.
 CHANNELS = 8
+# Room for fewer vertices than this, or than an eighth of the pixels, would gain little and compile more programs.
+LEAST_ROWS = 2048
 
 
 def mean_field(
@@ -36,8 +38,9 @@ def mean_field(
 ) -> Any:
     """Posteriors of every image and set of unaries.
 
-    Sizes nearby share a compiled program: pixels are padded to one of four numbers between powers of two, labels that
-    are present to one of two, and vertices, which are counted first, to a power of two. No padding changes anything.
+    Sizes nearby share compiled programs: pixels and lattice codes are padded to one of four numbers between powers of
+    two, labels that are present to one of two, and vertices, which are counted first, to a power of two. Padding
+    changes nothing but the order of sums.
 
     Args:
       images: uint8 (B, H, W, 3).
@@ -51,37 +54,48 @@ def mean_field(
     Raises:
       ValueError: see `boxes`.
     """
-    (height, width), shape = images.shape[1:3], probabilities.shape
-    xp, pixels = probabilities.__array_namespace__(), height * width
-    near, alike = boxes(height, width, parameters)
-    # Labels that are present come first, and no more are looked at than an image has of them.
-    kept = min(round_up(int(present.sum(1).max()), 2), shape[2])
-    chosen = np.argsort(~present, axis=1, kind="stable")[:, :kept].astype(np.int32)
+    xp, (height, width) = probabilities.__array_namespace__(), images.shape[1:3]
+    pixels, labels = height * width, present.shape[1]
+    gaussian, bilateral = boxes(height, width, parameters)
+    # Labels that are present come first, and no more are sent than an image has of them.
+    most = min(round_up(int(present.sum(1).max()), 2), labels)
+    sent = np.argsort(~present, axis=1, kind="stable")[:, :most]  # (B, L')
+    unnormalised = xp.stack([p[:, some] for p, some in zip(probabilities, sent, strict=True)])
 
     fill = (0, round_up(pixels, 4) - pixels)
     colours = np.pad(images.reshape(len(images), pixels, 3), ((0, 0), fill, (0, 0)))
-    flat = probabilities.reshape(*shape[:3], pixels).astype(xp.float32)
+    flat = unnormalised.reshape(*unnormalised.shape[:3], pixels).astype(xp.float32)
     flat = xp.pad(flat, ((0, 0), (0, 0), (0, 0), fill))
     size = np.array([height, width], np.int32)
-    splats = _locate(colours, size, (near, alike), (near.codes, alike.codes), parameters)
-    least = max(pixels // 8, 2048)  # few images have fewer vertices, and gain little
-    rows = [max(int(np.max(rows)), least) for rows in jax.device_get(_rows(splats))]
-    capacities = round_up(rows[0]), round_up(rows[1])
-    result = _infer(flat, present, chosen, size, splats, (near, alike), capacities, parameters)
-    return xp.asarray(result)[..., :pixels].reshape(shape)
+    codes = gaussian.codes, bilateral.codes
+    simplices, rows = _locate(colours, size, (gaussian, bilateral), codes, parameters)
+    least = max(pixels // 8, LEAST_ROWS)
+    capacities = [round_up(max(int(np.max(number)), least)) for number in jax.device_get(rows)]
+    lattices = _link(simplices, (gaussian, bilateral), tuple(capacities))
+    result = xp.asarray(
+        _infer(flat, np.take_along_axis(present, sent, 1), size, lattices, parameters)
+    )
+
+    back = np.full(
+        (len(sent), labels), most
+    )  # where a label was sent to; one more for those that were not
+    np.put_along_axis(back, sent, np.arange(most)[None], 1)
+    result = xp.pad(result[..., :pixels], ((0, 0), (0, 0), (0, 1), (0, 0)))
+    found = [q[:, place] for q, place in zip(result, back, strict=True)]
+    return xp.stack(found).reshape(probabilities.shape)
 
 
 def boxes(height: int, width: int, parameters: CRFParameters) -> tuple[Box, Box]:
-    """The boxes of an image's two lattices: of places, and of places and colours.
+    """The boxes of an image's two lattices, of the Gaussian and of the bilateral kernel.
 
     Raises:
-      ValueError: where one has more than 2^30 codes. With sxy 80 there is room for 2,000 x 2,000 pixels with srgb from
-        2.5 up, or 20,000 x 20,000 with srgb 13.
+      ValueError: where one has more than 2^30 codes. With sxy 80, images of 2,000 x 2,000 have fewer with srgb from
+        2.5 up.
     """
     p, ends = parameters, np.array([width - 1, height - 1])
     try:
-        near = Box.of([*ends / p.sxy_gaussian])
-        return near, Box.of([*ends / p.sxy_bilateral, *[255 / p.srgb] * 3])
+        gaussian = Box.of([*ends / p.sxy_gaussian])
+        return gaussian, Box.of([*ends / p.sxy_bilateral, *[255 / p.srgb] * 3])
     except OverflowError:
         raise ValueError(
             f"images of {height} x {width} have more than {MAX_CODES} lattice codes with sxy_gaussian="
@@ -96,57 +110,58 @@ def _locate(
     boxes: tuple[Box, Box],
     codes: tuple[int, int],
     parameters: CRFParameters,
-) -> tuple[Splat, Splat]:
-    """Where pixels (B, N, 3) lie: in the lattice of places, and in each image's of places and colours."""
+) -> tuple[tuple[Simplices, Simplices], tuple[Array, Array]]:
+    """Where pixels (B, N, 3) lie in the Gaussian lattice and in each image's bilateral one; the lattices' rows."""
     pixel = jnp.arange(images.shape[1], dtype=jnp.int32)
     valid = pixel < size[0] * size[1]
     place = jnp.stack([pixel % size[1], pixel // size[1]]).astype(jnp.float32)
-    near = locate(place / np.float32(parameters.sxy_gaussian), valid, boxes[0], codes[0])
+    gaussian = locate(place / np.float32(parameters.sxy_gaussian), valid, boxes[0], codes[0])
 
-    def one(image: Array) -> Splat:
+    def one(image: Array) -> Simplices:
         colours = image.T.astype(jnp.float32) / np.float32(parameters.srgb)
         features = jnp.concatenate([place / np.float32(parameters.sxy_bilateral), colours])
         return locate(features, valid, boxes[1], codes[1])
 
-    return near, lax.map(one, images)
+    bilateral = lax.map(one, images)
+    return (gaussian, bilateral), (gaussian.rows, bilateral.rows)
 
 
-@jax.jit
-def _rows(splats: tuple[Splat, Splat]) -> tuple[Array, Array]:
-    return splats[0].rows, splats[1].rows
+@functools.partial(jax.jit, static_argnames="capacities")
+def _link(
+    simplices: tuple[Simplices, Simplices], boxes: tuple[Box, Box], capacities: tuple[int, int]
+) -> tuple[Lattice, Lattice]:
+    gaussian = link(simplices[0], boxes[0], capacities[0])
+    return gaussian, lax.map(lambda one: link(one, boxes[1], capacities[1]), simplices[1])
 
 
-@functools.partial(jax.jit, static_argnames=("capacities", "parameters"))
+@functools.partial(jax.jit, static_argnames="parameters")
 def _infer(
     probabilities: Array,
     present: Array,
-    chosen: Array,
     size: Array,
-    splats: tuple[Splat, Splat],
-    boxes: tuple[Box, Box],
-    capacities: tuple[int, int],
+    lattices: tuple[Lattice, Lattice],
     parameters: CRFParameters,
 ) -> Array:
-    """Posteriors (B, A, L, N), of the labels chosen, int32 (B, L')."""
+    """Posteriors (B, A, L, N)."""
     n = probabilities.shape[-1]
     valid = jnp.arange(n, dtype=jnp.int32) < size[0] * size[1]
-    near = _Kernel.of(link(splats[0], boxes[0], capacities[0]), valid, parameters.compat_gaussian)
+    gaussian = _Kernel.of(lattices[0], valid, parameters.compat_gaussian)
 
-    def one(inputs: tuple[Array, Array, Array, Splat]) -> Array:
-        unnormalised, present, chosen, splat = inputs
-        lattice = link(splat, boxes[1], capacities[1])
-        alike = _Kernel.of(lattice, valid, parameters.compat_bilateral)
-        log_unary = jnp.log(jnp.clip(unnormalised[:, chosen].swapaxes(0, 1), 1e-5, 1))
-        log_unary = jnp.where(present[chosen][:, None, None], log_unary, -jnp.inf)  # (L', A, N)
+    def one(inputs: tuple[Array, Array, Lattice]) -> Array:
+        unnormalised, present, lattice = inputs
+        bilateral = _Kernel.of(lattice, valid, parameters.compat_bilateral)
+        log_unary = jnp.log(jnp.clip(unnormalised.swapaxes(0, 1), 1e-5, 1))
+        log_unary = jnp.where(present[:, None, None], log_unary, -jnp.inf)  # (L, A, N)
 
         def step(_: int, q: Array) -> Array:
-            x = q.reshape(-1, n)  # (L' A, N)
-            return _softmax(log_unary + (near.message(x) + alike.message(x)).reshape(q.shape))
+            x = q.reshape(-1, n)  # (L A, N)
+            message = gaussian.message(x) + bilateral.message(x)
+            return _softmax(log_unary + message.reshape(q.shape))
 
         q = lax.fori_loop(0, parameters.iterations, step, _softmax(log_unary))
-        return jnp.zeros_like(unnormalised).at[:, chosen].set(q.swapaxes(0, 1))
+        return q.swapaxes(0, 1)
 
-    return lax.map(one, (probabilities, present, chosen, splats[1]))
+    return lax.map(one, (probabilities, present, lattices[1]))
 
 
 class _Kernel(NamedTuple):
@@ -164,10 +179,10 @@ class _Kernel(NamedTuple):
     def message(self, x: Array) -> Array:
         """(C, N) -> (C, N), in groups of channels."""
         channels, n = x.shape
-        width = min(round_up(channels), CHANNELS)
-        groups = -(-channels // width)
-        x = jnp.pad(self.root * x, ((0, groups * width - channels), (0, 0)))
-        y = lax.map(lambda x: smooth(self.lattice, x.T).T, x.reshape(groups, width, n))
+        at_once = min(round_up(channels), CHANNELS)
+        groups = -(-channels // at_once)
+        x = jnp.pad(self.root * x, ((0, groups * at_once - channels), (0, 0)))
+        y = lax.map(lambda x: smooth(self.lattice, x.T).T, x.reshape(groups, at_once, n))
         return self.compat * self.root * y.reshape(-1, n)[:channels]
 
 

@@ -47,9 +47,8 @@ class Box(NamedTuple):
           OverflowError: where it has more than MAX_CODES codes.
         """
         j = np.arange(1, len(largest) + 1)
-        reach = (
-            2 * j / (j + 1) + 1e-3 + 1e-6 * np.asarray(largest)
-        )  # what is small: float32's rounding
+        # Both deviations, and a little for float32's rounding.
+        reach = 2 * j / (j + 1) + 1e-3 + 1e-6 * np.asarray(largest)
         low = np.floor(-np.sqrt(2 / 3 * j / (j + 1)) * largest - reach)
         size = np.floor(reach) - low + 1
         if (len(low) + 1) * size.prod() > MAX_CODES:
@@ -62,15 +61,15 @@ class Box(NamedTuple):
         return round_up(max((len(self.size) + 1) * math.prod(map(int, self.size)), 256), 4)
 
 
-class Splat(NamedTuple):
-    """Which vertices N points lie next to. They are numbered from 1; 0 stands for one that is not there.
+class Simplices(NamedTuple):
+    """The simplex around each of N points. Vertices next to some point are numbered from 1; 0 stands for all others.
 
     Attributes:
-      vertices: int32 (d + 1, N), of each point's simplex; 0 where padding.
+      vertices: int32 (d + 1, N), the numbers of its corners; 0 where padding.
       weights: float32 (d + 1, N), the point's barycentric coordinates; 0 where padding.
       codes: int32 (d + 1, N), of `vertices`.
       table: uint32 (codes / 32,), a bit for every code, set where it is a vertex.
-      before: int32 (codes / 32,), the bits set in the words before.
+      before: int32 (codes / 32,), for each word the number of bits set in those before it.
     """
 
     vertices: Array
@@ -89,7 +88,7 @@ class Lattice(NamedTuple):
     """A lattice of up to `capacity` - 1 vertices; row 0 stands for all that are not there, and holds 0.
 
     Attributes:
-      vertices, weights: see `Splat`.
+      vertices, weights: see `Simplices`.
       neighbours: int32 (d + 1, 2, capacity), of each vertex along each axis; 0 where none.
     """
 
@@ -98,14 +97,17 @@ class Lattice(NamedTuple):
     neighbours: Array
 
 
-def locate(features: Array, valid: Array, box: Box, codes: int) -> Splat:
+def locate(features: Array, valid: Array, box: Box, codes: int) -> Simplices:
     """Finds the vertices next to points.
 
     Args:
       features: float32 (d, N), in the box where valid.
       valid: bool (N,), False where padding.
       box: of the features.
-      codes: box.codes.
+      codes: box.codes, static where jitted.
+
+    Returns:
+      the simplex around each point.
     """
     axes, n = len(features) + 1, len(valid)
     base, rank, weights = _embed(features)
@@ -123,16 +125,25 @@ def locate(features: Array, valid: Array, box: Box, codes: int) -> Splat:
     before = jnp.cumsum(ones, dtype=jnp.int32) - ones
     code = jnp.where(valid[None], code, 0)
     vertices = jnp.where(valid[None], _find(code, table, before), 0)
-    return Splat(vertices, jnp.where(valid[None], weights, 0), code, table, before)
+    return Simplices(vertices, jnp.where(valid[None], weights, 0), code, table, before)
 
 
-def link(splat: Splat, box: Box, capacity: int) -> Lattice:
-    """Finds the neighbours of the vertices; `capacity` is at least splat.rows."""
-    axes = len(splat.vertices)
-    code = jnp.zeros(capacity, jnp.int32).at[splat.vertices].set(splat.codes)
+def link(simplices: Simplices, box: Box, capacity: int) -> Lattice:
+    """Finds the neighbours of the vertices.
+
+    Args:
+      simplices: around the points.
+      box: of the features.
+      capacity: at least simplices.rows; static where jitted.
+
+    Returns:
+      the lattice, on which values can be smoothed.
+    """
+    axes = len(simplices.vertices)
+    code = jnp.zeros(capacity, jnp.int32).at[simplices.vertices].set(simplices.codes)
     a, k = _decode(code, box)
     row = jnp.arange(capacity, dtype=jnp.int32)
-    real = (row > 0) & (row < splat.rows)
+    real = (row > 0) & (row < simplices.rows)
 
     def along(way: Array) -> Array:
         # The residue moves by one, and the axis' own coordinate makes up for it.
@@ -144,12 +155,12 @@ def link(splat: Splat, box: Box, capacity: int) -> Lattice:
 
     ways = np.array([(axis, step) for axis in range(axes) for step in (-1, 1)], np.int32)
     codes = lax.map(along, ways)
-    found = jnp.where(real[None], _find(codes, splat.table, splat.before), 0)
-    return Lattice(splat.vertices, splat.weights, found.reshape(axes, 2, capacity))
+    found = jnp.where(real[None], _find(codes, simplices.table, simplices.before), 0)
+    return Lattice(simplices.vertices, simplices.weights, found.reshape(axes, 2, capacity))
 
 
 def smooth(lattice: Lattice, x: Array) -> Array:
-    """Splats, blurs and slices: float32 (N, C) -> (N, C).
+    """Simplicess, blurs and slices: float32 (N, C) -> (N, C).
 
     Each step is a loop over residues or axes, which keeps XLA from computing it again for every use. On a GPU the
     order in which points are added to a vertex is not fixed, unless XLA is told so (--xla_gpu_deterministic_ops).
@@ -160,11 +171,11 @@ def smooth(lattice: Lattice, x: Array) -> Array:
         return values.at[vertices].add(weights[:, None] * x, mode="promise_in_bounds"), None
 
     def blur(values: Array, beside: Array) -> tuple[Array, None]:
-        return values + 0.5 * (_rows(values, beside[0]) + _rows(values, beside[1])), None
+        return values + 0.5 * (_gather(values, beside[0]) + _gather(values, beside[1])), None
 
     def slice_(y: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
         vertices, weights = at
-        return y + weights[:, None] * _rows(values, vertices), None
+        return y + weights[:, None] * _gather(values, vertices), None
 
     values = jnp.zeros((lattice.neighbours.shape[-1], x.shape[1]), x.dtype)
     simplices = (lattice.vertices, lattice.weights)
@@ -229,10 +240,10 @@ def _decode(code: Array, box: Box) -> tuple[Array, Array]:
 def _find(code: Array, table: Array, before: Array) -> Array:
     """The number of the vertex of each code, 0 where it is none."""
     word, bit = code >> 5, jnp.left_shift(np.uint32(1), (code & 31).astype(jnp.uint32))
-    found = _rows(table, word)
-    number = 1 + _rows(before, word) + lax.population_count(found & (bit - 1)).astype(jnp.int32)
+    found = _gather(table, word)
+    number = 1 + _gather(before, word) + lax.population_count(found & (bit - 1)).astype(jnp.int32)
     return jnp.where((found & bit) != 0, number, 0)
 
 
-def _rows(table: Array, index: Array) -> Array:
+def _gather(table: Array, index: Array) -> Array:
     return table.at[index].get(mode="promise_in_bounds")

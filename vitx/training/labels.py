@@ -1,5 +1,6 @@
 """Stage `labels`: a dense CRF turns cues into masks, and into confident labels for AffinityNet to learn from."""
 
+import contextlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -89,12 +90,15 @@ def make_labels(run: Run, stage: Stage) -> None:
         # The others run on accelerators, or on all cores by themselves.
         apart = config.backend == "pydensecrf"
         cued = _cued(run, source, split, missing, None if apart else source.most_classes)
-        with progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar:
-            results = (
-                workers.in_processes(label, cued, config.workers)
-                if apart
-                else workers.on_devices(label, cued)
-            )
+        results = (
+            workers.in_processes(label, cued, config.workers)
+            if apart
+            else workers.on_devices(label, cued)
+        )
+        with (
+            progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar,
+            contextlib.closing(results),
+        ):
             for found in results:
                 for name, mask in zip(ALPHAS, found.masks, strict=True):
                     write_bytes(crf_file(stage, name, split, found.id), encode_mask(mask))

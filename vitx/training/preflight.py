@@ -47,9 +47,14 @@ def _check_crf(run: Run) -> None:
             raise ImportError(MISSING_BACKEND)
         return
     parameters = CRFParameters(**run.config.labels.crf)
+    sizes: set[tuple[int, int]] = set()
     for source in (seeded(run, split) for split in SPLITS):
         for index in range(len(source)):
+            size = source.size(index)
+            if size in sizes:
+                continue
+            sizes.add(size)
             try:
-                require_size(*source.size(index), run.config.labels.backend, parameters)
+                require_size(*size, run.config.labels.backend, parameters)
             except ValueError as error:
                 raise ValueError(f"image {source.identifier(index)}: {error}") from error

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from vitx.data.palette import encode_mask
 from vitx.pseudomasks.crf import BACKENDS, CRFParameters
 from vitx.run import StopRequest
 from vitx.stages import Run, run_stages
+from vitx.training import labels
 from vitx.training.classifier import validate
 from vitx.training.labels import CRFOptions, Cued, crf_labels
 from vitx.training.preflight import preflight
@@ -110,7 +112,11 @@ def test_what_would_end_a_later_stage_is_found_first(bare: Made, tmp_path: Path)
         next((tmp_path / "own/Annotations").iterdir()), tmp_path / "own/Annotations/large.xml"
     )
     with pytest.raises(ValueError, match="image large: images of 200 x 300 are too large"):
-        preflight(own_run(tmp_path, **{"data.train_split": "all"}))
+        preflight(own_run(tmp_path, **{"data.train_split": "all", "labels.backend": "exact"}))
+    few = {"labels.backend": "jax", "labels.crf.srgb": 0.1}
+    with pytest.raises(ValueError, match="images of 40 x 52 have more than .* use larger widths"):
+        preflight(own_run(tmp_path, **few))
+    preflight(own_run(tmp_path, **{"data.train_split": "all"}))
 
 
 def test_splits_follow_the_datas_until_they_are_set() -> None:
@@ -160,3 +166,17 @@ def test_the_crf_labels_an_image_that_shows_no_class(backend: str) -> None:
     found = crf_labels(options, item)
     assert found.masks.shape == (2, 12, 20) and not found.masks.any()
     assert found.labels.shape == (4, 4) and not found.labels.any()
+
+
+def test_a_crf_that_does_not_fit_names_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(labels, "dense_crf", full)
+    options = CRFOptions(CRFParameters(), (4.0, 32.0), "jax", grid=4, pool=4)
+    cues, classes = np.ones((2, 16, 16), np.float32), np.arange(2)
+    item = Cued("large", np.zeros((12, 20, 3), np.uint8), cues, classes)
+    with pytest.raises(MemoryError, match=r"image large \(12 x 20, 3 labels\) .*pydensecrf"):
+        crf_labels(options, item)
+    with pytest.raises(FloatingPointError, match="cues of image large"):
+        crf_labels(options, item._replace(cues=cues * np.nan))

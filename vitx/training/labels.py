@@ -12,6 +12,7 @@ from vitx.cues import ALPHAS, SPLITS, crf_file, pool_factor, read_cues, seeded
 from vitx.data import pipeline
 from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
+from vitx.device_memory import remedy
 from vitx.pseudomasks.crf import (
     CRFParameters,
     background_channel,
@@ -116,10 +117,20 @@ def _cued(
 
 
 def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
-    """The masks and the labels of one image; FloatingPointError where its cues or posteriors are not finite."""
+    """The masks and the labels of one image.
+
+    Raises:
+      FloatingPointError: where its cues or posteriors are not finite.
+      MemoryError: where its CRF does not fit in the device's memory.
+    """
     if not np.isfinite(item.cues).all():
         raise FloatingPointError(f"labels: the cues of image {item.id} are not finite")
-    posteriors = crf_posteriors(options, item)
+    height, width = item.image.shape[:2]
+    with remedy(
+        f"labels: the CRF of image {item.id} ({height} x {width}, {1 + len(item.classes)} labels) does not fit in the "
+        "device's memory: scale the image down, or take --config.labels.backend=pydensecrf. Finished work is kept"
+    ):
+        posteriors = crf_posteriors(options, item)
     if not np.isfinite(posteriors).all():
         raise FloatingPointError(f"labels: the CRF's posteriors of image {item.id} are not finite")
     names = np.concatenate([[0], item.classes + 1]).astype(np.uint8)

@@ -20,7 +20,6 @@ from vitx.pseudomasks.crf import (
     require_size,
 )
 from vitx.pseudomasks.permutohedral import (
-    MAX_CODES,
     Box,
     Lattice,
     Simplices,
@@ -58,13 +57,18 @@ def probabilities_of(seed: int, labels: int, height: int, width: int) -> np.ndar
     return np.stack(sets)[None].astype(np.float32)
 
 
-def looped(features: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Filters (C, N) on the lattice of points (N, d) in float64, with a dictionary of vertices."""
-    d = features.shape[1]
+def elevation(d: int) -> np.ndarray:
+    """E (d + 1, d), from features to the plane of the lattice."""
     e = np.zeros((d + 1, d))
     for j in range(1, d + 1):
         e[:j, j - 1], e[j, j - 1] = 1, -j
         e[:, j - 1] *= np.sqrt(2 / 3) * (d + 1) / np.sqrt(j * (j + 1))
+    return e
+
+
+def looped(features: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Filters (C, N) on the lattice of points (N, d) in float64, with a dictionary of vertices."""
+    d, e = features.shape[1], elevation(features.shape[1])
     values: dict[tuple[int, ...], np.ndarray] = {}
     simplices = []
     for point, value in zip(features @ e.T, x.T, strict=True):
@@ -118,24 +122,36 @@ def test_filter_equals_loops(largest):
 
 @pytest.mark.slow
 @hypothesis.given(st.integers(0, 1000), st.sampled_from([2, 5]), st.floats(0.01, 1))
-def test_every_vertex_and_neighbour_has_a_code_of_its_own(seed, d, scale):
+def test_vertices_surround_their_points_and_neighbours_are_those_of_the_lattice(seed, d, scale):
     generator = np.random.default_rng(seed)
     largest = generator.uniform(0, scale, d) * (400 if d == 2 else 8)
     corners = generator.integers(0, 2, (40, d)) * largest  # where codes might leave the box
     features = np.concatenate([corners, generator.uniform(0, 1, (160, d)) * largest])
     box, simplices, lattice = on_lattice(features, [*largest])
-    codes = np.asarray(simplices.codes)[:, :200]
-    assert box.codes <= CODES
-    assert codes.min() >= 0 and codes.max() < (d + 1) * box.size.prod()
-    assert int(simplices.rows) == len(np.unique(codes)) + 1
-    # A neighbour's neighbour the other way is the vertex itself: none is mistaken for another.
-    for there, back in np.asarray(lattice.neighbours):
-        for one, other in ((there, back), (back, there)):
-            found = np.flatnonzero(one)
-            np.testing.assert_array_equal(other[one[found]], found)
-    assert int(simplices.vertices.max()) == int(simplices.rows) - 1
-    np.testing.assert_allclose(simplices.weights[:, :200].sum(0), 1, atol=1e-4)
-    assert float(simplices.weights.min()) > -1e-4
+    codes, weights = (np.asarray(x)[:, :200] for x in (simplices.codes, simplices.weights))
+    a, k = permutohedral._decode(jnp.asarray(codes.ravel()), box)
+    corner = ((d + 1) * np.asarray(a) + np.asarray(k)).reshape(d + 1, d + 1, 200)  # (., vertex, .)
+    np.testing.assert_allclose(weights.sum(0), 1, atol=1e-4)
+    assert weights.min() > -1e-4
+    elevated = elevation(d) @ features.T
+    np.testing.assert_allclose((weights * corner).sum(1), elevated, atol=2e-3)
+    assert np.abs(corner - elevated[:, None]).max() < d + 1 + 2e-3
+
+    numbers = np.asarray(simplices.vertices)[:, :200].ravel().tolist()
+    rows = dict(zip(map(tuple, corner.reshape(d + 1, -1).T), numbers, strict=True))
+    assert sorted(rows.values()) == list(range(1, int(simplices.rows)))
+    neighbours = np.asarray(lattice.neighbours)
+    for vertex, row in rows.items():
+        for axis, step in itertools.product(range(d + 1), (-1, 1)):
+            there = np.add(vertex, step)
+            there[axis] -= (d + 1) * step
+            assert neighbours[axis, (step + 1) // 2, row] == rows.get(tuple(there), 0)
+            residue = there[0] % (d + 1)
+            whole = there // (d + 1)
+            above = np.cumsum(whole[::-1])[::-1][1:]  # a_j + ... + a_d
+            j = np.arange(1, d + 1)
+            digits = whole[1:] + (above - whole[1:] + residue) // (j + 1) - box.low
+            assert (digits >= 0).all() and (digits < box.size).all()
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
@@ -145,17 +161,67 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [2, 7, 21])
 def test_equals_the_published_code(labels):
-    """On photographs and noise. Pixels are a multiple of four: else it adds black ones at (0, 0)."""
+    """On photographs and noise. Pixels are a multiple of four: see below."""
     noise = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)
     images = [noise, *(photograph(name, *SIZE) for name in PHOTOGRAPHS[:2])]
     for seed, image in enumerate(images):
         probabilities = probabilities_of(seed, labels, *SIZE)
         found = dense_crf(image, probabilities, backend="jax")
         published = dense_crf(image, probabilities, backend="pydensecrf")
-        assert np.abs(found - published).max() < 0.005
+        assert np.abs(found - published).max() < 1e-3
         assert np.abs(found - published).mean() < 1e-5
         assert agreement(found, published) > 0.999
         assert np.mean(found.argmax(2) != probabilities.argmax(2)) > 0.05  # the CRF does something
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        CRFParameters(3, 1.5, 2, 5, 40, 4),
+        CRFParameters(2, 13, 1, 120, 25, 0),
+    ],
+)
+def test_equals_the_published_code_with_other_parameters(parameters):
+    image, probabilities = photograph("coffee", *SIZE), probabilities_of(6, 3, *SIZE)
+    found, published, usual = (
+        dense_crf(image, probabilities, backend=backend, parameters=chosen)
+        for backend, chosen in [("jax", parameters), ("pydensecrf", parameters), ("jax", None)]
+    )
+    np.testing.assert_allclose(found, published, atol=1e-4, rtol=0)
+    assert np.abs(found - usual).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 2132), (2132, 1)])
+def test_equals_the_published_code_on_lines(size):
+    image, probabilities = photograph("chelsea", *size), probabilities_of(7, 3, *size)
+    found = dense_crf(image, probabilities, backend="jax")
+    published = dense_crf(image, probabilities, backend="pydensecrf")
+    np.testing.assert_allclose(found, published, atol=1e-3, rtol=0)
+    np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
+
+
+@pytest.mark.slow
+def test_odd_numbers_of_pixels_differ_by_empty_vertices_of_the_published_code(monkeypatch):
+    """Where pixels are no multiple of four, it has the vertices next to a black pixel at (0, 0) as well, empty."""
+    image, probabilities = 255 - photograph("astronaut", 41, 51), probabilities_of(1, 3, 41, 51)
+    found = dense_crf(image, probabilities, backend="jax")
+    published = dense_crf(image, probabilities, backend="pydensecrf")
+    assert 0.1 < np.abs(found - published).max() < 0.3
+    np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
+
+    def locate_one_more(features, valid, box, codes):
+        # The first pixel of the padding, at 0, whose weights are 0.
+        first = jnp.arange(len(valid)) == valid.sum()
+        simplices = locate(jnp.where(first, 0, features), valid | first, box, codes)
+        return simplices._replace(weights=jnp.where(valid, simplices.weights, 0))
+
+    jax.clear_caches()
+    monkeypatch.setattr(crf_lattice, "locate", locate_one_more)
+    with_vertices = dense_crf(image, probabilities, backend="jax")
+    jax.clear_caches()
+    np.testing.assert_allclose(with_vertices, published, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -163,18 +229,18 @@ def test_equals_the_published_code_at_the_size_of_voc():
     image, probabilities = photograph("coffee", 375, 500), probabilities_of(1, 3, 375, 500)
     found = dense_crf(image, probabilities, backend="jax")
     published = dense_crf(image, probabilities, backend="pydensecrf")
-    assert np.abs(found - published).max() < 0.02
-    assert agreement(found, published) > 0.9999
+    np.testing.assert_allclose(found, published, atol=1e-3, rtol=0)
+    np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
 
 
 @pytest.mark.slow
-def test_is_as_near_to_the_exact_kernels_as_the_published_code():
+def test_is_near_to_the_exact_kernels_as_the_published_code_is():
     for name in PHOTOGRAPHS:
         image, probabilities = photograph(name, *SIZE), probabilities_of(2, 3, *SIZE)
         exact, found, published = (
             dense_crf(image, probabilities, backend=backend) for backend in BACKENDS
         )
-        assert agreement(found, exact) > agreement(published, exact) - 1e-3
+        assert agreement(found, exact) > max(0.9, agreement(published, exact) - 1e-3)
         assert np.abs(found - exact).mean() < np.abs(published - exact).mean() + 1e-5
 
 
@@ -251,12 +317,14 @@ def test_memory_for_21_labels_is_bounded():
     codes = tuple(box.codes for box in boxes)
     image = jax.ShapeDtypeStruct((1, pixels, 3), np.uint8)
     size = np.array([375, 500], np.int32)
-    located = crf_lattice._locate.lower(image, size, boxes, codes, parameters)
+    features = crf_lattice._features(500, parameters, pixels)
+    located = crf_lattice._locate.lower(image, size, features, boxes, codes)
     capacities = tuple(round_up(min((len(box.low) + 1) * pixels, box.codes) + 1) for box in boxes)
     linked = crf_lattice._link.lower(located.out_info[0], boxes, capacities)
     probabilities = jax.ShapeDtypeStruct((1, 2, labels, pixels), np.float32)
     present = jax.ShapeDtypeStruct((1, labels), bool)
-    inferred = crf_lattice._infer.lower(probabilities, present, size, linked.out_info, parameters)
+    compat, ten = np.ones(2, np.float32), np.int32(10)
+    inferred = crf_lattice._infer.lower(probabilities, present, size, linked.out_info, compat, ten)
     for program in (located, linked, inferred):
         used = program.compile().memory_analysis()
         total = used.temp_size_in_bytes + used.argument_size_in_bytes + used.output_size_in_bytes
@@ -264,9 +332,9 @@ def test_memory_for_21_labels_is_bounded():
 
 
 def test_widths_that_are_too_small_are_named():
-    """2,000 x 2,000 pixels have room with srgb 3; whatever does not fit in 32 bits is refused before anything else."""
-    for box in crf_lattice.boxes(2000, 2000, CRFParameters(srgb=3)):
-        assert box.codes <= MAX_CODES < 2**31
+    require_size(2000, 2000, "jax", CRFParameters(srgb=2.5))
+    with pytest.raises(ValueError, match=f"more than {2**30} lattice codes"):
+        require_size(2000, 2000, "jax", CRFParameters(srgb=2.4))
     with pytest.raises(ValueError, match=r"2000 x 2000 .* srgb=1: use larger widths"):
         require_size(2000, 2000, "jax", CRFParameters(srgb=1))
     require_size(2000, 2000, "pydensecrf", CRFParameters(srgb=1))

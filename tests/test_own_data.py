@@ -114,7 +114,7 @@ def test_what_would_end_a_later_stage_is_found_first(bare: Made, tmp_path: Path)
     with pytest.raises(ValueError, match="image large: images of 200 x 300 are too large"):
         preflight(own_run(tmp_path, **{"data.train_split": "all", "labels.backend": "exact"}))
     few = {"labels.backend": "jax", "labels.crf.srgb": 0.1}
-    with pytest.raises(ValueError, match="images of 40 x 52 have more than .* use larger widths"):
+    with pytest.raises(ValueError, match=r"images of 40 x 52 have more than .* use larger widths"):
         preflight(own_run(tmp_path, **few))
     preflight(own_run(tmp_path, **{"data.train_split": "all"}))
 

@@ -67,18 +67,20 @@ def mean_field(
     flat = unnormalised.reshape(*unnormalised.shape[:3], pixels).astype(xp.float32)
     flat = xp.pad(flat, ((0, 0), (0, 0), (0, 0), fill))
     size = np.array([height, width], np.int32)
+    features = _features(width, parameters, flat.shape[-1])
     codes = gaussian.codes, bilateral.codes
-    simplices, rows = _locate(colours, size, (gaussian, bilateral), codes, parameters)
+    simplices, rows = _locate(colours, size, features, (gaussian, bilateral), codes)
     least = max(pixels // 8, LEAST_ROWS)
     capacities = [round_up(max(int(np.max(number)), least)) for number in jax.device_get(rows)]
     lattices = _link(simplices, (gaussian, bilateral), tuple(capacities))
-    result = xp.asarray(
-        _infer(flat, np.take_along_axis(present, sent, 1), size, lattices, parameters)
-    )
+    del simplices  # twice an image's share of the memory, otherwise
+    compat = np.array([parameters.compat_gaussian, parameters.compat_bilateral], np.float32)
+    iterations = np.int32(parameters.iterations)
+    shown = np.take_along_axis(present, sent, 1)
+    result = xp.asarray(_infer(flat, shown, size, lattices, compat, iterations))
 
-    back = np.full(
-        (len(sent), labels), most
-    )  # where a label was sent to; one more for those that were not
+    # Where each label was sent to; behind the others, at 0, for those that were not.
+    back = np.full(present.shape, most)
     np.put_along_axis(back, sent, np.arange(most)[None], 1)
     result = xp.pad(result[..., :pixels], ((0, 0), (0, 0), (0, 1), (0, 0)))
     found = [q[:, place] for q, place in zip(result, back, strict=True)]
@@ -103,24 +105,42 @@ def boxes(height: int, width: int, parameters: CRFParameters) -> tuple[Box, Box]
         ) from None
 
 
-@functools.partial(jax.jit, static_argnames=("codes", "parameters"))
+class _Features(NamedTuple):
+    """Places of N pixels (2, N) over either sxy, and grey levels (256,) over srgb, float32.
+
+    NumPy divides. XLA multiplies by the reciprocal, which is off by a rounding: on the border of two simplices, where
+    whole places often lie, that gives other vertices than pydensecrf's.
+    """
+
+    near: np.ndarray
+    far: np.ndarray
+    greys: np.ndarray
+
+
+def _features(width: int, parameters: CRFParameters, n: int) -> _Features:
+    place = np.stack(np.divmod(np.arange(n, dtype=np.int32), width)[::-1]).astype(np.float32)
+    greys = np.arange(256, dtype=np.float32)
+    widths = parameters.sxy_gaussian, parameters.sxy_bilateral, parameters.srgb
+    return _Features(
+        *(x / np.float32(w) for x, w in zip((place, place, greys), widths, strict=True))
+    )
+
+
+@functools.partial(jax.jit, static_argnames="codes")
 def _locate(
     images: Array,
     size: Array,
+    features: _Features,
     boxes: tuple[Box, Box],
     codes: tuple[int, int],
-    parameters: CRFParameters,
 ) -> tuple[tuple[Simplices, Simplices], tuple[Array, Array]]:
     """Where pixels (B, N, 3) lie in the Gaussian lattice and in each image's bilateral one; the lattices' rows."""
-    pixel = jnp.arange(images.shape[1], dtype=jnp.int32)
-    valid = pixel < size[0] * size[1]
-    place = jnp.stack([pixel % size[1], pixel // size[1]]).astype(jnp.float32)
-    gaussian = locate(place / np.float32(parameters.sxy_gaussian), valid, boxes[0], codes[0])
+    valid = jnp.arange(images.shape[1], dtype=jnp.int32) < size[0] * size[1]
+    gaussian = locate(jnp.asarray(features.near), valid, boxes[0], codes[0])
 
     def one(image: Array) -> Simplices:
-        colours = image.T.astype(jnp.float32) / np.float32(parameters.srgb)
-        features = jnp.concatenate([place / np.float32(parameters.sxy_bilateral), colours])
-        return locate(features, valid, boxes[1], codes[1])
+        alike = jnp.concatenate([features.far, jnp.asarray(features.greys)[image.T]])
+        return locate(alike, valid, boxes[1], codes[1])
 
     bilateral = lax.map(one, images)
     return (gaussian, bilateral), (gaussian.rows, bilateral.rows)
@@ -134,22 +154,23 @@ def _link(
     return gaussian, lax.map(lambda one: link(one, boxes[1], capacities[1]), simplices[1])
 
 
-@functools.partial(jax.jit, static_argnames="parameters")
+@jax.jit
 def _infer(
     probabilities: Array,
     present: Array,
     size: Array,
     lattices: tuple[Lattice, Lattice],
-    parameters: CRFParameters,
+    compat: Array,
+    iterations: Array,
 ) -> Array:
-    """Posteriors (B, A, L, N)."""
+    """Posteriors (B, A, L, N); compat is float32 (2,), of the Gaussian and of the bilateral kernel."""
     n = probabilities.shape[-1]
     valid = jnp.arange(n, dtype=jnp.int32) < size[0] * size[1]
-    gaussian = _Kernel.of(lattices[0], valid, parameters.compat_gaussian)
+    gaussian = _Kernel.of(lattices[0], valid, compat[0])
 
     def one(inputs: tuple[Array, Array, Lattice]) -> Array:
         unnormalised, present, lattice = inputs
-        bilateral = _Kernel.of(lattice, valid, parameters.compat_bilateral)
+        bilateral = _Kernel.of(lattice, valid, compat[1])
         log_unary = jnp.log(jnp.clip(unnormalised.swapaxes(0, 1), 1e-5, 1))
         log_unary = jnp.where(present[:, None, None], log_unary, -jnp.inf)  # (L, A, N)
 
@@ -158,7 +179,7 @@ def _infer(
             message = gaussian.message(x) + bilateral.message(x)
             return _softmax(log_unary + message.reshape(q.shape))
 
-        q = lax.fori_loop(0, parameters.iterations, step, _softmax(log_unary))
+        q = lax.fori_loop(0, iterations, step, _softmax(log_unary))
         return q.swapaxes(0, 1)
 
     return lax.map(one, (probabilities, present, lattices[1]))
@@ -169,10 +190,10 @@ class _Kernel(NamedTuple):
 
     lattice: Lattice
     root: Array  # (1, N)
-    compat: float
+    compat: Array
 
     @classmethod
-    def of(cls, lattice: Lattice, valid: Array, compat: float) -> "_Kernel":
+    def of(cls, lattice: Lattice, valid: Array, compat: Array) -> "_Kernel":
         norm = smooth(lattice, valid[:, None].astype(jnp.float32)).T
         return cls(lattice, jnp.where(valid[None], lax.rsqrt(norm + 1e-20), 0), compat)
 

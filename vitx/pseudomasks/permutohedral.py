@@ -160,7 +160,7 @@ def link(simplices: Simplices, box: Box, capacity: int) -> Lattice:
 
 
 def smooth(lattice: Lattice, x: Array) -> Array:
-    """Simplicess, blurs and slices: float32 (N, C) -> (N, C).
+    """Splats, blurs and slices: float32 (N, C) -> (N, C).
 
     Each step is a loop over residues or axes, which keeps XLA from computing it again for every use. On a GPU the
     order in which points are added to a vertex is not fixed, unless XLA is told so (--xla_gpu_deterministic_ops).

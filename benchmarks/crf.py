@@ -1,12 +1,13 @@
-"""Seconds of the dense CRF on an image of VOC's size, both alphas, by backend, and what worker processes gain.
+"""Seconds of the dense CRF on an image of VOC's size, both alphas, by backend.
 
-500 x 375, three labels. The JAX one and pydensecrf take turns; worker processes are for pydensecrf, and the start of
-their pool is left out.
+500 x 375, three labels: one call, the backends taking turns; and stage `labels` on all cores, where the JAX one has
+threads and pydensecrf processes.
 
-python -m benchmarks.crf [--images 8] [--workers 2] [--runs 7]
+python -m benchmarks.crf [--images 16] [--workers 0] [--runs 7]
 """
 
 import argparse
+import os
 import time
 from functools import partial
 
@@ -34,24 +35,29 @@ def made(number: int, size: tuple[int, int] = SIZE) -> Cued:
     return Cued(str(number), image.astype(np.uint8), cues, np.array([3, 7], np.int32))
 
 
-def figures(images: int = 8, count: int = 2) -> dict[str, float]:
-    """Seconds an image in this process and with `count` workers, and the first over the second."""
-    options = CRFOptions(CRFParameters(), (4.0, 32.0), "pydensecrf", 56, 8)
-    label = partial(crf_labels, options)
+def stage(images: int = 8, count: int = 0) -> dict[str, float]:
+    """Seconds an image of stage `labels`, on all cores or `count`, with either backend, and the ratio.
+
+    Compiling, and the start of pydensecrf's processes, are left out.
+    """
+    count = count or os.cpu_count() or 1
     items = [made(number) for number in range(images)]
-    label(items[0])
-    start = time.perf_counter()
-    for item in items:
-        label(item)
-    alone = (time.perf_counter() - start) / images
-    # The first results are in when the processes have started.
-    results = workers.in_processes(label, [*items[:count] * 2, *items], count)
-    for _ in range(count):
-        next(results)
-    start = time.perf_counter()
-    done = len(list(results))
-    together = (time.perf_counter() - start) / done
-    return {"seconds": alone, "seconds_in_pool": together, "speed_up": alone / together}
+    ways = {"jax": workers.on_devices, "pydensecrf": workers.in_processes}
+    found = {}
+    for backend, way in ways.items():
+        label = partial(crf_labels, CRFOptions(CRFParameters(), (4.0, 32.0), backend, 56, 8))
+        if backend == "jax":
+            for item in items:
+                label(item)
+        # As many as may be worked on or wait come first: then all have started.
+        results = way(label, [*items[:1] * 2 * count, *items], count)
+        for _ in range(count):
+            next(results)
+        start = time.perf_counter()
+        done = len(list(results))
+        found[f"{backend}_stage_seconds"] = (time.perf_counter() - start) / done
+    ratio = found["jax_stage_seconds"] / found["pydensecrf_stage_seconds"]
+    return found | {"jax_over_pydensecrf_stage": ratio}
 
 
 def turns(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:
@@ -72,21 +78,14 @@ def turns(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--runs", type=int, default=7)
     flags = parser.parse_args()
-    both = turns(flags.runs)
-    print(
-        f"both alphas: {both['jax_seconds']:.2f} s in JAX, {both['pydensecrf_seconds']:.2f} s by pydensecrf, "
-        f"{both['jax_over_pydensecrf']:.2f} times its time",
-        flush=True,
-    )
-    found = figures(flags.images, flags.workers)
-    print(
-        f"labels by pydensecrf: {found['seconds']:.2f} s an image in one process, "
-        f"{found['seconds_in_pool']:.2f} s with {flags.workers} workers: {found['speed_up']:.2f} times as fast"
-    )
+    for name, value in turns(flags.runs).items():
+        print(f"{name}: {value:.2f}", flush=True)
+    for name, value in stage(flags.images, flags.workers).items():
+        print(f"{name}: {value:.2f}")
 
 
 if __name__ == "__main__":

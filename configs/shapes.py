@@ -67,7 +67,8 @@ def get_config() -> ConfigDict:
     # Published: 4 and 32. Chosen on train (docs/protocol.md): at 4 hardly any object is confident here.
     config.labels.alpha_low = 16.0
     config.labels.alpha_high = 64.0
-    config.labels.workers = 0  # processes for pydensecrf; 0: one for each core
+    # Processes of pydensecrf, or threads a device of the CRF in JAX; 0: one for each core, two for an accelerator.
+    config.labels.workers = 0
     config.labels.crf = ConfigDict(
         {
             "iterations": 10,

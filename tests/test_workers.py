@@ -119,7 +119,7 @@ def test_devices_share_the_work_in_order() -> None:
         together.wait()
         return jnp.asarray(np.float32(number)) + 1
 
-    results = on_devices(add, items(), devices)
+    results = on_devices(add, items(), 1, devices)
     first = next(results)
     assert len(drawn) == 7  # two a thread wait, and the one that came
     found = [first, *results]
@@ -139,7 +139,7 @@ def test_an_error_on_a_device_is_raised_and_what_waits_is_dropped() -> None:
         begun.append(number)
         return fail(number)
 
-    results = on_devices(fail_late, range(100), jax.local_devices()[:1])
+    results = on_devices(fail_late, range(100), 1)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="two is no good"):
         next(results)

@@ -53,16 +53,17 @@ def in_processes(
 def on_devices(
     function: Callable[[Item], Result],
     items: Iterable[Item],
+    threads: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Generator[Result, None, None]:
     """`function(item)` for each item, in their order, by several devices side by side.
-
-    An accelerator has two threads, so that one item is prepared while another is computed; a CPU has one.
 
     Args:
       function: called with JAX's default device set to its thread's; other settings of the caller's thread, such as
         `jax.enable_x64`, do not reach it. What it compiles, it compiles for each device.
       items: drawn as there is room: two a thread wait.
+      threads: of each device; 0: two for an accelerator, so that one item is prepared while another is computed, and
+        for a CPU one for each core.
       devices: of one kind; default: this process' accelerators, or the CPU.
 
     Raises:
@@ -72,8 +73,9 @@ def on_devices(
         devices = jax.local_devices()
         if devices[0].platform == "cpu":
             devices = devices[:1]  # virtual ones have the same cores
+    threads = threads or (os.cpu_count() or 1 if devices[0].platform == "cpu" else 2)
+    count = threads * len(devices)
     free: SimpleQueue[jax.Device] = SimpleQueue()
-    count = len(devices) * (1 if devices[0].platform == "cpu" else 2)
     for thread in range(count):
         free.put(devices[thread % len(devices)])
 

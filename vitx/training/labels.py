@@ -88,13 +88,13 @@ def make_labels(run: Run, stage: Stage) -> None:
         # An image's labels are written last, and so say that it is done.
         done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
         missing = [place for place in mine if source.identifier(place) not in done]
-        # The others run on accelerators, or on all cores by themselves.
         apart = config.backend == "pydensecrf"
         cued = _cued(run, source, split, missing, None if apart else source.most_classes)
         results = (
             workers.in_processes(label, cued, config.workers)
             if apart
-            else workers.on_devices(label, cued)
+            # Products of whole kernels keep all cores busy, and take gigabytes.
+            else workers.on_devices(label, cued, 1 if config.backend == "exact" else config.workers)
         )
         with (
             progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar,

@@ -43,6 +43,7 @@ python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # autodoc has listed the fields already
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code that is no name
     ("py:.*", r"(jax|jaxlib|numpy|flax|collections|typing|pathlib|os)\..*"),

@@ -57,7 +57,7 @@ class Box(NamedTuple):
 
     @property
     def codes(self) -> int:
-        """Number of codes, of a residue and a digit for each feature: rounded up, to a multiple of 32."""
+        """The number of codes, of a residue and a digit for each feature, rounded up to a multiple of 32."""
         return round_up(max((len(self.size) + 1) * math.prod(map(int, self.size)), 256), 4)
 
 

@@ -11,7 +11,7 @@ help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
 	@echo "make test       the tests, but for those below: ten minutes on two cores"
 	@echo "make test-fast  those that take seconds"
-	@echo "make test-exhaustive  whole pipelines, killed and on several processes, and every command of the docs"
+	@echo "make test-exhaustive  whole pipelines, killed and on several processes, models of Base size, the commands of the docs"
 	@echo "make lint       formatting, lint, types and the imports' direction"
 	@echo "make audit      look the requirements up among known vulnerabilities: needs the network"
 	@echo "make format     format the code"

@@ -36,7 +36,7 @@ def inputs(model, count=5, seed=0):
     return jnp.asarray(pixels), jnp.asarray(targets), masks
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_maps_are_those_of_explain_column_by_column():
     model = small_hybrid()
     comparison = Comparison(COLUMNS, start_layers=(("rollout", 1),))

@@ -339,7 +339,7 @@ def test_every_product_has_full_precision(make, method):
     ("method", "start_layer", "rules"),
     [
         ("transformer_attribution", 0, "published"),
-        ("transformer_attribution", 1, "stable"),
+        pytest.param("transformer_attribution", 1, "stable", marks=pytest.mark.exhaustive),
         ("transformer_attribution", 2, "published"),
         ("lrp", 0, "published"),
     ],
@@ -355,6 +355,7 @@ def test_lean_maps_are_the_fast_ones(method, start_layer, rules):
     assert_maps_equal(found[1], expected[1])
 
 
+@pytest.mark.exhaustive
 def test_lean_takes_less_memory_and_auto_chooses_it_for_many_tokens():
     def temporaries(memory):
         model = nnx.eval_shape(lambda: small_vit(depth=6, size=(80, 80)))  # 401 tokens

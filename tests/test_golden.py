@@ -7,8 +7,8 @@ from benchmarks import parity
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 
-# Half of this file's time, and the hybrid is of Base size too.
-_LONG = {"vit_base": pytest.mark.exhaustive}
+# Of Base size: two thirds of this file's time.
+_LONG = {"vit_base": pytest.mark.exhaustive, "hybrid_base": pytest.mark.exhaustive}
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_killed_and_resumed_is_undisturbed(
     assert "Beside the published figures" in page and page.count("<img") >= 3 * 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_missing_checkpoint_is_one_line_and_spoils_nothing(inputs: Path, tmp_path: Path) -> None:
     options = "--config.methods.compared=('rollout',)"
     command = _command(inputs, tmp_path / "run", "imagenet_segmentation", options)

@@ -117,6 +117,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(mode: str) -> None:
     np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
     model = small_vit()
     graph, params = nnx.split(model)

@@ -107,7 +107,7 @@ def test_headline_figures_and_all_results_are_there():
     assert "50.0 %" in only_masks
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hundred_images_stay_below_ten_megabytes(tmp_path):
     generator = np.random.default_rng(0)
     photographs = [photograph(seed) for seed in range(4)]

@@ -112,7 +112,7 @@ def test_golden_segmentation_scores_from_maps_through_batches_to_figures():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 @pytest.mark.usefixtures("x64")  # in float32 the last bit decides between near pixels
 def test_eight_devices_count_as_one_does(mode):
     model = small_vit()

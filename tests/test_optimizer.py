@@ -146,7 +146,7 @@ class _NoStem(nnx.Module):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mode", parallel.MODES)
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("what", ["classifier", "affinity"])
 def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
     model, generator = small_vit(), np.random.default_rng(0)

@@ -14,7 +14,6 @@ OPTIONS = (
     "--config.classifier.epochs=3",
     "--config.classifier.batch_size=4",
     "--config.seeds.batch_size=2",
-    "--config.labels.backend=exact",
     "--config.affinity.grid=12",
     "--config.affinity.epochs=3",
     "--config.affinity.batch_size=4",

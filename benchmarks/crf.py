@@ -15,9 +15,8 @@ import numpy as np
 
 from benchmarks.timing import alternate, median_ratio
 from vitx import workers
-from vitx.data.transforms import resize_maps
-from vitx.pseudomasks.crf import CRFParameters, background_channel, dense_crf
-from vitx.training.labels import CRFOptions, Cued, crf_labels
+from vitx.pseudomasks.crf import CRFParameters, dense_crf
+from vitx.training.labels import CRFOptions, Cued, crf_labels, crf_probabilities
 
 SIZE = (375, 500)
 
@@ -35,7 +34,12 @@ def made(number: int, size: tuple[int, int] = SIZE) -> Cued:
     return Cued(str(number), image.astype(np.uint8), cues, np.array([3, 7], np.int32))
 
 
-def stage(images: int = 8, count: int = 0) -> dict[str, float]:
+def options(backend: str) -> CRFOptions:
+    """Those of configs/voc.py."""
+    return CRFOptions(CRFParameters(), (4.0, 32.0), backend, 56, 8)
+
+
+def stage(images: int = 16, count: int = 0) -> dict[str, float]:
     """Seconds an image of stage `labels`, on all cores or `count`, with either backend, and the ratio.
 
     Compiling, and the start of pydensecrf's processes, are left out.
@@ -45,7 +49,7 @@ def stage(images: int = 8, count: int = 0) -> dict[str, float]:
     ways = {"jax": workers.on_devices, "pydensecrf": workers.in_processes}
     found = {}
     for backend, way in ways.items():
-        label = partial(crf_labels, CRFOptions(CRFParameters(), (4.0, 32.0), backend, 56, 8))
+        label = partial(crf_labels, options(backend))
         if backend == "jax":
             for item in items:
                 label(item)
@@ -63,11 +67,9 @@ def stage(images: int = 8, count: int = 0) -> dict[str, float]:
 def turns(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:
     """Median seconds of both alphas with either backend, and the ratio, compiling left out."""
     item = made(0, size)
-    foreground = resize_maps(item.cues, size)
-    backgrounds = [background_channel(foreground, alpha) for alpha in (4.0, 32.0)]
-    sets = np.stack([np.concatenate([background[None], foreground]) for background in backgrounds])
+    probabilities = crf_probabilities(options("jax"), item)
     backends = {
-        backend: partial(dense_crf, item.image[None], sets[None], backend=backend)
+        backend: partial(dense_crf, item.image[None], probabilities[None], backend=backend)
         for backend in ("jax", "pydensecrf")
     }
     seconds = alternate(backends, runs)

@@ -139,15 +139,19 @@ def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
     return Labelled(item.id, names[posteriors.argmax(1)], labels)
 
 
-def crf_posteriors(options: CRFOptions, item: Cued) -> np.ndarray:
-    """Posteriors (2, 1 + K, H, W) of background and classes, 0 for padding, at low and at high alpha."""
+def crf_probabilities(options: CRFOptions, item: Cued) -> np.ndarray:
+    """What the CRF starts from, (2, 1 + K, H, W): background and classes, at low and at high alpha."""
     foreground = resize_maps(item.cues, item.image.shape[:2])  # (K, H, W)
     backgrounds = np.stack([background_channel(foreground, alpha) for alpha in options.alphas])
     foregrounds = np.broadcast_to(foreground, (2, *foreground.shape))
-    probabilities = np.concatenate([backgrounds[:, None], foregrounds], 1)  # (2, 1 + K, H, W)
+    return np.concatenate([backgrounds[:, None], foregrounds], 1)
+
+
+def crf_posteriors(options: CRFOptions, item: Cued) -> np.ndarray:
+    """Posteriors (2, 1 + K, H, W) of background and classes, 0 for padding, at low and at high alpha."""
     return dense_crf(
         item.image[None],
-        probabilities[None],
+        crf_probabilities(options, item)[None],
         parameters=options.parameters,
         present=np.concatenate([[True], item.classes >= 0])[None],
         backend=options.backend,

@@ -158,6 +158,12 @@ def agreement(a: np.ndarray, b: np.ndarray) -> float:
     return float((a.argmax(2) == b.argmax(2)).mean())
 
 
+def both(image: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Posteriors in JAX and by the published code."""
+    found = dense_crf(image, probabilities, backend="jax")
+    return found, dense_crf(image, probabilities, backend="pydensecrf")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", [2, 7, 21])
 def test_equals_the_published_code(labels):
@@ -166,8 +172,7 @@ def test_equals_the_published_code(labels):
     images = [noise, *(photograph(name, *SIZE) for name in PHOTOGRAPHS[:2])]
     for seed, image in enumerate(images):
         probabilities = probabilities_of(seed, labels, *SIZE)
-        found = dense_crf(image, probabilities, backend="jax")
-        published = dense_crf(image, probabilities, backend="pydensecrf")
+        found, published = both(image, probabilities)
         assert np.abs(found - published).max() < 1e-3
         assert np.abs(found - published).mean() < 1e-5
         assert agreement(found, published) > 0.999
@@ -196,8 +201,7 @@ def test_equals_the_published_code_with_other_parameters(parameters):
 @pytest.mark.parametrize("size", [(1, 2132), (2132, 1)])
 def test_equals_the_published_code_on_lines(size):
     image, probabilities = photograph("chelsea", *size), probabilities_of(7, 3, *size)
-    found = dense_crf(image, probabilities, backend="jax")
-    published = dense_crf(image, probabilities, backend="pydensecrf")
+    found, published = both(image, probabilities)
     np.testing.assert_allclose(found, published, atol=1e-3, rtol=0)
     np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
 
@@ -206,8 +210,7 @@ def test_equals_the_published_code_on_lines(size):
 def test_odd_numbers_of_pixels_differ_by_empty_vertices_of_the_published_code(monkeypatch):
     """Where pixels are no multiple of four, it has the vertices next to a black pixel at (0, 0) as well, empty."""
     image, probabilities = 255 - photograph("astronaut", 41, 51), probabilities_of(1, 3, 41, 51)
-    found = dense_crf(image, probabilities, backend="jax")
-    published = dense_crf(image, probabilities, backend="pydensecrf")
+    found, published = both(image, probabilities)
     assert 0.1 < np.abs(found - published).max() < 0.3
     np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
 
@@ -227,8 +230,7 @@ def test_odd_numbers_of_pixels_differ_by_empty_vertices_of_the_published_code(mo
 @pytest.mark.slow
 def test_equals_the_published_code_at_the_size_of_voc():
     image, probabilities = photograph("coffee", 375, 500), probabilities_of(1, 3, 375, 500)
-    found = dense_crf(image, probabilities, backend="jax")
-    published = dense_crf(image, probabilities, backend="pydensecrf")
+    found, published = both(image, probabilities)
     np.testing.assert_allclose(found, published, atol=1e-3, rtol=0)
     np.testing.assert_array_equal(found.argmax(2), published.argmax(2))
 

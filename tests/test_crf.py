@@ -187,6 +187,28 @@ def test_zero_probability_is_clipped():
     assert np.isfinite(dense_crf(images, probabilities.astype(np.float32))).all()
 
 
+@pytest.mark.parametrize("backend", ["exact", "jax"])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision_is_computed_in_single(dtype, backend):
+    """Colours' squared distances reach 195,075, and float16 ends at 65,504."""
+    images, probabilities = noise(1, 1, 3, 24, 30)
+    half = probabilities.astype(dtype)
+    expected = dense_crf(images, half.astype(np.float32), backend=backend)
+    found = dense_crf(images, half, backend=backend)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int16])
+def test_labels_beyond_a_byte_are_refused(dtype):
+    low = np.random.default_rng(0).random((1, 2, 3, 4)).astype(np.float32)
+    labels = confident_labels(low, low, np.array([[253]], dtype))
+    assert set(np.unique(labels)) <= {0, 254, 255}
+    for bad in (254, 281):
+        with pytest.raises(ValueError, match=f"class {bad} does not fit .* at most 254 classes"):
+            confident_labels(low, low, np.array([[bad]], dtype))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

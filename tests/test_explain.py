@@ -405,9 +405,72 @@ def test_what_is_not_finite_stays_so(tokens):
         assert jnp.isnan(jax.jit(method)(array)).sum() == 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int64])
+@by_class
+def test_classes_of_any_width_are_the_same_classes(method, dtype):
+    """A one-hot row of 8-bit classes wraps where there are more than 256."""
+    model = small_vit(depth=1, num_classes=600)
+    images = images_for(model, 2)
+    _, expected = vitx.explain(model, images, np.array([5, 88], np.int32), method)
+    _, maps = vitx.explain(model, images, np.array([5, 88], dtype), method)
+    np.testing.assert_array_equal(maps, expected)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@every_method
+def test_logits_carry_the_gradient_of_the_model(method, memory):
+    model = small_vit()
+    images = images_for(model, 2)
+
+    def loss(call):
+        return lambda model, images: jnp.square(call(model, images)).sum()
+
+    explained = loss(
+        lambda model, images: vitx.explain(model, images, None, method, memory=memory)[0]
+    )
+    found = jax.grad(explained, argnums=(0, 1))(model, images)
+    expected = jax.grad(loss(lambda model, images: model(images)), argnums=(0, 1))(model, images)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+
+
+@by_class
+def test_maps_under_rules_are_cut_off(method):
+    """Differentiating a rule gives no gradient of the map, and so none is given."""
+    model = the_model()
+    gradient = jax.grad(lambda x: vitx.explain(model, x, [0], method)[1].sum())(
+        images_for(model, 1)
+    )
+    assert bool(gradient.any()) == (method == "gradcam")
+
+
+@every_method
+def test_a_call_inside_another_jit_may_close_over_arrays(method):
+    model = the_model()
+    images, classes = images_for(model, IMAGES), jnp.asarray(CLASSES)
+    _, expected = explained(method)
+    found = {
+        "images and model": jax.jit(lambda: vitx.explain(model, images, classes, method)[1])(),
+        "traced classes": jax.jit(lambda c: vitx.explain(model, images, c, method)[1])(classes),
+        "map": jax.lax.map(lambda c: vitx.explain(model, images, c, method)[1], classes.T).swapaxes(
+            0, 1
+        ),
+    }
+    for where, maps in found.items():
+        np.testing.assert_allclose(maps, expected, rtol=1e-9, atol=1e-12, err_msg=where)
+
+
+def test_a_model_without_classes_is_named():
+    with pytest.raises(
+        ValueError, match=r"^a Linear has no classes to explain: give a classifier$"
+    ):
+        vitx.explain(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), np.zeros((1, 8, 12, 3)))
+
+
 # Bad input.
 
 BAD = {
+    "images must be normalised floats, not object": {"images": np.zeros((3, 8, 12, 3), object)},
     "memory must be one of auto, fast, lean, not 'small'": {"memory": "small"},
     "method must be one of rollout, .*transformer_attribution, not 'saliency'": {
         "method": "saliency"

@@ -154,8 +154,28 @@ def test_precision_recall_pools_the_pixels():
 @pytest.mark.parametrize(
     ("maps", "masks", "message"),
     [
-        (np.zeros((2, 3, 3)), np.zeros((2, 3, 4)), r"\(2, 3, 3\) and masks \(2, 3, 4\)"),
-        (np.full((1, 2, 2), np.nan), np.zeros((1, 2, 2)), "image 0 of the batch is not finite"),
+        (np.zeros((2, 3, 3)), np.zeros((2, 3, 4), int), r"\(2, 3, 3\) and masks \(2, 3, 4\)"),
+        (
+            np.full((1, 2, 2), np.nan),
+            np.zeros((1, 2, 2), int),
+            "image 0 of the batch is not finite",
+        ),
+        (np.zeros((1, 2, 2)), np.full((1, 2, 2), 0.7), "masks must be integers, not float64"),
+        (
+            np.zeros((1, 2, 2), complex),
+            np.ones((1, 2, 2), int),
+            "maps must be real numbers, not complex128",
+        ),
+        (
+            np.zeros((1, 2, 2), object),
+            np.ones((1, 2, 2), int),
+            "maps must be real numbers, not object",
+        ),
+        (
+            np.full((1, 2, 2), 2**53 + 1),
+            np.ones((1, 2, 2), int),
+            r"maps hold integers beyond 2\^53",
+        ),
         (np.zeros((1, 2, 2)), np.full((1, 2, 2), 2), "mask value 2"),
     ],
 )
@@ -247,7 +267,25 @@ def test_confusion_rows_are_the_truth_and_stack():
     np.testing.assert_allclose(mean_iou(np.stack([one, two])), [0, 1])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float16, np.int64])
+def test_maps_of_any_type_score_by_their_values(dtype):
+    generator = np.random.default_rng(7)
+    low, high = (-128, 128) if dtype == np.int8 else (0, 256)
+    maps = generator.integers(low, high, (3, 6, 7)).astype(dtype)
+    masks = generator.integers(0, 2, maps.shape)
+    found, expected = (
+        segmentation_scores(maps, masks),
+        segmentation_scores(maps.astype(float), masks),
+    )
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 def test_bad_confusions_are_named():
+    with pytest.raises(ValueError, match="prediction must be integers, not float64"):
+        confusion_matrix([1.0, 0.4], [1, 0], 2)
+    with pytest.raises(ValueError, match="truth must be integers, not float64"):
+        confusion_matrix([1, 0], [1, np.nan], 2)
     with pytest.raises(ValueError, match="one shape"):
         confusion_matrix(np.zeros(3, int), np.zeros(4, int), 2)
     with pytest.raises(ValueError, match=r"class 255 is outside \[0, 2\)"):

@@ -155,6 +155,28 @@ def test_ranks_equal_a_stable_sort():
         )
 
 
+WHOLE = [np.uint8, np.int8, np.uint16, np.int64, np.uint64]
+
+
+@pytest.mark.parametrize("dtype", [*WHOLE, np.float16, np.float64])
+@pytest.mark.parametrize("positive", [True, False])
+def test_heatmaps_of_any_type_rank_by_their_values(data, dtype, positive):
+    """Whole numbers wrap where their sign is changed, and 32 bits do not tell all 64-bit values apart."""
+    pixels, _, targets = data
+    generator = np.random.default_rng(5)
+    if dtype in WHOLE:
+        limits = np.iinfo(dtype)
+        heat = generator.integers(limits.min, limits.max, (11, SIZE, SIZE), dtype, endpoint=True)
+        heat[:, 0, 0], heat[:, 0, 1] = limits.min, limits.max
+        heat[:, 1] = limits.max - np.arange(SIZE).astype(dtype)  # neighbours that float32 merges
+    else:
+        heat = (1 + np.finfo(dtype).eps * generator.integers(0, 50, (11, SIZE, SIZE))).astype(dtype)
+    weight = np.asarray(Linear().weight[...], np.float64)
+    expected = correct_by_loop(weight, pixels, heat, targets, positive).mean(0)
+    found = perturbation_curve(Linear(), pixels, heat, targets, positive)
+    np.testing.assert_array_equal(found["accuracy"], expected)
+
+
 def test_pixel_counts_are_whole_number_arithmetic():
     for pixels in (*range(1, 300), 224 * 224, 384 * 384):
         assert pixel_counts(pixels, FRACTIONS) == tuple(pixels * i // 10 for i in range(10))
@@ -190,9 +212,24 @@ def test_bad_input_is_named(data):
         "must be \\(11, 7, 7\\)": (pixels, heatmaps[:, :3], targets),
         "one class per image": (pixels, heatmaps, targets[:5]),
         "heatmap 3 is not finite": (pixels, broken, targets),
+        "heatmaps must be real numbers, not complex": (pixels, heatmaps.astype(complex), targets),
+        "heatmaps must be real numbers, not object": (pixels, heatmaps.astype(object), targets),
+        "target 4 must be in \\[0, 4\\), the model's classes": (pixels, heatmaps, targets * 0 + 4),
+        "target -1 to -1 must be classes": (pixels, heatmaps, targets * 0 - 1),
+        "targets must be integers, not float": (pixels, heatmaps, targets.astype(float)),
+        "targets must be integers, not bool": (pixels, heatmaps, targets > 0),
     }.items():
         with pytest.raises(ValueError, match=message):
             perturbation_curve(model, *arguments)
+    for message, option in {
+        "fill must be in \\[0, 1\\], as the pixels are, not 1.5": {"fill": 1.5},
+        "fill must be in \\[0, 1\\], as the pixels are, not nan": {"fill": np.nan},
+        "std must be above 0 and finite, not 0": {"std": 0},
+        "std must be above 0 and finite, not \\(0.5, -1, 0.5\\)": {"std": (0.5, -1, 0.5)},
+        "mean must be finite, not nan": {"mean": np.nan},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            perturbation_curve(model, *data, **option)
     with pytest.raises(ValueError, match="must increase"):
         perturb_batch(model, *data, fractions=(0.5, 0.1))
     with pytest.raises(ValueError, match="unknown direction 'sideways'"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vitx
-from vitx.cues import count_cues, cue_file, write_cues
+from vitx.cues import count_cues, write_cues
 from vitx.evaluation import masks_report
 from vitx.pseudomasks import seeds
 from vitx.pseudomasks.crf import background_channel
@@ -82,8 +82,8 @@ def test_flat_cues_are_counted_and_told(tmp_path):
     stage = Workdir(tmp_path).stage("seeds", {})
     cues = np.zeros((3, 4, 4), np.float32)
     cues[1, 2, 2] = 0.5
-    write_cues(cue_file(stage, "val", "a"), cues, np.array([0, 2, -1]))
-    write_cues(cue_file(stage, "val", "none"), cues[:0], np.array([], np.int32))
+    write_cues(stage, "val", "a", cues, np.array([0, 2, -1]))
+    write_cues(stage, "val", "none", cues[:0], np.array([], np.int32))
     assert count_cues(stage, "val", "a") == (2, 1) and count_cues(stage, "val", "none") == (0, 0)
     (told,) = masks_report._flat({"val": {"cues": 2, "flat": 1}})
     assert told == "Cues without contrast, which point to nothing: 1 of 2 on val."
@@ -192,6 +192,15 @@ def test_no_class_is_all_background(xp):
     found = seed_mask(cues, classes, 0.2)
     assert found.shape == (4, 5) and found.dtype == np.uint8 and not found.any()
     np.testing.assert_array_equal(background_channel(cues, 4.0), np.ones((4, 5)))
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_classes_beyond_a_byte_are_refused(xp):
+    cues = xp.ones((1, 2, 2), np.float32)
+    assert (seed_mask(cues, xp.asarray([253])) == 254).all()
+    for bad in (254, 281):
+        with pytest.raises(ValueError, match=f"class {bad} does not fit .* at most 254 classes"):
+            seed_mask(cues, xp.asarray([bad]))
 
 
 def test_several_backgrounds_are_as_many_masks():

@@ -214,9 +214,22 @@ def test_images_of_a_batch_walk_alone(method):
     np.testing.assert_allclose(several, together, atol=1e-6)
 
 
+def test_a_call_inside_another_jit_may_close_over_arrays():
+    rng = np.random.default_rng(0)
+    affinity = jnp.asarray(rng.uniform(size=(12, 6, 7)), jnp.float32)
+    maps = jnp.asarray(rng.uniform(size=(2, 6, 7)), jnp.float32)
+    expected = random_walk(affinity, maps, log2_steps=2)
+    found = jax.jit(lambda: random_walk(affinity, maps, log2_steps=2))()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    looped = jax.lax.map(lambda m: random_walk(affinity, m[None], log2_steps=2)[0], maps)
+    np.testing.assert_allclose(looped, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"maps": np.zeros((2, 4, 4), object)}, "maps must be real numbers, not object"),
+        ({"affinity": np.zeros((12, 4, 4), object)}, "affinity must be floats"),
         ({"method": "fast"}, "exact, chebyshev"),
         ({"beta": 0}, "beta"),
         ({"beta": math.inf}, "beta"),

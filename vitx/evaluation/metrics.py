@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 IGNORED = 255
+_LARGEST_INT = 2**53  # beyond it float64 does not tell neighbouring integers apart
 SCORE_BINS = 100  # resolution of the pooled precision-recall curve
 
 
@@ -118,14 +119,15 @@ def segmentation_counts(
     constant map both are 0.
 
     Args:
-        maps: (N, H, W) finite relevance at pixel resolution, any scale.
-        masks: (N, H, W) 0 background, 1 foreground, -1 or 255 ignored.
+        maps: (N, H, W) finite real relevance at pixel resolution, any scale.
+        masks: (N, H, W) ints or bools: 0 background, 1 foreground, -1 or 255 ignored.
         threshold: in [0, 1], of all maps; None: each map's mean.
 
     Raises:
-        ValueError: shapes differ, there is no map, one is not finite, or a mask has another value.
+        ValueError: shapes differ, there is no map, one is not finite or not real, or a mask is not
+            of integers or has another value.
     """
-    maps, masks = np.asarray(maps, np.float64), np.asarray(masks)
+    maps, masks = _real("maps", maps), _labels("masks", masks)
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must both be (N, H, W)")
     if not maps.size:
@@ -180,14 +182,17 @@ def average_precision(
     interpolated.
 
     Args:
-        scores: (..., M), higher means more likely positive; not NaN.
+        scores: (..., M) real, higher means more likely positive; not NaN.
         targets: (..., M) bool.
         valid: (..., M) bool, entries that take part; by default all.
 
     Returns:
         (...) fractions, 0 where there is no positive.
+
+    Raises:
+        ValueError: scores are not real numbers.
     """
-    scores, targets = np.asarray(scores, np.float64), np.asarray(targets, bool)
+    scores, targets = _real("scores", scores), np.asarray(targets, bool)
     valid = np.ones(scores.shape, bool) if valid is None else np.asarray(valid, bool)
     # Invalid entries come last and weigh nothing.
     order = np.argsort(-np.where(valid, scores, -np.inf), axis=-1)
@@ -218,7 +223,7 @@ def average_precision_multilabel(scores: ArrayLike, labels: ArrayLike) -> tuple[
         ValueError: shapes differ, a score is not a number, a label is not 0 or 1, or no class has a
             positive.
     """
-    scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
+    scores, labels = _real("scores", scores), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be (N, C)")
     if np.isnan(scores).any():
@@ -244,9 +249,9 @@ def confusion_matrix(
         num_classes: C, background included.
 
     Raises:
-        ValueError: shapes differ or a counted prediction is out of range.
+        ValueError: shapes differ, labels are not integers, or a counted prediction is out of range.
     """
-    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    prediction, truth = _labels("prediction", prediction), _labels("truth", truth)
     if prediction.shape != truth.shape:
         raise ValueError(
             f"prediction {prediction.shape} and truth {truth.shape} must have one shape"
@@ -286,6 +291,24 @@ def mean_iou(confusion: ArrayLike) -> Array:
     if not present.any(-1).all():
         raise ValueError("the confusion matrix is empty: no pixel of the truth was counted")
     return np.where(present, iou, 0.0).sum(-1) / present.sum(-1)
+
+
+def _real(name: str, values: ArrayLike) -> Array:
+    """Real numbers in float64, none of which loses its place among the others."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "biufV":  # V: JAX's own float types
+        raise ValueError(f"{name} must be real numbers, not {found.dtype}")
+    if found.dtype.kind in "iu" and ((found > _LARGEST_INT) | (found < -_LARGEST_INT)).any():
+        raise ValueError(f"{name} hold integers beyond 2^53, which float64 does not tell apart")
+    return found.astype(np.float64)
+
+
+def _labels(name: str, values: ArrayLike) -> np.ndarray:
+    """Labels, which are integers or bools."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "biu":
+        raise ValueError(f"{name} must be integers, not {found.dtype}")
+    return found
 
 
 def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.ranking import are_increasing, pixel_counts, removal_ranks
+from vitx.evaluation.ranking import are_increasing, pixel_counts, rankable, removal_ranks
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
@@ -46,12 +46,12 @@ def perturbation_curve(
         model: normalised images (B, H, W, 3) -> logits (B, classes); a Flax NNX module or any
             function.
         pixels: (N, H, W, 3) in [0, 1].
-        heatmaps: (N, H, W) finite; only their order matters.
-        targets: (N,) true classes.
+        heatmaps: (N, H, W) finite numbers of any type; only their order matters.
+        targets: (N,) true classes, ints in [0, classes).
         positive: remove the highest values first, else the lowest first. Among equal values the
             lower index goes first.
         mean: of the model's normalisation, one value or three.
-        std: likewise.
+        std: likewise, above 0.
         fractions: of the pixels to remove, increasing within [0, 1]; floor(H * W * fraction) pixels
             go.
         fill: what removed pixels become, in [0, 1], before the normalisation.
@@ -61,11 +61,14 @@ def perturbation_curve(
         accuracy (F,) and auc, its trapezoid over `fractions`: at most 0.9 for the default ones.
 
     Raises:
-        ValueError: shapes do not fit, pixels are outside [0, 1], a heatmap is not finite, or
-            fractions are not increasing.
+        ValueError: shapes or types do not fit; pixels, targets, `fill`, `mean` or `std` are out of
+            range; a heatmap is not finite; or fractions are not increasing.
     """
     pixels, heatmaps, targets = np.asarray(pixels), np.asarray(heatmaps), np.asarray(targets)
     _check_values(pixels, heatmaps, targets)
+    classes = jax.eval_shape(model, jnp.asarray(pixels[:1])).shape[-1]
+    if targets.max() >= classes:
+        raise ValueError(f"target {targets.max()} must be in [0, {classes}), the model's classes")
     direction = (DIRECTIONS[0 if positive else 1],)
     batch_size = min(batch_size, len(pixels))
     correct = []
@@ -109,8 +112,8 @@ def perturb_batch(
     Returns:
         bool (B, F), or (B, M, F), for each direction.
     """
-    pixels, heatmaps = jnp.asarray(pixels), jnp.asarray(heatmaps)
-    targets, single = jnp.asarray(targets, jnp.int32), heatmaps.ndim == 3
+    pixels, heatmaps = jnp.asarray(pixels), rankable(heatmaps)
+    targets, single = _class_indices(targets), heatmaps.ndim == 3
     heatmaps = heatmaps[:, None] if single else heatmaps  # (B, M, H, W)
     found = _program(model, None, pixels, heatmaps, targets, mean, std, fill, fractions, directions)
     return {name: right[:, 0] if single else right for name, right in found.items()}
@@ -139,7 +142,7 @@ def explain_and_perturb(
         bool (B, M, F) for each direction, "clean" bool (B,) of the unperturbed images, and "maps" (B, M, h, w) as
         `explain` gave them.
     """
-    pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
+    pixels, targets = jnp.asarray(pixels), _class_indices(targets)
     return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
 
 
@@ -152,8 +155,8 @@ def explain_pixels(
     std: Statistics = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
     """What `explain` gives for pixels in [0, 1], arguments as for `explain_and_perturb`: logits (B, C), maps."""
-    pixels, targets = jnp.asarray(pixels), jnp.asarray(targets, jnp.int32)
-    _check_pixels(pixels, None, targets)
+    pixels, targets = jnp.asarray(pixels), _class_indices(targets)
+    _check_arrays(pixels, None, targets)
     means, stds = _statistics(mean, std, pixels.dtype)
     return _explained(model, explain, pixels, targets, means, stds)
 
@@ -192,12 +195,14 @@ def _program(
     directions: Sequence[str],
 ) -> dict[str, jax.Array]:
     """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
-    _check_pixels(pixels, heatmaps, targets)
+    _check_arrays(pixels, heatmaps, targets)
     fractions, directions = tuple(float(f) for f in fractions), tuple(directions)
     if not are_increasing(fractions):
         raise ValueError(f"fractions {fractions} must increase within [0, 1]")
     if unknown := set(directions) - set(DIRECTIONS):
         raise ValueError(f"unknown direction {unknown.pop()!r}: it is 'positive' or 'negative'")
+    if not 0 <= fill <= 1:
+        raise ValueError(f"fill must be in [0, 1], as the pixels are, not {fill}")
     means, stds = _statistics(mean, std, pixels.dtype)
     is_pytree = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(model))
     run = _jitted if is_pytree else _jitted_function
@@ -261,6 +266,11 @@ def _normalised(pixels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array
 
 
 def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[jax.Array]:
+    """Three means and three standard deviations."""
+    if not np.isfinite(mean).all():
+        raise ValueError(f"mean must be finite, not {mean}")
+    if not (np.isfinite(std).all() and (np.asarray(std) > 0).all()):
+        raise ValueError(f"std must be above 0 and finite, not {std}")
     return [jnp.broadcast_to(jnp.asarray(value, dtype), (3,)) for value in (mean, std)]
 
 
@@ -269,8 +279,27 @@ _jitted = jax.jit(_perturb, static_argnames=_OPTIONS)
 _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
 
 
+def _class_indices(targets: ArrayLike) -> jax.Array:
+    """Targets as int32; ValueError where they are no classes."""
+    if not isinstance(targets, jax.Array):
+        targets = np.asarray(targets)
+        if (
+            targets.dtype.kind in "iu"
+            and targets.size
+            and not 0 <= targets.min() <= targets.max() < 2**31
+        ):
+            raise ValueError(
+                f"target {targets.min()} to {targets.max()} must be classes, from 0 up"
+            )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets must be integers, not {targets.dtype}")
+    return jnp.asarray(targets).astype(jnp.int32)
+
+
 def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray) -> None:
-    _check_shapes(pixels, heatmaps[:, None], targets)
+    _check_arrays(pixels, heatmaps[:, None], targets)
+    _class_indices(targets)
+    rankable(heatmaps)
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(
             f"pixels reach {pixels.min():g} to {pixels.max():g}, not [0, 1]: divide by 255 only"
@@ -281,13 +310,7 @@ def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray)
         )
 
 
-def _check_pixels(pixels: jax.Array, heatmaps: jax.Array | None, targets: jax.Array) -> None:
-    _check_shapes(pixels, heatmaps, targets)
-    if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")
-
-
-def _check_shapes(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> None:
+def _check_arrays(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> None:
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels):
         raise ValueError(f"pixels {pixels.shape} must be (N, H, W, 3) with at least one image")
     if targets.shape != pixels.shape[:1]:
@@ -299,3 +322,5 @@ def _check_shapes(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> N
         raise ValueError(
             f"heatmaps {(len(heatmaps), *heatmaps.shape[2:])} must be {wanted}, as the pixels"
         )
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 
 def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -21,6 +23,26 @@ def are_increasing(fractions: Sequence[float]) -> bool:
     return bool(fractions) and inside and all(a < b for a, b in pairwise(fractions))
 
 
+def rankable(heatmaps: ArrayLike) -> jax.Array:
+    """Heatmaps (..., H, W) as JAX holds them, with the order of those that were given.
+
+    64-bit values that differ may be equal in 32 bits: without 64-bit mode each map's are replaced by their ranks.
+
+    Raises:
+        ValueError: They are no real numbers.
+    """
+    if isinstance(heatmaps, jax.Array):
+        return heatmaps
+    heatmaps = np.asarray(heatmaps)
+    if heatmaps.dtype.kind not in "biuf" and not jnp.issubdtype(heatmaps.dtype, jnp.floating):
+        raise ValueError(f"heatmaps must be real numbers, not {heatmaps.dtype}")
+    if heatmaps.dtype.itemsize <= jnp.dtype(jnp.result_type(float)).itemsize:
+        return jnp.asarray(heatmaps)
+    rows = heatmaps.reshape(-1, np.prod(heatmaps.shape[-2:], dtype=int))
+    ranks = [np.unique(row, return_inverse=True)[1] for row in rows]
+    return jnp.asarray(np.array(ranks, np.int32).reshape(heatmaps.shape))
+
+
 def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
     """Each pixel's place in the order of removal: (..., H, W) -> int32 (..., H, W), 0 first.
 
@@ -30,7 +52,8 @@ def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
     """
     *batch, height, width = heatmaps.shape
     keys = heatmaps.reshape(-1, height * width)  # (b, N)
-    order = jnp.argsort(-keys if direction == "positive" else keys, axis=-1, stable=True)
+    # Not the order of -keys, which wraps where they are whole numbers.
+    order = jnp.argsort(keys, axis=-1, stable=True, descending=direction == "positive")
     places = jnp.arange(height * width, dtype=jnp.int32)
     ranks = jax.vmap(lambda row: jnp.zeros_like(places).at[row].set(places, unique_indices=True))(
         order

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Array = jax.Array
+from vitx.pseudomasks.label_values import NEUTRAL
 
-NEUTRAL = 255
+Array = jax.Array
 
 
 def offsets(radius: int = 5) -> np.ndarray:

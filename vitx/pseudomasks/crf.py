@@ -14,6 +14,7 @@ import numpy as np
 from vitx.data.transforms import Maps, resize_maps
 from vitx.pseudomasks import crf_exact, crf_lattice
 from vitx.pseudomasks.crf_exact import CRFParameters
+from vitx.pseudomasks.label_values import NEUTRAL, require_byte_classes
 
 __all__ = [
     "BACKENDS",
@@ -29,7 +30,6 @@ Array = jax.Array
 BACKENDS = ("exact", "jax", "pydensecrf")
 EXACT_MAX_PIXELS = 128 * 128  # a kernel of 1 GiB
 MISSING_BACKEND = 'the backend "pydensecrf" needs the package pydensecrf2: pip install "vitx[crf]"'
-NEUTRAL = 255
 
 
 def dense_crf(
@@ -52,8 +52,8 @@ def dense_crf(
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
     Returns:
-      posteriors of the shape of `probabilities`, NumPy or JAX as they are, summing to 1 over the labels. "exact"
-      computes in their type, the others in float32; "pydensecrf" without JAX, if they are NumPy's.
+      posteriors of the shape of `probabilities`, NumPy or JAX as they are, summing to 1 over the labels, in
+      float32; "exact" computes float64 in float64. "pydensecrf" does without JAX where they are NumPy's.
 
     Raises:
       ValueError: for shapes or types that do not fit, probabilities that are not finite, an image that has no label
@@ -83,8 +83,10 @@ def dense_crf(
     elif backend == "jax":
         result = crf_lattice.mean_field(images, sets, present, parameters)
     else:
+        single = sets.dtype.itemsize < 4  # colours' squared distances overflow in half precision
+        unnormalised = jnp.asarray(sets.astype(np.float32) if single else sets)
         result = crf_exact.mean_field(
-            jnp.asarray(images), jnp.asarray(sets), jnp.asarray(present), parameters
+            jnp.asarray(images), unnormalised, jnp.asarray(present), parameters
         )
     result = (np if on_host else jnp).asarray(result)  # mypy does not follow this to one type
     return result.reshape(shape)
@@ -170,12 +172,16 @@ def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
       low: posteriors (B, K + 1, h, w), background first, with the background's low alpha, which
         favours it: an object seen there is sure.
       high: the same with the high alpha: a background seen there is sure.
-      classes: ints (B, K), the classifier's outputs that the others stand for, -1 where padding.
+      classes: ints (B, K) below 254, the classifier's outputs that the others stand for, -1 where padding.
 
     Returns:
       uint8 (B, h, w): class + 1 where low shows an object, unless high shows background, which is
       labelled 0; 255, neutral, where low shows background and high an object.
+
+    Raises:
+      ValueError: for shapes that do not fit, or a class that does not fit into a byte.
     """
+    require_byte_classes(classes)
     if low.shape != high.shape or low.shape[:2] != (classes.shape[0], classes.shape[1] + 1):
         raise ValueError(
             f"posteriors {low.shape} and {high.shape} do not fit classes {classes.shape}: "

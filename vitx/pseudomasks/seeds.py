@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vitx.data.transforms import Maps, resize_maps
+from vitx.pseudomasks.label_values import require_byte_classes
 from vitx.relevance.explain import explain
 
 Array = jax.Array
@@ -86,12 +87,16 @@ def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps
 
     Args:
       cues: (..., K, H, W) in [0, 1]; K may be 0.
-      classes: ints (..., K), the classifier's outputs, -1 where padding.
+      classes: ints (..., K) below 254, the classifier's outputs, -1 where padding.
       background: its score, or several that broadcast to (..., H, W); it wins ties.
 
     Returns:
       uint8 (..., H, W), broadcast with `background`: 0 background, otherwise class + 1.
+
+    Raises:
+      ValueError: for shapes that do not fit, or a class that does not fit into a byte.
     """
+    require_byte_classes(classes)
     if classes.shape != cues.shape[:-2]:
         raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
     xp: Any = cues.__array_namespace__()

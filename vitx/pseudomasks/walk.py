@@ -47,11 +47,13 @@ def random_walk(
       maps (..., K, H, W), in the affinity's type: averages of the maps that came in.
 
     Raises:
-      ValueError: for options out of range, shapes that do not fit, or a tolerance below rounding.
+      ValueError: for options out of range, shapes or types that do not fit, a tolerance below rounding, or an affinity
+        outside [0, 1]. The affinity's values are not checked inside another `jit`.
     """
-    affinity, maps = jnp.asarray(affinity), jnp.asarray(maps)
+    affinity, maps = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (affinity, maps))
     beta = float(beta)
     _check(affinity, maps, beta, log2_steps)
+    affinity, maps = jnp.asarray(affinity), jnp.asarray(maps)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if not 0 < tolerance < 1:
@@ -80,14 +82,14 @@ def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
         raise ValueError(
             f"maps {maps.shape} do not fit the affinity {shape}: (..., K, H, W) wanted"
         )
-    if jnp.issubdtype(maps.dtype, jnp.complexfloating):
+    if maps.dtype == object or jnp.issubdtype(maps.dtype, jnp.complexfloating):
         raise ValueError(f"maps must be real numbers, not {maps.dtype}")
-    if not isinstance(affinity, jax.core.Tracer):
-        # Beyond it degrees, and so the error's bound, do not hold. XLA's minimum on a CPU may pass over NaN.
-        fits = (affinity >= 0) & (affinity <= 1)
-        if not fits.all():
-            found = float(affinity.ravel()[fits.argmin()])
-            raise ValueError(f"affinity must be in [0, 1], found {found:g}")
+    # Beyond it degrees, and so the error's bound, do not hold. XLA's minimum on a CPU may pass over NaN.
+    fits = (affinity >= 0) & (affinity <= 1)
+    # Inside another jit even a constant's values are traced.
+    if not isinstance(fits, jax.core.Tracer) and not fits.all():
+        found = float(affinity.ravel()[fits.argmin()])
+        raise ValueError(f"affinity must be in [0, 1], found {found:g}")
     if not 0 < beta < math.inf:
         raise ValueError(f"beta must be a number above 0, not {beta}")
     if not 0 <= log2_steps < math.inf or log2_steps != int(log2_steps):

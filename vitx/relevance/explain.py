@@ -40,10 +40,13 @@ def explain(
 ) -> tuple[Array, Array]:
     """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
 
+    The logits carry the model's own gradient, for every method, so that they may be part of a loss. Maps that were made
+    with relevance rules ("lrp", "partial_lrp", "transformer_attribution") are cut off by `jax.lax.stop_gradient`.
+
     Args:
       model: a `VisionTransformer`.
       images: normalised, (B, H, W, 3).
-      classes: ints, (B,) or (B, K); None for the predicted class.
+      classes: ints of any width, (B,) or (B, K); None for the predicted class.
       method: one of `METHODS`.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
@@ -57,20 +60,23 @@ def explain(
       model without a stem gives pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
-      ValueError: for an unknown method or rule, a start layer that the model has not, or images or classes of a
-        shape, type or range that does not fit; ranges are not looked at inside another `jit`.
+      ValueError: for a model without classes, an unknown method or rule, a start layer that the model does not have, or
+        images or classes of a shape, type or range that does not fit. Values are not checked inside another `jit`.
       MemoryError: where the device's memory ends, naming what uses less of it; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
-    images = jnp.asarray(images)
+    if not isinstance(images, jax.Array):
+        images = np.asarray(images)
     size = tuple(model.preprocess.size)
     if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
         raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
-    if not isinstance(images, jax.core.Tracer) and not jnp.isfinite(images).all():
-        bad = jnp.flatnonzero(~jnp.isfinite(images).all((1, 2, 3)))
-        raise ValueError(f"images[{bad[0]}] has a value that is not finite: leave it out")
+    images = jnp.asarray(images)
+    finite = jnp.isfinite(images).all((1, 2, 3))
+    # Inside another jit even a constant's values are traced.
+    if not isinstance(finite, jax.core.Tracer) and not finite.all():
+        raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
@@ -87,6 +93,8 @@ def explain(
 def _check_options(
     model: Any, method: str, start_layer: Any, rules: str, class_chunk: Any, memory: str
 ) -> None:
+    if not hasattr(model, "classify"):
+        raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if rules not in RULES:
@@ -117,7 +125,7 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
         low, high = values.min(), values.max()
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")
-    return jnp.asarray(classes)
+    return jnp.asarray(classes).astype(jnp.int32)  # a one-hot row of 8-bit classes would wrap
 
 
 def _kept_bytes(model: Any, itemsize: int) -> int:
@@ -203,7 +211,7 @@ def attribution(
         (attributions,) = pull(bundles.twice(hot))
         return _on_grid(model, methods.transformer_attribution(attributions, 0))
 
-    return logits.gradient, one_class
+    return _under_rules(model, images, logits.gradient, one_class)
 
 
 def _attention_only(model: Any, images: Array, start_layer: int, method: str) -> Any:
@@ -247,7 +255,9 @@ def _gradcam(model: Any, images: Array, start_layer: int, rules: str, lean: bool
 def _partial_lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
     ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
     logits, _, pull = _last_block(model, images, ops)
-    return logits, lambda hot: _on_grid(model, methods.partial_lrp(pull(hot)))
+    return _under_rules(
+        model, images, logits, lambda hot: _on_grid(model, methods.partial_lrp(pull(hot)))
+    )
 
 
 def _lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
@@ -258,7 +268,32 @@ def _lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) ->
         return model.classify(encoded, ops)
 
     logits, pull = jax.vjp(forward, model.features(images, bundles.EXACT))
-    return logits, lambda hot: pull(hot)[0].sum(-1)
+    return _under_rules(model, images, logits, lambda hot: pull(hot)[0].sum(-1))
+
+
+def _under_rules(
+    model: Any, images: Array, logits: Array, one_class: Callable[[Array], Array]
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Gives the logits the model's gradient, and the maps none: under relevance rules a cotangent is no gradient."""
+    return _with_gradient(model, images, logits), lambda hot: jax.lax.stop_gradient(one_class(hot))
+
+
+@jax.custom_vjp
+def _with_gradient(model: Any, images: Array, logits: Array) -> Array:
+    """The logits, whose gradient is that of model(images). Only a caller who differentiates pays for it."""
+    return logits
+
+
+def _logits_forward(model: Any, images: Array, logits: Array) -> tuple[Array, Any]:
+    _, pull = jax.vjp(lambda model, images: model(images, bundles.EXACT), model, images)
+    return logits, pull
+
+
+def _logits_backward(pull: Any, cotangent: Array) -> tuple[Any, ...]:
+    return *pull(cotangent), jnp.zeros_like(cotangent)
+
+
+_with_gradient.defvjp(_logits_forward, _logits_backward)
 
 
 def _encoded(model: Any, tokens: Any, ops: Ops, taps: list[Array | None] | None, lean: bool) -> Any:

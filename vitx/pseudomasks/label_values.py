@@ -1,0 +1,27 @@
+"""Values of label maps, one byte a pixel as in PASCAL VOC: 0 background, class + 1, 255 neutral."""
+
+from typing import Any
+
+import jax
+
+NEUTRAL = 255
+MAX_CLASSES = NEUTRAL - 1
+
+
+def require_byte_classes(classes: Any) -> None:
+    """Checks that classes fit into a byte beside background and neutral, where their values are known.
+
+    Args:
+      classes: ints of any shape, -1 where padding.
+
+    Raises:
+      ValueError: where one is 254 or more.
+    """
+    if isinstance(classes, jax.core.Tracer) or not classes.size:
+        return
+    largest = classes.max()
+    if not isinstance(largest, jax.core.Tracer) and largest >= MAX_CLASSES:
+        raise ValueError(
+            f"class {largest} does not fit into label maps of one byte, whose 255 is neutral: "
+            f"there may be at most {MAX_CLASSES} classes"
+        )

@@ -41,6 +41,30 @@ def test_a_replaced_file_is_whole_and_nothing_else_is_left(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):
+    link, middle, target = tmp_path / "link", tmp_path / "middle", tmp_path / "store" / "file"
+    link.symlink_to("middle")
+    middle.symlink_to("store/file")  # neither the file nor its folder is there yet
+    for content in (b"first", b"second"):
+        write_bytes(link, content)
+        assert link.is_symlink() and middle.is_symlink() and not target.is_symlink()
+        assert target.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["link", "middle", "store"]
+    assert os.listdir(tmp_path / "store") == ["file"]
+
+
+def test_links_to_what_is_no_file_are_clear_errors(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "c").symlink_to("fifo")
+    for name, reason in (("a", "Too many levels of symbolic links"), ("c", "not a regular file")):
+        with pytest.raises(WriteError, match=rf"cannot write \S*/{name}: .*{reason}"):
+            write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "fifo"]
+
+
 def test_json_takes_numbers_of_numpy_and_jax_and_config_dicts(tmp_path):
     value = {"a": np.float32(0.5), "b": jnp.ones(2), "c": ConfigDict({"d": (1, 2)}), "e": tmp_path}
     write_json(tmp_path / "a.json", value)

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, and reading without pickle."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -52,32 +53,46 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
     Args:
         path: The file, here or in a bucket (`vitx.paths`); missing folders are made, an existing file is replaced.
+            Of a symbolic link, the file that it names is replaced or made, and the link stays.
         data: Its contents.
 
     Raises:
-        WriteError: It cannot be written; nothing is left behind.
+        WriteError: It cannot be written, or the link names what is no regular file; nothing is left behind.
     """
     path = paths.as_path(path)
     temporary = None
     try:
         if paths.is_remote(path):
             return paths.put(path, data)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1]
+            dir=target.parent, prefix=TEMPORARY[0], suffix=TEMPORARY[1]
         )
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide results from others
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _target(path: Path) -> Path:
+    """The file that a chain of symbolic links names, which need not exist; other paths as they are."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # the chain is a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, f"it is a link to {target}, which is not a regular file")
+    return target
 
 
 def append_line(path: Path, line: str) -> None:

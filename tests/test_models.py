@@ -224,12 +224,20 @@ def test_seeds_make_weights():
     {
         "unknown model 'vit_base_patch16'; nearest: vit_base_patch": {"name": "vit_base_patch16"},
         "unknown model '###'; nearest: none": {"name": "###"},
-        "num_classes must be at least 1, not 0": {"num_classes": 0},
+        "num_classes must be a positive whole number, not 0": {"num_classes": 0},
+        "num_classes must be a positive whole number, not 3.0": {"num_classes": 3.0},
+        "num_classes must be a positive whole number, not True": {"num_classes": True},
+        "num_classes must be a positive whole number, not '3'": {"num_classes": "3"},
         r"image size \(30, 30\) is not a multiple of the patch, 16 pixels": {"image_size": 30},
         r"image size \(32, 40\) is not a multiple of the patch": {"image_size": (32, 40)},
-        r"image_size must be a whole number or two \(H, W\), not \(32,\)": {"image_size": (32,)},
-        r"image_size must be a whole number or two \(H, W\), not 32.0": {"image_size": 32.0},
-        r"image size \(0, 0\) is not a multiple of the patch": {"image_size": 0},
+        r"image_size must be a side or \(H, W\), .*, not \(32,\)": {"image_size": (32,)},
+        r"image_size must be a side or \(H, W\), .*, not 32.0": {"image_size": 32.0},
+        r"image_size must be a side or \(H, W\), .*, not \[32.0, 32.0\]": {
+            "image_size": [32.0] * 2
+        },
+        r"image_size must be a side or \(H, W\), .*, not True": {"image_size": True},
+        r"image_size must be a side or \(H, W\), .*, not '32'": {"image_size": "32"},
+        r"image_size must be a side or \(H, W\), .*, not 0": {"image_size": 0},
         r"image size \(62, 64\) is not a multiple of the patch, 4 pixels": {
             "name": "vit_test_conv_s4_48",
             "image_size": (62, 64),
@@ -239,6 +247,15 @@ def test_seeds_make_weights():
 def test_bad_sizes_and_names(message, call):
     with pytest.raises(ValueError, match=f"^{message}"):
         nnx.eval_shape(lambda: vitx.create(**{"name": "vit_tiny_patch16_224", **call}))
+
+
+@pytest.mark.parametrize("size", [np.int64(16), np.array(16), jnp.array(16), 16])
+@pytest.mark.parametrize("count", [np.int64(3), np.array(3), 3])
+def test_create_takes_whole_numbers_of_any_library(size, count):
+    for sides in (size, [size, size], np.array([16, 16]), jnp.array([16, 16])):
+        model = nnx.eval_shape(lambda s=sides: vitx.create("vit_test_conv_s4_48", count, s))
+        assert model.preprocess.size == (16, 16) and model.num_classes == 3
+        assert {type(side) for side in model.preprocess.size} == {int}
 
 
 def test_heads_must_divide_the_width():
@@ -393,3 +410,23 @@ def test_affinity_net_by_hand():
 def test_preprocess_is_a_value():
     assert Preprocess() == Preprocess() and hash(Preprocess()) == hash(Preprocess())
     assert replace(Preprocess(), size=(1, 1)) != Preprocess()
+
+
+def test_preprocess_keeps_python_numbers():
+    plain = Preprocess((0.25, 0.5, 0.75), (0.5, 1.0, 2.0), (8, 12))
+    for kind in (np.float32, np.float64, jnp.float32, lambda values: list(values)):
+        found = Preprocess(kind(plain.mean), kind(plain.std), np.array(plain.size))
+        assert found == plain and hash(found) == hash(plain)
+        assert {type(x) for x in (*found.mean, *found.std)} == {float}
+        assert {type(x) for x in found.size} == {int}
+    whole = Preprocess((0, np.int64(0), 0), (1, 1, 1), 8)
+    assert whole == Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (8, 8))
+    for wrong, message in (
+        ({"mean": (0.5, 0.5)}, r"^mean must be three numbers, not \(0.5, 0.5\)"),
+        ({"mean": 0.5}, "^mean must be three numbers, not 0.5"),
+        ({"mean": (0.5, 0.5, np.nan)}, "^mean must be three numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, "^std must be positive"),
+        ({"size": (8.0, 12)}, r"^size must be a side or \(H, W\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Preprocess(**wrong)

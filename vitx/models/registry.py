@@ -1,12 +1,16 @@
 """Names of models, as timm has them, and what they stand for."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
+import jax
 import numpy as np
 from flax import nnx
 
+from vitx.models.checks import checked, positive_int
+from vitx.models.checks import image_size as checked_size
 from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
 
@@ -64,33 +68,32 @@ MODELS: dict[str, Sizes] = {
 
 def create(
     name: str,
-    num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
+    num_classes: SupportsIndex = 1000,
+    image_size: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | jax.Array | None = None,
     seed: int = 0,
 ) -> VisionTransformer:
     """A model with random weights.
 
     Args:
       name: one of the registry, such as "vit_base_patch16_224".
-      num_classes: outputs of the head.
-      image_size: side, or (H, W), in pixels; default: the one that the name says.
+      num_classes: outputs of the head, at least 1.
+      image_size: side, or (H, W), in pixels, multiples of the patch; default: the one that the name
+        says.
       seed: of the weights.
 
+    Whole numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
+
     Raises:
-      ValueError: for an unknown name, or sizes that do not fit.
+      ValueError: for an unknown name, numbers that are not whole or not positive, or sizes that do
+        not fit.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
         raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    outputs = checked("num_classes", num_classes, positive_int)
     sizes = MODELS[name]
     side = sizes.image_size if image_size is None else image_size
-    size = np.asarray(side)
-    if size.shape not in ((), (2,)) or not np.issubdtype(size.dtype, np.integer):
-        raise ValueError(f"image_size must be a whole number or two (H, W), not {image_size!r}")
-    height, width = np.broadcast_to(size, 2).tolist()
-    preprocess = Preprocess(size=(height, width))
+    preprocess = Preprocess(size=checked("image_size", side, checked_size))
     if sizes.imagenet_statistics:
         preprocess = replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     rngs = nnx.Rngs(seed)
@@ -100,7 +103,7 @@ def create(
         heads=sizes.heads,
         hidden=sizes.hidden,
         patch=sizes.patch,
-        num_classes=num_classes,
+        num_classes=outputs,
         preprocess=preprocess,
         stem=STEMS[sizes.stem](rngs) if sizes.stem else None,
         rngs=rngs,

@@ -12,17 +12,36 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vitx.models.checks import checked, image_size, three_numbers, three_positive
 from vitx.models.layers import LayerNorm, Linear
 from vitx.ops import PLAIN, Array, Ops
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model's weights expect: input = (pixels in [0, 1] - mean) / std at `size` (H, W)."""
+    """What a model's weights expect: input = (pixels in [0, 1] - mean) / std at `size`.
+
+    Lists, arrays and numbers of NumPy or JAX become tuples of Python's numbers, so that equal
+    values compare equal, hash, and can be saved.
+
+    Args:
+      mean: of each colour channel (red, green, blue), pixels being in [0, 1].
+      std: standard deviation of each channel, above 0.
+      size: (H, W) of the input in pixels, or one side for both.
+
+    Raises:
+      ValueError: for values of another number, type or range.
+    """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     size: tuple[int, int] = (224, 224)
+
+    def __post_init__(self) -> None:
+        checks = {"mean": three_numbers, "std": three_positive, "size": image_size}
+        for name, check in checks.items():
+            # The dataclass is frozen, and `__setattr__` refuses.
+            object.__setattr__(self, name, checked(name, getattr(self, name), check))
 
 
 class Mlp(nnx.Module):

@@ -10,6 +10,7 @@ import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,14 @@ from safetensors.numpy import load_file, save_file
 
 import vitx
 from tests.small_models import filled, images_for, small_hybrid, small_vit
-from vitx.checkpoints import digest
+from vitx.checkpoints import digest, load_classifier
 from vitx.models.affinity import AffinityNet
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.training.affinity import initial_net
+from vitx.training.classifier import _initial_model as initial_classifier
+from vitx.training.seeds import make_seeds
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -116,6 +120,17 @@ def test_load_gives_back_what_save_wrote(name, tmp_path):
     assert_same_weights(loaded, model)
     # The same heads, epsilons, preprocessing and grids: nothing would be traced anew.
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
+
+
+def test_numbers_of_numpy_come_back_equal(tmp_path):
+    model = small_vit(norm_eps=np.float32(1e-5), heads=np.int64(2))
+    statistics = np.float32([0.1, 0.2, 0.3])
+    model.preprocess = Preprocess(statistics, statistics + 1, np.array([8, 12]))
+    vitx.save(model, tmp_path)
+    loaded = vitx.load(tmp_path)
+    assert loaded.preprocess == model.preprocess
+    assert loaded.preprocess.mean == tuple(statistics.tolist())
+    assert (loaded.norm.epsilon, loaded.blocks[0].attn.heads) == (np.float32(1e-5), 2)
 
 
 @pytest.mark.slow
@@ -217,6 +232,27 @@ def test_save_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"norm\.bias has NaN or infinite"):
         vitx.save(model, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_save_refuses_an_empty_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^the path is empty: give a \.safetensors file or a folder"
+    ):
+        vitx.save(small_vit(), "")
+    assert not list(tmp_path.iterdir())
+    vitx.save(small_vit(), ".")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_save_follows_a_link(tmp_path):
+    target, link = tmp_path / "store" / "weights", tmp_path / "m.safetensors"
+    link.symlink_to(target)  # which is not there yet
+    for model in (small_vit(), small_vit(depth=1)):
+        vitx.save(model, link)
+        assert link.is_symlink() and not target.is_symlink()
+        assert_same_weights(vitx.load(target), model)
+    assert [path.name for path in target.parent.iterdir()] == ["weights"]
 
 
 # Other families' names. Each is made from timm's tensors by its own documented layout.
@@ -358,6 +394,11 @@ def test_hugging_face_files_beside_the_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_new"}))
     with pytest.raises(ValueError, match="'gelu_new'"):
         vitx.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"qkv_bias": False}))
+    with pytest.raises(
+        ValueError, match=r"config\.json: qkv_bias=False, which vitx does not compute"
+    ):
+        vitx.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": "12"}))
     with pytest.raises(ValueError, match="num_heads must be a positive whole number, not '12'"):
         vitx.load(tmp_path)
@@ -430,6 +471,176 @@ def test_timm_conventions(tmp_path):
     assert vitx.load(tmp_path / "DeiT-x").preprocess.mean == (0.0, 0.1, 0.2)
 
 
+# timm's config.json: what the architecture and its arguments say beyond the tensors.
+
+
+def timm_folder(folder, model, config):
+    """A folder as timm's hub has it: model.safetensors without metadata, and config.json."""
+    save_file(tensors_of(model, folder), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "heads"),
+    [
+        ("vit_huge_patch14_224", 1280, 16),
+        ("vit_giant_patch14_224", 1408, 16),
+        ("vit_gigantic_patch14_224", 1664, 16),
+        ("vit_so400m_patch14_siglip_224", 1152, 16),
+        ("vit_giantopt_patch16_siglip_256", 1536, 16),
+        ("test_vit.r160_in1k", 64, 2),
+        ("deit_small_patch16_224", 384, 6),
+        ("vit_unknown_patch16_224", 128, 2),  # width / 64
+    ],
+)
+def test_timm_architectures_have_their_heads(tmp_path, architecture, width, heads):
+    model = square_vit(width=width, heads=heads, depth=1)
+    # A file with timm's metadata, "format" alone, is what timm's hub has.
+    for config in (
+        {"architecture": architecture},
+        {"pretrained_cfg": {"architecture": architecture}},
+    ):
+        loaded = vitx.load(timm_folder(tmp_path, model, config))
+        assert loaded.blocks[0].attn.heads == heads
+        assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    said = {"architecture": architecture, "model_args": {"num_heads": 1}}
+    assert vitx.load(timm_folder(tmp_path, model, said)).blocks[0].attn.heads == 1
+    assert vitx.load(tmp_path, num_heads=4).blocks[0].attn.heads == 4
+
+
+def test_timm_arguments_that_vitx_computes(tmp_path):
+    model = square_vit()
+    arguments = {
+        "num_heads": 2,
+        "img_size": 16,
+        "patch_size": [4, 4],
+        "embed_dim": 12,
+        "depth": 2,
+        "mlp_ratio": 20 / 12,
+        "in_chans": 3,
+        "num_classes": 3,
+        "global_pool": "token",
+        "qkv_bias": True,
+        "qk_norm": False,
+        "init_values": None,
+        "class_token": True,
+        "no_embed_class": False,
+        "reg_tokens": 0,
+        "pre_norm": False,
+        "fc_norm": None,
+        "act_layer": "gelu",
+        "norm_layer": "LayerNorm",
+        "drop_rate": 0.5,
+        "drop_path_rate": 0.1,
+        "dynamic_img_size": True,
+        "weight_init": "jax",
+        "anything": None,
+    }
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 99, 99]}
+    config = {"architecture": "vit_x", "global_pool": "token", "model_args": arguments}
+    loaded = vitx.load(timm_folder(tmp_path, model, config | {"pretrained_cfg": statistics}))
+    assert_same_weights(loaded, model)
+    assert loaded.preprocess == Preprocess((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("act_layer", "quick_gelu", "act_layer='quick_gelu'"),
+        ("act_layer", "gelu_tanh", "act_layer='gelu_tanh'"),
+        ("norm_layer", "rmsnorm", "norm_layer='rmsnorm'"),
+        ("norm_layer", {"eps": 1e-5}, "norm_layer={'eps': 1e-05}"),
+        ("qkv_bias", False, "qkv_bias=False"),
+        ("proj_bias", False, "proj_bias=False"),
+        ("qk_norm", True, "qk_norm=True"),
+        ("init_values", 1e-5, "init_values=1e-05"),
+        ("class_token", False, "class_token=False"),
+        ("no_embed_class", True, "no_embed_class=True"),
+        ("reg_tokens", 4, "reg_tokens=4"),
+        ("pre_norm", True, "pre_norm=True"),
+        ("final_norm", False, "final_norm=False"),
+        ("fc_norm", True, "fc_norm=True"),
+        ("pos_embed", "none", "pos_embed='none'"),
+        ("patch_size", 8, "patch_size=8"),
+        ("in_chans", 1, "in_chans=1"),
+        ("global_pool", "avg", "global_pool='avg'"),
+        ("global_pool", "map", "global_pool='map'"),
+        ("global_pool", "", "global_pool=''"),
+        ("rope_type", "mixed", "rope_type='mixed'"),
+    ],
+)
+def test_timm_arguments_that_vitx_does_not_compute(tmp_path, key, value, shown):
+    config = {"architecture": "vit_x", "model_args": {"num_heads": 2, key: value}}
+    with pytest.raises(ValueError) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), config))
+    assert_one_line(
+        error, str(tmp_path), "config.json", f"model_args {shown}", "vitx does not compute"
+    )
+
+
+def test_timm_pooling_outside_of_the_arguments(tmp_path):
+    model = square_vit()
+    for pool in ("avg", "map", "", 3):
+        for config in ({"global_pool": pool}, {"pretrained_cfg": {"global_pool": pool}}):
+            with pytest.raises(ValueError, match=f"config.json.*global_pool={pool!r}"):
+                vitx.load(timm_folder(tmp_path, model, config), num_heads=2)
+    # The arguments count before what stands at the top, that before pretrained_cfg, as in timm.
+    said = {"global_pool": "avg", "model_args": {"global_pool": "token"}}
+    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
+    said = {"global_pool": "token", "pretrained_cfg": {"global_pool": "avg"}}
+    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
+
+
+def test_timm_lists_all_that_it_does_not_compute(tmp_path):
+    arguments = {"qk_norm": True, "act_layer": "silu", **{f"new_{n}": "x" * 99 for n in range(20)}}
+    with pytest.raises(ValueError) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), {"model_args": arguments}), num_heads=2)
+    assert_one_line(error, "model_args qk_norm=True, act_layer='silu', new_0=", "and 10 more")
+
+
+def test_timm_image_size(tmp_path):
+    model = square_vit()
+    config = {
+        "model_args": {"num_heads": 2, "img_size": [32, 8]}
+    }  # other cells: resampled, as in timm
+    loaded = vitx.load(timm_folder(tmp_path, model, config))
+    assert (loaded.preprocess.size, loaded.grid) == ((32, 8), (8, 2))
+    np.testing.assert_array_equal(loaded.pos_embed[...], model.pos_embed[...])  # as many cells
+    config = {"model_args": {"num_heads": 2, "img_size": 8}}
+    loaded = vitx.load(timm_folder(tmp_path, model, config))
+    assert_same_weights(loaded, vitx.load(tmp_path, image_size=8))
+    assert loaded.grid == (2, 2)
+    assert vitx.load(tmp_path, image_size=(16, 16)).grid == (4, 4)
+    wide = small_vit()  # 2 x 3 cells
+    config = {"model_args": {"num_heads": 2, "img_size": [8, 12]}}
+    assert nnx.graphdef(vitx.load(timm_folder(tmp_path, wide, config))) == nnx.graphdef(wide)
+    config = {"model_args": {"num_heads": 2, "img_size": 10**6}}
+    with pytest.raises(ValueError, match="img_size must be at most 8192"):
+        vitx.load(timm_folder(tmp_path, model, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_args": []}, "config.json: model_args must be an object, not \\[\\]"),
+        ({"pretrained_cfg": "x"}, "config.json: pretrained_cfg must be an object, not 'x'"),
+        ({"architecture": 3}, "config.json: architecture must be a text, not 3"),
+        ({"model_args": {"num_heads": "2"}}, "num_heads must be a positive whole number, not '2'"),
+    ],
+)
+def test_timm_configs_of_another_form(tmp_path, config, what):
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), config))
+    assert_one_line(error)
+
+
+def test_metadata_counts_before_timm_s_config(tmp_path):
+    vitx.save(square_vit(), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit3"}))
+    assert vitx.load(tmp_path).blocks[0].attn.heads == 2
+
+
 # What a caller may change.
 
 
@@ -474,9 +685,29 @@ def test_image_size(tmp_path):
     assert_same_weights(vitx.load(plain, num_heads=2, image_size=(8, 12)), model)
     with pytest.raises(ValueError, match=r"\(10, 12\) is not a multiple of the patch, 4 pixels"):
         vitx.load(path, image_size=(10, 12))
-    for wrong in (0, (8, 12, 3), "224", (8, -12)):
-        with pytest.raises(ValueError, match="image_size must be"):
+    for equal in (np.array([16, 24]), [16, 24], (np.int64(16), 24), jnp.array([16, 24])):
+        assert vitx.load(path, image_size=equal).preprocess.size == (16, 24)
+    for side in (np.int64(12), np.array(12), jnp.array(12)):
+        assert vitx.load(path, image_size=side).preprocess.size == (12, 12)
+    for wrong in (0, (8, 12, 3), "224", (8, -12), 8.0, np.array([8.0, 12.0]), True, {8: 1, 12: 1}):
+        with pytest.raises(ValueError, match=r"^image_size must be a side or \(H, W\)"):
             vitx.load(path, image_size=wrong)
+
+
+def test_counts_may_be_of_any_library(tmp_path):
+    path = tmp_path / "m.safetensors"
+    vitx.save(small_vit(), path)
+    for three in (np.int64(3), np.array(3), jnp.array(3)):
+        model = vitx.load(path, num_heads=three, num_classes=three, norm_eps=np.float32(0.5))
+        assert (model.blocks[0].attn.heads, model.num_classes) == (3, 3)
+        assert model.norm.epsilon == 0.5 and type(model.norm.epsilon) is float
+    for name in ("num_heads", "num_classes"):
+        for wrong in (3.0, np.float64(3), True, np.True_, np.array([3]), "3", 0):
+            with pytest.raises(ValueError, match=f"^{name} must be a positive whole number"):
+                vitx.load(path, **{name: wrong})
+    for wrong in (True, "1", 0, np.nan):
+        with pytest.raises(ValueError, match=r"^norm_eps must be a positive number"):
+            vitx.load(path, norm_eps=wrong)
 
 
 @pytest.mark.slow
@@ -785,3 +1016,31 @@ def test_digest_follows_whatever_a_model_is_made_from(tmp_path):
     assert len({plain, put("c", "{}"), put("d", '{"mean": 1}'), put("deit")}) == 4
     with pytest.raises(FileNotFoundError, match="no such file"):
         digest(tmp_path / "e")
+
+
+def test_an_affinity_net_is_no_classifier(tmp_path):
+    path = tmp_path / "model.safetensors"
+    vitx.save(small_affinity_net(), path)
+    for options in ({}, {"num_classes": 3}, {"num_heads": 2}, {"num_classes": 3, "image_size": 16}):
+        with pytest.raises(ValueError) as error:
+            load_classifier(path, **options)
+        assert_one_line(error, str(path), "holds an AffinityNet", "give a classifier's weights")
+    vitx.save(small_vit(), path)
+    loaded = load_classifier(path, num_heads=0, image_size=np.array([16, 24]), num_classes=0)
+    assert loaded.preprocess.size == (16, 24)
+
+
+def test_no_stage_takes_an_affinity_net_for_a_classifier(tmp_path):
+    vitx.save(small_affinity_net(), tmp_path)
+    model = SimpleNamespace(checkpoint=str(tmp_path), image_size=16)
+    sections = {"model": model, "seeds": None, "affinity": None}
+    finished = SimpleNamespace(folder=tmp_path)
+    run = SimpleNamespace(config=SimpleNamespace(**sections), finished=lambda name: finished)
+    for start in (
+        lambda: initial_classifier(run, 2),
+        lambda: initial_net(run),
+        lambda: make_seeds(run, finished),
+    ):
+        with pytest.raises(ValueError) as error:
+            start()
+        assert_one_line(error, str(tmp_path), "holds an AffinityNet", "give a classifier's weights")

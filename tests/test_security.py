@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -221,6 +223,34 @@ def test_absurd_json_beside_a_checkpoint(name, content, what, tmp_path):
     text = str(raised.value)
     assert text.startswith(f"{path}: {name} beside it is damaged") and what in text
     assert len(text) < 500
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "fifo", "link to a fifo", "/dev/null"])
+@pytest.mark.parametrize("read", ["vitx.load", "open_checkpoint", "digest"])
+def test_what_is_no_file_is_refused_before_it_is_read(name, read, tmp_path):
+    """In a process of its own, since reading a FIFO or /dev/zero never ends."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link to a fifo").symlink_to("fifo")
+    code = f"""
+import sys, vitx
+from vitx.checkpoints import digest
+from vitx.checkpoints.files import open_checkpoint
+try:
+    {read}(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+    path = tmp_path / name  # an absolute name stays as it is
+    ended = subprocess.run(
+        [sys.executable, "-c", code, path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "not a regular file" in ended.stdout and "\n" not in ended.stdout[:-1]
+    assert read == "open_checkpoint" or str(path) in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def vision_transformer(
         raise ValueError(f"its patches are {patch} x {across}; vitx has square ones only")
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     stem, stride = _stem(tensors, "patch_embed.backbone", facts)
-    size = _fit_positions(tensors, patch * stride, facts.image_size, wish.image_size)
+    size = _fit_positions(tensors, patch * stride, *_sizes(tensors, patch * stride, facts, wish))
     num_classes = _fit_head(tensors, width, wish.num_classes)
     norm_eps, final_norm_eps = _epsilons(named, facts, wish)
     model = nnx.eval_shape(
@@ -81,7 +81,10 @@ def affinity_net(named: Named, facts: Facts, wish: Wish) -> AffinityNet:
     """
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps"):
         if getattr(wish, name) is not None:
-            raise ValueError(f"this is an AffinityNet, which has no {name}")
+            raise ValueError(
+                f"this is an AffinityNet, which has no {name}: leave that out, or give a classifier's"
+                " weights"
+            )
     hidden = _shape(named.tensors, "feat_conv.weight", 4)[0]
     features = _shape(named.tensors, "affinity_conv.weight", 4)[0]
     groups = facts.groups or 32
@@ -187,6 +190,22 @@ def _fit_head(tensors: dict[str, Tensor], width: int, num_classes: int | None) -
     tensors["head.weight"] = Tensor((num_classes, width), lambda: np.asarray(head.kernel[...]).T)
     tensors["head.bias"] = Tensor((num_classes,), lambda: np.asarray(head.bias[...]))
     return num_classes
+
+
+def _sizes(
+    tensors: Mapping[str, Tensor], cell: int, facts: Facts, wish: Wish
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """The image size that the position embedding is for, and the one that is wanted.
+
+    timm takes an embedding of as many entries as `img_size` needs as it is, and resamples another.
+    """
+    own, asked = facts.image_size, facts.img_size
+    if own is None and asked is not None:
+        cells = (asked[0] // cell) * (asked[1] // cell)
+        if cells == _shape(tensors, "pos_embed", 3)[1] - 1:
+            return asked, wish.image_size
+        return None, wish.image_size or asked
+    return own, wish.image_size
 
 
 def _fit_positions(

@@ -1,16 +1,18 @@
 """What a checkpoint says beyond its tensors: in metadata, in the JSON beside it, by its name."""
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from vitx.checkpoints.files import BESIDE, FOLDER_FILES, Checkpoint, file_in
+from vitx.checkpoints.files import BESIDE, FOLDER_FILES, Checkpoint, check_regular, file_in
 from vitx.checkpoints.names import Named
+from vitx.checkpoints.timm_config import read_timm
 from vitx.files import parse_json
+from vitx.models.checks import image_size as size
+from vitx.models.checks import positive_float, positive_int, three_numbers, three_positive
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.paths import as_path
 
@@ -19,7 +21,11 @@ _LARGEST: Final = 2**13  # pixels, of a side
 
 @dataclass(frozen=True)
 class Facts:
-    """What was said, None where nothing was. Lengths in pixels, (height, width)."""
+    """What was said, None where nothing was. Lengths in pixels, (height, width).
+
+    `image_size` is what the position embedding is for; `img_size`, timm's argument, what it is
+    resampled to where it is for another number of cells.
+    """
 
     num_heads: int | None = None
     norm_eps: float | None = None
@@ -27,33 +33,11 @@ class Facts:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     image_size: tuple[int, int] | None = None
+    img_size: tuple[int, int] | None = None
     weight_standardisation_eps: float | None = None
     stem_stride: int | None = None
     grid: tuple[int, int] | None = None
     groups: int | None = None
-
-
-def positive_int(value: Any) -> int:
-    """Checks a count."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"must be a positive whole number, not {value!r}")
-    return value
-
-
-def positive_float(value: Any) -> float:
-    """Checks an epsilon."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"must be a positive number, not {value!r}")
-    return float(value)
-
-
-def size(value: Any) -> tuple[int, int]:
-    """Checks a side, or (height, width)."""
-    if isinstance(value, int):
-        value = (value, value)
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise ValueError(f"must be a side or (height, width), not {value!r}")
-    return positive_int(value[0]), positive_int(value[1])
 
 
 def _file_size(value: Any) -> tuple[int, int]:
@@ -63,28 +47,14 @@ def _file_size(value: Any) -> tuple[int, int]:
     return height_width
 
 
-def _three(value: Any) -> tuple[float, float, float]:
-    numbers = value if isinstance(value, list | tuple) else ()
-    if len(numbers) != 3 or not all(
-        isinstance(x, int | float) and math.isfinite(x) for x in numbers
-    ):
-        raise ValueError(f"must be three numbers, not {value!r}")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
-
-
-def _three_positive(value: Any) -> tuple[float, float, float]:
-    if min(three := _three(value)) <= 0:
-        raise ValueError(f"must be positive, not {value!r}")
-    return three
-
-
 _CHECKS: Final[dict[str, Callable[[Any], Any]]] = {
     "num_heads": positive_int,
     "norm_eps": positive_float,
     "final_norm_eps": positive_float,
-    "mean": _three,
-    "std": _three_positive,
+    "mean": three_numbers,
+    "std": three_positive,
     "image_size": _file_size,
+    "img_size": _file_size,
     "weight_standardisation_eps": positive_float,
     "stem_stride": positive_int,
     "grid": _file_size,
@@ -96,7 +66,7 @@ def gather(checkpoint: Checkpoint, named: Named) -> Facts:
     """All that is known: metadata before JSON files before the file's name before conventions.
 
     Raises:
-      ValueError: for a value that cannot be, or an activation that vitx does not have.
+      ValueError: for a value that cannot be, or that vitx does not compute.
     """
     said: dict[str, Any] = {}
     if named.heads is not None:
@@ -106,7 +76,7 @@ def gather(checkpoint: Checkpoint, named: Named) -> Facts:
     if named.origin == "Hugging Face":
         said |= _from_hugging_face(checkpoint.config, checkpoint.processor)
     elif named.origin == "timm":
-        said |= _from_timm(checkpoint.config)
+        said |= read_timm(checkpoint.config, named.tensors)
     elif named.origin == "[Re]":
         said["weight_standardisation_eps"] = 1e-6
     said |= _from_metadata(checkpoint.metadata)
@@ -126,12 +96,16 @@ def digest(path: str | Path) -> str:
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: for a folder without a checkpoint.
+      ValueError: for a folder without a checkpoint, or what is no regular file, such as a FIFO.
     """
     path = as_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     path = file_in(path) if path.is_dir() else path
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256")
     for beside in (path.parent / name for name in BESIDE):
@@ -153,7 +127,9 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"its activation is {activation!r}; vitx has the exact GELU only")
+        raise ValueError(f"its activation is {activation!r:.100}; vitx has the exact GELU only")
+    if (bias := config.get("qkv_bias", True)) is not True:
+        raise ValueError(f"config.json: qkv_bias={bias!r:.100}, which vitx does not compute")
     said = {"norm_eps": config.get("layer_norm_eps", 1e-12)}
     for name, source, key in (
         ("num_heads", config, "num_attention_heads"),
@@ -164,11 +140,6 @@ def _from_hugging_face(config: Mapping[str, Any], processor: Mapping[str, Any]) 
         if key in source:
             said[name] = source[key]
     return said
-
-
-def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
-    source = config.get("pretrained_cfg", config)
-    return {name: source[name] for name in ("mean", "std") if name in source}
 
 
 def _looks_like_imagenet_statistics(path: Path) -> bool:

@@ -75,13 +75,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: for a file that is damaged, holds objects, or is none of these; the caller adds
-        the path.
+      ValueError: for a file that is damaged, holds objects, or is none of these, and for what is
+        no regular file; the caller adds the path.
     """
     path = Path(path)
     if path.is_dir():
         path = file_in(path)
     try:
+        check_regular(path)
         with path.open("rb") as file:
             start = file.read(16)
     except FileNotFoundError:
@@ -129,6 +130,16 @@ def on_disk(path: str | Path) -> Iterator[Path]:
                 if name == path.name:
                     raise FileNotFoundError(f"{path}: there is no such file or folder") from None
         yield folder / path.name
+
+
+def check_regular(path: Path) -> None:
+    """Refuses devices, FIFOs and sockets before they are opened: to read them may never end.
+
+    Raises:
+      ValueError: if something other than a file is at `path`; the caller adds the path.
+    """
+    if not is_remote(path) and path.exists() and not path.is_file():
+        raise ValueError("not a regular file: copy its contents into one")
 
 
 def file_in(folder: Path) -> Path:

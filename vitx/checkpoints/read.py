@@ -1,20 +1,22 @@
 """A checkpoint into a model: its structure from the tensors' shapes, then the weights."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitx.checkpoints import facts as checks
 from vitx.checkpoints.build import Wish, affinity_net, vision_transformer
 from vitx.checkpoints.facts import gather
 from vitx.checkpoints.files import Tensor, on_disk, open_checkpoint
 from vitx.checkpoints.layout import Entry, entries
 from vitx.checkpoints.names import recognise
+from vitx.models import checks
 from vitx.models.affinity import AffinityNet
+from vitx.models.checks import checked
 from vitx.models.vit import VisionTransformer
 
 _LISTED: Final = 12  # differences shown
@@ -22,9 +24,9 @@ _LISTED: Final = 12  # differences shown
 
 def load(
     path: str | Path,
-    num_heads: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
-    num_classes: int | None = None,
+    num_heads: SupportsIndex | None = None,
+    image_size: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | jax.Array | None = None,
+    num_classes: SupportsIndex | None = None,
     norm_eps: float | None = None,
     final_norm_eps: float | None = None,
     dtype: Any = None,
@@ -34,33 +36,51 @@ def load(
     Known are timm's and DeiT's names, Hugging Face's ViT, Google's .npz files of ViT and R50+ViT,
     those of [Re] for the hybrid and for AffinityNet, and what `save` writes. Sizes are read off the
     tensors' shapes. Epsilons, heads, mean, std and image size are taken from the file's metadata
-    (what `save` wrote), else from config.json and preprocessor_config.json beside it, else from
-    conventions: mean and std 0.5, but ImageNet's where the file's name has deit, dino or mae;
-    LayerNorm's epsilon 1e-12 for Hugging Face's names, else 1e-6.
+    (what `save` wrote), else from config.json and preprocessor_config.json beside it (of timm's:
+    `model_args`, and the heads of its `architecture`), else from conventions: mean and std 0.5, but
+    ImageNet's where the file's name has deit, dino or mae; LayerNorm's epsilon 1e-12 for Hugging
+    Face's names, else 1e-6.
 
     Args:
       path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file,
         or a folder with model.safetensors or pytorch_model.bin, here or in a bucket (gs://).
-      num_heads: default: the file's, else width / 64.
+      num_heads: at least 1; default: the file's, else width / 64.
       image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with
         antialias, as in timm), AffinityNet's grid scaled. Default: the file's, which for
         AffinityNet of [Re] is 448.
-      num_classes: replaces the head by a fresh one, unless the file's has as many outputs.
-      norm_eps: LayerNorm's epsilon; default: the file's, see above.
+      num_classes: at least 1; replaces the head by a fresh one, unless the file's has as many
+        outputs.
+      norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
       final_norm_eps: that of the last LayerNorm; default: `norm_eps` where that is given, else the
         file's.
       dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64
         is on.
 
+    Numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
+
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: in one line, for a file that is damaged, holds objects or NaN, is of another
-        architecture, or whose tensors do not fit each other (with a list: - missing, + unknown), or
-        for an argument that does not fit.
+      ValueError: in one line, for a file that is damaged, holds objects or NaN, is no regular file
+        (a device, a FIFO), is of another architecture or computes what vitx does not, or whose
+        tensors do not fit each other (with a list: - missing, + unknown), or for an argument that
+        does not fit.
     """
+    return _load(path, False, num_heads, image_size, num_classes, norm_eps, final_norm_eps, dtype)
+
+
+def _load(
+    path: str | Path,
+    classifier: bool,
+    num_heads: Any = None,
+    image_size: Any = None,
+    num_classes: Any = None,
+    norm_eps: Any = None,
+    final_norm_eps: Any = None,
+    dtype: Any = None,
+) -> VisionTransformer | AffinityNet:
     wish = Wish(
         _checked("num_heads", num_heads, checks.positive_int),
-        _checked("image_size", image_size, checks.size),
+        _checked("image_size", image_size, checks.image_size),
         _checked("num_classes", num_classes, checks.positive_int),
         _checked("norm_eps", norm_eps, checks.positive_float),
         _checked("final_norm_eps", final_norm_eps, checks.positive_float),
@@ -70,6 +90,11 @@ def load(
         with on_disk(path) as local:
             checkpoint = open_checkpoint(local)
             named = recognise(checkpoint.tensors)
+            if classifier and "feat_conv.weight" in named.tensors:
+                raise ValueError(
+                    "it holds an AffinityNet, which has no classes to explain or to train: give a"
+                    " classifier's weights"
+                )
             facts = gather(checkpoint, named)
             if "feat_conv.weight" in named.tensors:
                 return _fill(affinity_net(named, facts, wish), named.tensors, wanted)
@@ -79,25 +104,29 @@ def load(
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_classifier(path: str | Path, **told: Any) -> VisionTransformer:
-    """`load` for files that must hold a classifier; of its options, 0 too stands for what the file says.
+def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
+    """`load` for files that must hold a classifier.
+
+    Args:
+      path: as in `load`.
+      **options: those of `load`; 0 and () mean: use the file's own value.
 
     Raises:
       FileNotFoundError, ValueError: as `load`, and for an AffinityNet.
     """
-    model = load(path, **{name: value or None for name, value in told.items()})
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"{path} holds an AffinityNet, which has no classes to explain")
-    return model
+    given = {name: None if _is_empty(value) else value for name, value in options.items()}
+    return cast(VisionTransformer, _load(path, True, **given))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether an option is 0, () or "", which a config has in place of None."""
+    return isinstance(value, Real | Sequence) and not value
 
 
 def _checked(name: str, value: Any, check: Callable[[Any], Any]) -> Any:
     if value is None:
         return None
-    try:
-        return check(value)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from error
+    return checked(name, value, check)
 
 
 def _float_type(dtype: Any) -> np.dtype:

@@ -1,6 +1,7 @@
 """A model into a .safetensors file with timm's names and PyTorch's axes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.numpy import save as serialise
 
 from vitx.checkpoints.files import FOLDER_FILES
 from vitx.checkpoints.layout import entries
+from vitx.files import plain_json
 from vitx.models.affinity import AffinityNet
 from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
@@ -25,16 +27,21 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
 
     Args:
       model: a `VisionTransformer` or an `AffinityNet`.
-      path: a .safetensors file, or a folder, in which it becomes model.safetensors.
+      path: a .safetensors file, or a folder, in which it becomes model.safetensors. Of a symbolic
+        link, the file that it names is replaced, and the link stays.
 
     Raises:
-      ValueError: for a model of another kind, a weight that is not finite, or a path that ends
-        otherwise.
+      ValueError: for a model of another kind, a weight that is not finite, or a path that is empty
+        or ends otherwise.
       vitx.workdir.WriteError: if it cannot be written.
     """
     if not isinstance(model, VisionTransformer | AffinityNet):
         raise ValueError(
             f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
+        )
+    if not os.fspath(path):
+        raise ValueError(
+            'the path is empty: give a .safetensors file or a folder ("." is this one)'
         )
     path = as_path(path)
     if path.is_dir() or not path.suffix:
@@ -48,7 +55,9 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
             raise ValueError(f"{path} is not written: {entry.name} has NaN or infinite values")
         tensors[entry.name] = np.ascontiguousarray(entry.to_file(array))
     # "pt" is what transformers and timm look for; the tensors do have PyTorch's axes.
-    metadata = {"format": "pt"} | {k: json.dumps(v) for k, v in _describe(model).items()}
+    metadata = {"format": "pt"} | {
+        name: json.dumps(value, default=plain_json) for name, value in _describe(model).items()
+    }
     write_bytes(path, _in_one_order(serialise(tensors, metadata)))
 
 

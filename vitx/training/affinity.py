@@ -86,7 +86,7 @@ def train_affinity(run: Run, stage: Stage) -> None:
 def initial_net(run: Run) -> AffinityNet:
     """AffinityNet on the trained classifier's stem, with a fresh head."""
     config = run.config.affinity
-    classifier = checkpoints.load(run.finished("classifier").folder)
+    classifier = checkpoints.load_classifier(run.finished("classifier").folder)
     if classifier.stem is None:
         raise ValueError(NO_STEM)
     return AffinityNet(

@@ -140,7 +140,7 @@ def augmentation(config: Any) -> pipeline.Augment:
 def _initial_model(run: Run, num_classes: int) -> Any:
     config = run.config.model
     if config.checkpoint:
-        return checkpoints.load(
+        return checkpoints.load_classifier(
             config.checkpoint, image_size=config.image_size, num_classes=num_classes
         )
     if processes.is_first():

@@ -38,7 +38,7 @@ def make_seeds(run: Run, stage: Stage) -> None:
     Which classes an image shows is taken from its labels, on val too.
     """
     config = run.config.seeds
-    model = checkpoints.load(run.finished("classifier").folder)
+    model = checkpoints.load_classifier(run.finished("classifier").folder)
 
     def cues_of(model: Any, images: Array, classes: Array) -> Array:
         return class_cues(

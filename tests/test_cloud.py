@@ -23,7 +23,7 @@ from configs import testing
 from tests.small_models import small_vit
 from tests.test_run import tensorboard_scalars
 from vitx import checkpoints, locks
-from vitx.cues import SPLITS, cue_file, seeded, write_cues
+from vitx.cues import SPLITS, seeded, write_cues
 from vitx.data.palette import decode_mask
 from vitx.evaluation.report import write_report
 from vitx.files import WriteError, append_line, read_npz, write_bytes, write_json, write_npz
@@ -384,7 +384,7 @@ def test_a_stage_runs_in_a_bucket_and_makes_lost_objects_again(bucket, tmp_path)
                 for example in seeded(run, split):
                     classes = np.flatnonzero(example.labels)
                     cues = generator.random((len(classes), 12, 12), np.float32)
-                    write_cues(cue_file(seeds, split, example.id), cues, classes)
+                    write_cues(seeds, split, example.id, cues, classes)
         run_stages(run, {"labels": make_labels})
 
         labels = run.finished("labels")

@@ -1,16 +1,20 @@
 """Which images go through the pipeline, and the files in which its stages keep what they make of each."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from vitx import processes
 from vitx.data import pipeline
+from vitx.data.palette import decode_mask, encode_mask, mask_text
 from vitx.stages import Run
-from vitx.workdir import Stage, read_npz, write_npz
+from vitx.workdir import Stage, read_npz, write_bytes, write_npz
 
 SPLITS = ("train", "val")
 ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
+_STAMP = "stamp"  # of an .npz file: what made it, see `Stage.stamp`
 
 
 def seeded(run: Run, split: str) -> pipeline.Source:
@@ -25,14 +29,41 @@ def missing_batches(
     """This process's batches that lack the file of an image, how many images it has, and how many lie in other batches.
 
     Batches are whole, so that an image's bits do not depend on when the run was stopped.
+
+    Raises:
+      ValueError: where a file that exists was made for another image or with other options.
     """
-    finished, missing, images, left = stage.items_done(suffix, split), [], 0, 0
-    for number in processes.share(range(len(batches))):
-        images += len(batches.places(number))
-        if not finished.issuperset(batches.ids(number)):
+    mine = processes.share(range(len(batches)))
+    ids = {number: batches.ids(number) for number in mine}
+    finished = items_done(stage, suffix, split, [name for number in mine for name in ids[number]])
+    missing, images, left = [], 0, 0
+    for number in mine:
+        images += len(ids[number])
+        if not finished.issuperset(ids[number]):
             missing.append(number)
-            left += len(batches.places(number))
+            left += len(ids[number])
     return missing, images, images - left
+
+
+def items_done(stage: Stage, suffix: str, folder: str, identifiers: Sequence[str]) -> set[str]:
+    """Those of some ids whose file exists in a folder of the stage, each checked for its stamp.
+
+    Raises:
+      ValueError: where a file was made for another image or with other options.
+    """
+    there = stage.items_done(suffix, folder)
+    found = [identifier for identifier in identifiers if identifier in there]
+
+    def check(identifier: str) -> None:
+        path = stage.item(identifier, suffix, folder)
+        if suffix == ".npz":
+            _read_stamped(stage, path, identifier, folder, only=())
+        else:
+            _read_png(stage, path, identifier, folder)
+
+    with ThreadPoolExecutor(8) as pool:  # most of the time is spent on waiting for the disk
+        list(pool.map(check, found))
+    return set(found)
 
 
 def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
@@ -49,23 +80,31 @@ def cue_file(seeds: Stage, split: str, identifier: str) -> Path:
     return seeds.item(identifier, ".npz", split)
 
 
-def write_cues(path: Path, cues: np.ndarray, classes: np.ndarray) -> None:
-    """Writes the cues (K, H, W) of the classes (K,) that are not padding, in half precision.
+def write_cues(
+    seeds: Stage, split: str, identifier: str, cues: np.ndarray, classes: np.ndarray
+) -> None:
+    """Writes an image's cues (K, H, W) of the classes (K,) that are not padding, in half precision.
 
     Raises:
       FloatingPointError: where a cue is not finite.
     """
+    path = cue_file(seeds, split, identifier)
     if not np.isfinite(cues).all():
         raise FloatingPointError(f"seeds: a cue is not finite, {path} is not written")
     present = classes >= 0
-    write_npz(path, {"cues": cues[present].astype(np.float16), "classes": classes[present]})
+    arrays = {"cues": cues[present].astype(np.float16), "classes": classes[present]}
+    write_npz(path, arrays | {_STAMP: np.array(seeds.stamp(identifier, split))})
 
 
 def read_cues(
     seeds: Stage, split: str, identifier: str, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cues float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1."""
-    file = read_npz(cue_file(seeds, split, identifier))
+    """Cues float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another image or with other options.
+    """
+    file = _read_cue_file(seeds, split, identifier)
     count, *size = file["cues"].shape
     width = count if width is None else width
     cues = np.zeros((width, *size), np.float32)
@@ -76,13 +115,64 @@ def read_cues(
 
 def count_cues(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
     """How many cues an image has, and how many of them are flat: zero everywhere, of no contrast."""
-    cues = read_npz(cue_file(seeds, split, identifier))["cues"]
+    cues = _read_cue_file(seeds, split, identifier)["cues"]
     return len(cues), int((~cues.any((1, 2))).sum())
 
 
-def crf_file(labels: Stage, alpha: str, split: str, identifier: str) -> Path:
-    """The file of one image's mask by the CRF, of "low" or "high" alpha, in the folder of stage `labels`."""
-    return labels.item(identifier, ".png", f"{alpha}/{split}")
+def _read_cue_file(seeds: Stage, split: str, identifier: str) -> dict[str, np.ndarray]:
+    path = cue_file(seeds, split, identifier)
+    return _read_stamped(seeds, path, identifier, split, only=("cues", "classes"))
+
+
+def _read_stamped(
+    stage: Stage, path: Path, identifier: str, folder: str, only: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The named arrays of an item's .npz file, checked for its stamp."""
+    stage.require_file(path)
+    try:
+        arrays = read_npz(path, (*only, _STAMP))
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+    stamp = arrays.pop(_STAMP, None)
+    stage.require_stamp(path, None if stamp is None else str(stamp), identifier, folder)
+    return arrays
+
+
+def crf_folder(alpha: str, split: str) -> str:
+    """The folder of the masks by the CRF of "low" or "high" alpha, in the folder of stage `labels`."""
+    return f"{alpha}/{split}"
+
+
+def write_mask(stage: Stage, folder: str, identifier: str, mask: np.ndarray) -> None:
+    """Writes an image's mask or labels uint8 (H, W) as a palette PNG in a folder of the stage."""
+    data = encode_mask(mask, stage.stamp(identifier, folder))
+    write_bytes(stage.item(identifier, ".png", folder), data)
+
+
+def read_mask(stage: Stage, folder: str, identifier: str) -> np.ndarray:
+    """An image's mask or labels uint8 (H, W), as `write_mask` wrote it.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another image or with other options.
+    """
+    path = stage.item(identifier, ".png", folder)
+    data = _read_png(stage, path, identifier, folder)
+    try:
+        return decode_mask(data, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+
+
+def _read_png(stage: Stage, path: Path, identifier: str, folder: str) -> bytes:
+    """The bytes of an item's PNG, checked for its stamp."""
+    stage.require_file(path)
+    data = path.read_bytes()
+    try:
+        stamp = mask_text(data, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+    stage.require_stamp(path, stamp, identifier, folder)
+    return data
 
 
 def pool_factor(image_size: int, grid: int) -> int:

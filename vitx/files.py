@@ -9,7 +9,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -136,18 +136,29 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> 
     write_bytes(path, buffer.getvalue())
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | os.PathLike[str], only: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz file.
+
+    Args:
+        path: The file.
+        only: The names of the arrays to read, where they exist; default: all.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, or holds Python objects.
     """
     try:
-        content = io.BytesIO(paths.as_path(path).read_bytes())
-        with np.load(content, allow_pickle=False) as arrays:
+        path = paths.as_path(path)
+        lazily = only is not None and not paths.is_remote(path)
+        with (
+            path.open("rb") if lazily else io.BytesIO(path.read_bytes()) as content,
+            np.load(content, allow_pickle=False) as arrays,
+        ):
             check_members(arrays.zip)
-            found = {name: arrays[name] for name in arrays.files}
+            names = [name for name in arrays.files if only is None or name in only]
+            found = {name: arrays[name] for name in names}
         if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
             raise ValueError(f"its member {strange[0]!r} is no array")
         return found

@@ -6,6 +6,7 @@ of a run, signals, metrics and progress, is in `vitx.run`.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -47,6 +48,9 @@ __all__ = [
 
 
 _RECORD: Final = "stage.json"
+# Bytes. The stages' own folders and files take up to 400 of what the system allows.
+_LONGEST_PATH: Final = os.pathconf("/", "PC_PATH_MAX") - 400
+_LONGEST_NAME: Final = os.pathconf("/", "PC_NAME_MAX")
 _SAVE_SECONDS: Final = 10.0  # at most this much of a stage's time is lost to a kill
 
 
@@ -59,6 +63,8 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.folder = as_path(path)
+        if not is_remote(self.folder):
+            _require_room(self.folder)
         try:
             make_folder(self.folder)
         except OSError as error:
@@ -92,8 +98,10 @@ class Workdir:
             options: All that its results depend on, comparable as JSON.
 
         Raises:
-            ValueError: The stage was begun with other options; the message says which.
+            ValueError: The stage was begun with other options; the message says which. Or the folder holds
+                results without the record of the options that made them.
         """
+        _require_record(self.folder / name)
         return Stage(self.folder / name, options)
 
     def seconds(self) -> dict[str, float]:
@@ -102,6 +110,19 @@ class Workdir:
         records = {path.parent.name: _read_record(path) for path in paths if path.exists()}
         names = sorted(records, key=lambda name: records[name]["begun"])
         return {name: records[name]["seconds"] for name in names}
+
+
+def _require_room(folder: Path) -> None:
+    """ValueError where the folder's path, or a name in it, is longer than files inside it can have."""
+    path = os.fsencode(folder.absolute())
+    longest = max(map(len, path.split(b"/")))
+    if len(path) > _LONGEST_PATH or longest > _LONGEST_NAME:
+        shown = path[:60].decode(errors="replace")
+        raise ValueError(
+            f"the workdir {shown}... is too long ({len(path):,} bytes, its longest name {longest:,}): "
+            f"its path may have {_LONGEST_PATH:,} bytes, which leaves room for the files inside, and a name "
+            f"{_LONGEST_NAME}; give another --workdir"
+        )
 
 
 class Stage:
@@ -185,6 +206,55 @@ class Stage:
         if processes.is_first():
             write_json(self.folder / _RECORD, self._record | {"seconds": self.seconds})
 
+    def stamp(self, identifier: str, folder: str = "") -> str:
+        """A digest of the stage's name and options and of an item's id and folder, to store in the item's file."""
+        made_by = [self.folder.name, sorted(_flatten(self.options).items()), folder, identifier]
+        return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
+
+    def require_stamp(
+        self, path: Path, stamp: str | None, identifier: str, folder: str = ""
+    ) -> None:
+        """Refuses a file that this stage did not write for this item with its options.
+
+        Args:
+            path: The file.
+            stamp: The stamp that the file holds; None where it holds none.
+            identifier: The item whose file it should be.
+            folder: The item's folder in the stage.
+
+        Raises:
+            ValueError: The stamp is missing, or another one.
+        """
+        if stamp is None:
+            raise ValueError(
+                f"{path} was made by an older version of vitx or by another program: it does not name "
+                f"the image and the options that made it; delete {self.folder} and the folders of the "
+                "stages after it"
+            )
+        if stamp != self.stamp(identifier, folder):
+            raise ValueError(
+                f"{path} was made for another image or with other options than those in "
+                f"{self.folder / _RECORD}: {self.remedy()}"
+            )
+
+    def require_file(self, path: Path) -> None:
+        """ValueError where a file of this stage is missing, with what to do."""
+        if not path.exists():
+            state = "is done" if self.done else "wrote it"
+            raise ValueError(
+                f"stage {self.folder.name!r} {state}, but {path} is missing: {self.remedy('put it back')}"
+            )
+
+    def remedy(self, action: str = "delete it") -> str:
+        """What to do about a file of this stage that is wrong (delete it) or missing (put it back)."""
+        if not self.done:
+            return f"{action} and start again with the same --workdir"
+        joined = ", or" if action != "delete it" else ","
+        return (
+            f'{action}{joined} set "done" to false in {self.folder / _RECORD} and run stage '
+            f"{self.folder.name!r} again, which makes only what is missing"
+        )
+
     def item(self, identifier: str, suffix: str, folder: str = "") -> Path:
         """The file of one item, such as an image's mask: `folder/<id><suffix>` in the stage."""
         return self.folder / folder / (safe_name(identifier) + suffix)
@@ -202,8 +272,23 @@ class Stage:
 
 
 def recorded_options(folder: Path) -> dict[str, Any]:
-    """The options that the stage in `folder` was begun with."""
+    """The options that the stage in `folder` was begun with; ValueError where they are not recorded."""
+    _require_record(folder)
     return dict(_read_record(folder / _RECORD)["options"])
+
+
+def _require_record(folder: Path) -> None:
+    """ValueError where a stage's folder holds results, but not the options that made them."""
+    record = folder / _RECORD
+    if record.exists() or not folder.is_dir():
+        return
+    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if found and not record.exists():  # else another process has begun the stage meanwhile
+        raise ValueError(
+            f"{folder} holds results ({', '.join(found[:3])}{', ...' if found[3:] else ''}) but no "
+            f"{_RECORD}, which names the options that made them: put that file back, or delete {folder} "
+            "and the folders of the stages after it"
+        )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:

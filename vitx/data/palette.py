@@ -3,9 +3,11 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from vitx.data.pictures import open_picture
+
+_KEYWORD = "vitx"  # of the text chunk
 
 
 def voc_palette() -> np.ndarray:
@@ -23,8 +25,10 @@ def voc_palette() -> np.ndarray:
     return palette
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
+def encode_mask(mask: np.ndarray, text: str | None = None) -> bytes:
     """PNG bytes of the label mask (H, W) uint8, stored as indices into `voc_palette`.
+
+    `text` is stored beside the pixels, for `mask_text`.
 
     Raises ValueError where the mask is not two-dimensional uint8.
     """
@@ -33,8 +37,23 @@ def encode_mask(mask: np.ndarray) -> bytes:
     image = Image.fromarray(mask)
     image.putpalette(voc_palette().tobytes())  # turns the mode from L into P, indices unchanged
     file = io.BytesIO()
-    image.save(file, format="PNG")
+    chunks = PngImagePlugin.PngInfo()
+    if text is not None:
+        chunks.add_text(_KEYWORD, text)
+    image.save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()
+
+
+def mask_text(data: bytes, name: str = "mask") -> str | None:
+    """The text that `encode_mask` stored in a PNG; None where there is none. Pixels are not decoded.
+
+    Raises ValueError, naming `name`, for files that are damaged.
+    """
+    try:
+        with open_picture(data) as image:
+            return image.info.get(_KEYWORD)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the label mask {name}: {error}") from error
 
 
 def decode_mask(data: bytes, name: str = "mask") -> np.ndarray:

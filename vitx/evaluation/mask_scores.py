@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from vitx import processes
-from vitx.cues import ALPHAS, crf_file, read_cues, seeded
+from vitx.cues import ALPHAS, crf_folder, read_cues, read_mask, seeded
 from vitx.data import pipeline
-from vitx.data.palette import decode_mask
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
 from vitx.pseudomasks.seeds import seed_mask
@@ -93,9 +92,10 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
 def stored_masks(run: Run, stage: Stage, split: str, identifier: str) -> dict[str, np.ndarray]:
     """The masks that stages wrote of an image."""
     labels = run.finished("labels")
-    files = {f"crf_{name}": crf_file(labels, name, split, identifier) for name in ALPHAS}
-    files["masks"] = stage.item(identifier, ".png", split)
-    return {name: decode_mask(path.read_bytes()) for name, path in files.items()}
+    masks = {
+        f"crf_{name}": read_mask(labels, crf_folder(name, split), identifier) for name in ALPHAS
+    }
+    return masks | {"masks": read_mask(stage, split, identifier)}
 
 
 def thresholds(backgrounds: Sequence[float]) -> np.ndarray:

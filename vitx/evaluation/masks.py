@@ -1,29 +1,32 @@
 """Stage `masks`: cues walk along AffinityNet's affinities and become masks, which are scored."""
 
 import itertools
-import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vitx import checkpoints, parallel, processes
-from vitx.cues import SPLITS, missing_batches, pool_factor, read_cues, seeded
+from vitx.cues import SPLITS, missing_batches, pool_factor, read_cues, seeded, write_mask
 from vitx.data import pipeline
-from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.mask_scores import FROM_TRUTH, score, thresholds
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
+from vitx.files import parse_json
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import background_channel, pool_posteriors
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.workdir import Stage, write_bytes, write_json
+from vitx.workdir import Stage, write_json
 
+# The options that are chosen, and their types.
+_CHOSEN = {"beta": int | float, "log2_steps": int, "alpha": int | float, "background": int | float}
 _NOT_KEPT = np.empty((0, 0, 0), np.float32)
 
 
@@ -51,9 +54,9 @@ def make_masks(run: Run, stage: Stage) -> None:
         # Each process has it: a shared file system may not show the others yet what the first wrote.
         chosen = choose(run, refine)
         if processes.is_first():
-            write_json(record, chosen)
+            write_json(record, chosen | {"stamp": stage.stamp(record.name)})
     else:
-        chosen = json.loads(record.read_text())
+        chosen = read_choice(stage, record)
     walk = Walk(chosen["beta"], chosen["log2_steps"])
     for split in SPLITS:
         batches = refine.batches(seeded(run, split))
@@ -63,14 +66,36 @@ def make_masks(run: Run, stage: Stage) -> None:
             for items, affinity, maps in refine.prepared(batches, missing, split, alphas):
                 for item, walked in zip(items, refine.walk(affinity, maps, walk), strict=True):
                     (mask,) = refined_masks(walked, item)
-                    path = stage.item(item.example.id, ".png", split)
-                    write_bytes(path, encode_mask(mask))
+                    write_mask(stage, split, item.example.id, mask)
                 bar.advance(len(items))
                 run.stop.check()
     processes.barrier()
     scores = {split: score(run, stage, split, chosen["background"]) for split in SPLITS}
     if processes.is_first():
         write_json(stage.folder / "scores.json", scores | {"chosen": chosen, "note": FROM_TRUTH})
+
+
+def read_choice(stage: Stage, path: Path) -> dict[str, Any]:
+    """What `choose` returned in an earlier start of the stage.
+
+    Raises:
+      ValueError: where the file is damaged, or was made with other options.
+    """
+    try:
+        chosen = parse_json(path.read_bytes())
+        if not isinstance(chosen, dict):
+            raise ValueError("it holds no JSON object")
+        stamp = chosen.pop("stamp", None)
+        for name, kind in _CHOSEN.items():
+            value = chosen.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"its {name} is {value!r}, not a number that was chosen")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and start again; the options are chosen anew"
+        ) from error
+    stage.require_stamp(path, stamp, path.name)
+    return chosen
 
 
 class Refiner:

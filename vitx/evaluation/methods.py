@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,18 +42,21 @@ def compare_methods(run: Run, stage: Stage) -> None:
         files = [stage.folder / "batches" / f"{n:06}.npz" for n in range(len(batches))]
         mine = processes.share(range(len(batches)))
         missing = [number for number in mine if not files[number].exists()]
+        for number in {*mine} - {*missing}:
+            _read_batch(stage, files[number], only=())
         spread = parallel.replicate(model, parallel.local_mesh())
         images, left = (sum(len(batches.places(n)) for n in numbers) for numbers in (mine, missing))
         with progress(images, "methods", start=images - left) as bar:
             for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
                 measured = _measured(spread, comparison, batch, run.config.parallel)
-                write_npz(files[number], measured)
+                stamp = stage.stamp(files[number].stem, "batches")
+                write_npz(files[number], measured | {"stamp": np.array(stamp)})
                 bar.advance(len(batches.places(number)))
                 run.stop.check()
         processes.barrier()
         if not processes.is_first():
             return
-        scores = summary(comparison, [read_npz(file) for file in files])
+        scores = summary(comparison, [_read_batch(stage, file) for file in files])
     if scores["images"] != len(chosen):
         raise ValueError(
             f"{stage.folder} has results of {scores['images']} images, not of {len(chosen)}: delete it"
@@ -60,6 +64,20 @@ def compare_methods(run: Run, stage: Stage) -> None:
     write_json(
         stage.folder / "scores.json", scores | {"model": _facts(model), "devices": _devices()}
     )
+
+
+def _read_batch(
+    stage: Stage, path: Path, only: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The figures of a batch, all or those that are named; ValueError where other options made them."""
+    stage.require_file(path)
+    try:
+        measured = read_npz(path, None if only is None else (*only, "stamp"))
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+    stamp = measured.pop("stamp", None)
+    stage.require_stamp(path, None if stamp is None else str(stamp), path.stem, "batches")
+    return measured
 
 
 def _measured(

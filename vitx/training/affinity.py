@@ -7,9 +7,8 @@ import numpy as np
 from flax import nnx
 
 from vitx import checkpoints, parallel, processes
-from vitx.cues import SPLITS
+from vitx.cues import SPLITS, read_mask, seeded
 from vitx.data import pipeline
-from vitx.data.palette import decode_mask
 from vitx.models.affinity import AffinityNet
 from vitx.ops import Array
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
@@ -104,19 +103,22 @@ class _Labels:
 
     def __init__(self, run: Run, *sources: pipeline.Source):
         stage = run.finished("labels")
-        labelled = {split: stage.items_done(".png", split) for split in SPLITS}
+        labelled = {split: {*_ids(seeded(run, split))} for split in SPLITS}
         self._labels = {}
         for source in sources:
-            for identifier in map(source.identifier, range(len(source))):
+            for identifier in _ids(source):
                 split = next((name for name in SPLITS if identifier in labelled[name]), None)
                 if split is None:
                     raise ValueError(
                         f"image {identifier} of affinity's split {source.split} has no label: its "
                         "splits must lie within seeds.train_split and data.val_split"
                     )
-                path = stage.item(identifier, ".png", split)
-                self._labels[identifier] = decode_mask(path.read_bytes())
+                self._labels[identifier] = read_mask(stage, split, identifier)
 
     def __call__(self, identifier: str, flipped: bool) -> dict[str, np.ndarray]:
         label = self._labels[identifier]
         return {"label": np.ascontiguousarray(label[:, ::-1]) if flipped else label}
+
+
+def _ids(source: pipeline.Source) -> list[str]:
+    return list(map(source.identifier, range(len(source))))

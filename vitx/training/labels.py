@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitx import processes, workers
-from vitx.cues import ALPHAS, SPLITS, crf_file, pool_factor, read_cues, seeded
+from vitx.cues import (
+    ALPHAS,
+    SPLITS,
+    crf_folder,
+    items_done,
+    pool_factor,
+    read_cues,
+    seeded,
+    write_mask,
+)
 from vitx.data import pipeline
-from vitx.data.palette import encode_mask
 from vitx.data.transforms import resize_maps
 from vitx.device_memory import remedy
 from vitx.pseudomasks.crf import (
@@ -22,7 +30,7 @@ from vitx.pseudomasks.crf import (
 )
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.workdir import Stage, write_bytes
+from vitx.workdir import Stage
 
 
 class CRFOptions(NamedTuple):
@@ -85,9 +93,11 @@ def make_labels(run: Run, stage: Stage) -> None:
     label = partial(crf_labels, options)
     for split in SPLITS:
         source = seeded(run, split)
-        # An image's labels are written last, and so say that it is done.
-        done, mine = stage.items_done(".png", split), processes.share(range(len(source)))
-        missing = [place for place in mine if source.identifier(place) not in done]
+        mine = processes.share(range(len(source)))
+        ids = [source.identifier(place) for place in mine]
+        folders = (split, *(crf_folder(name, split) for name in ALPHAS))
+        done = set.intersection(*(items_done(stage, ".png", folder, ids) for folder in folders))
+        missing = [place for place, name in zip(mine, ids, strict=True) if name not in done]
         apart = config.backend == "pydensecrf"
         cued = _cued(run, source, split, missing, None if apart else source.most_classes)
         results = (
@@ -102,8 +112,8 @@ def make_labels(run: Run, stage: Stage) -> None:
         ):
             for found in results:
                 for name, mask in zip(ALPHAS, found.masks, strict=True):
-                    write_bytes(crf_file(stage, name, split, found.id), encode_mask(mask))
-                write_bytes(stage.item(found.id, ".png", split), encode_mask(found.labels))
+                    write_mask(stage, crf_folder(name, split), found.id, mask)
+                write_mask(stage, split, found.id, found.labels)
                 bar.advance()
                 run.stop.check()
 

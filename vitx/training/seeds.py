@@ -9,7 +9,6 @@ from vitx import checkpoints, parallel, processes
 from vitx.cues import (
     SPLITS,
     count_cues,
-    cue_file,
     missing_batches,
     padded_classes,
     seeded,
@@ -64,8 +63,7 @@ def make_seeds(run: Run, stage: Stage) -> None:
                 classes = padded_classes(batch["labels"], width_of(batch["labels"]))
                 cues = cue(spread, batch["image"], classes)
                 for row in np.flatnonzero(batch["valid"]):
-                    path = cue_file(stage, split, batch["id"][row])
-                    write_cues(path, cues[row], classes[row])
+                    write_cues(stage, split, batch["id"][row], cues[row], classes[row])
                 bar.advance(int(batch["valid"].sum()))
                 run.stop.check()
     _count(run, stage)

@@ -356,6 +356,35 @@ def test_another_limit_on_pixels_reads_again(
     assert len(later.source("all")) == 6
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"unreadable": [1]}',
+        b'{"unreadable": {"0": null}}',
+        b'{"unreadable": {"gone": "cut"}}',
+    ],
+)
+def test_a_damaged_record_of_what_is_left_out_is_named(tmp_path: Path, content: bytes) -> None:
+    run, path = _bad_folder(tmp_path)
+    run.config.on_bad_image = "skip"
+    _cut(path)
+    assert len(run.source("all")) == 5
+    (record,) = (tmp_path / "run/unreadable").iterdir()
+    record.write_bytes(content)
+    later = Run(run.config, run.workdir, StopRequest())
+    message = rf"unreadable/{re.escape(record.name)} is damaged \(.*\): delete it and start again"
+    for read in (lambda: later.source("all"), later.left_out):
+        with pytest.raises(ValueError, match=message) as error:
+            read()
+        assert len(str(error.value).splitlines()) == 1
+    record.unlink()
+    assert len(Run(run.config, run.workdir, StopRequest()).source("all")) == 5
+
+
 def test_a_comparison_of_all_images_looks_at_them_first(tmp_path: Path) -> None:
     run, path = _bad_folder(tmp_path)
     _cut(path)

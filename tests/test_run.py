@@ -5,10 +5,13 @@ import signal
 import struct
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto import event_pb2
 
+from tests.test_workers import alive
 from vitx import run
 from vitx.files import WorkdirError, WriteError
 from vitx.run import MetricsWriter, Stopped, StopRequest, clean_exit, progress, read_metrics
@@ -22,7 +25,6 @@ def test_a_signal_is_held_until_it_is_safe(number, capsys):
         assert not stop.signal
         os.kill(os.getpid(), number)
         assert stop.signal == number
-        assert signal.getsignal(number) == before  # so that a second one acts at once
         stop.check()
     assert stopped.value.exit_code == 128 + number
     assert "stopping at the next safe point" in capsys.readouterr().err
@@ -68,6 +70,34 @@ def test_metrics_are_read_back_and_rewound(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     assert read_metrics(tmp_path / "a")[-1] == {"step": 3, "loss": 7.0}
     assert read_metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"step": 1}\n\xff\xfe\x00\n{"step": 3}\n', r"line 2 \("),
+        (b'{"step": 1}\n{"st\n{"step": 3}\n', r"line 2 \("),
+        (b"[1]\n", r"line 1 \(it is no JSON object\)"),
+        (b"3\n", r"line 1 \(it is no JSON object\)"),
+        (b'{"step": "x"}\n', r"line 1 \(its step is 'x'\)"),
+        (b'{"loss": 0.5}\n', r"line 1 \(its step is None\)"),
+        (b'{"step": 1, "loss": [2]}\n', r"line 1 \(its loss is \[2\], no number\)"),
+        (b"[" * 100_000 + b"\n", r"line 1 \("),
+    ],
+)
+def test_damaged_metrics_are_named(tmp_path, content, message):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl is damaged in {message}") as error:
+        MetricsWriter(tmp_path).rewind(5)
+    assert "delete that line" in str(error.value) and len(str(error.value).splitlines()) == 1
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("cut", [b'{"step": 2, "lo', b"\0" * 40, b"\xff"])
+def test_a_last_line_that_is_cut_is_left_out(tmp_path, cut):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": null}\n' + cut)
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": None}]
 
 
 def tensorboard_scalars(folder):
@@ -142,3 +172,47 @@ with clean_exit(), StopRequest() as stop:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped by SIGINT; the same command goes on from here"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_loader_processes_too(number, tmp_path):
+    script = """
+import multiprocessing, sys, time
+from vitx.data import pipeline
+from vitx.models.vit import Preprocess
+from vitx.run import StopRequest, clean_exit
+if __name__ == "__main__":
+    source = pipeline.open_source("shapes/tiny", "train", sys.argv[1])
+    batches = pipeline.training_loader(
+        source, preprocess=Preprocess(size=(8, 8)), batch_size=2, epochs=1000, seed=0,
+        augment=pipeline.Augment(), workers=2,
+    )
+    with clean_exit(), StopRequest():
+        next(batches)
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        while True:
+            time.sleep(0.01)
+"""
+    path = tmp_path / "script.py"  # loader processes read the main module's file
+    path.write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(path), str(tmp_path)],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        loaders = [int(pid) for pid in process.stdout.readline().split()]
+        process.send_signal(number)
+        told = [process.stderr.readline() for _ in range(2)]
+        process.send_signal(number)
+        process.wait(timeout=60)
+    assert len(loaders) == 2 and "again to stop at once" in told[1], told
+    assert process.returncode == -number
+    end = time.monotonic() + 20
+    while left := [pid for pid in loaders if alive(pid)]:
+        assert time.monotonic() < end, f"loader processes {left} outlive their run"
+        time.sleep(0.1)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +25,14 @@ from rich.progress import (
 )
 
 from vitx import processes
-from vitx.files import WorkdirError, append_line, write_bytes, write_error
+from vitx.files import (
+    WorkdirError,
+    append_line,
+    first_line,
+    parse_json,
+    write_bytes,
+    write_error,
+)
 from vitx.paths import local_folder
 
 _LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
@@ -50,7 +58,8 @@ class Stopped(Exception):
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag that the run looks at where stopping is safe.
 
-    Use as a context in the main thread. The second signal acts as if the context were not there.
+    Use as a context in the main thread. The second signal ends the run's worker processes at once, and then acts as if
+    the context were not there.
 
     Attributes:
         signal: The number of the signal that has come, 0 if none has.
@@ -78,8 +87,14 @@ class StopRequest:
             signal.signal(*self._before.popitem())
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            self._restore()
+            # They would outlive this process, or keep it waiting for their ends.
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            signal.raise_signal(number)
+            return
         self.signal = number
-        self._restore()
         print("\nstopping at the next safe point; again to stop at once", file=sys.stderr)
 
     def check(self) -> None:
@@ -160,13 +175,38 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines that a MetricsWriter left in a folder, oldest first; [] if there are none."""
+    """The lines that a MetricsWriter left in a folder, oldest first; [] if there are none.
+
+    A last line without its end is left out: the run was killed while it wrote it.
+
+    Raises:
+        ValueError: Another line is damaged.
+    """
     path = folder / "metrics.jsonl"
+    texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # a killed run's last line may be cut
-            lines.append(json.loads(text))
+    for number, text in enumerate(texts[:-1], 1):
+        try:
+            line = parse_json(text)
+            _require_metrics(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged in line {number} ({first_line(error)}): delete that line, or the "
+                "file, which only curves are drawn from"
+            ) from error
+        lines.append(line)
     return lines
+
+
+def _require_metrics(line: Any) -> None:
+    """ValueError where a line is not a dict of `step` and of numbers, or null for one that is not finite."""
+    if not isinstance(line, dict):
+        raise ValueError("it is no JSON object")
+    if type(line.get("step")) is not int:
+        raise ValueError(f"its step is {line.get('step')!r}")
+    for name, value in line.items():
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"its {name} is {value!r}, no number")
 
 
 class _Lines:

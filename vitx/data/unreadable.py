@@ -1,6 +1,5 @@
 """Examples that cannot be read: found by decoding a split once, before anything is made of it."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from vitx import processes
 from vitx.data.pictures import pixel_limit
 from vitx.data.sources import Source
-from vitx.files import WorkdirError, write_json
+from vitx.files import WorkdirError, parse_json, write_json
 from vitx.run import StopRequest, progress
 
 POLICIES = ("stop", "skip")  # of config.on_bad_image
@@ -45,9 +44,27 @@ def find_unreadable(
 
 
 def recorded(source: Source, folder: Path) -> dict[str, str]:
-    """What `find_unreadable` found, where it was called before; reads a file and no more."""
+    """What `find_unreadable` found, where it was called before; reads a file and no more.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     record = _record(source, folder)
-    return json.loads(record.read_text())["unreadable"] if record.exists() else {}
+    if not record.exists():
+        return {}
+    try:
+        content = parse_json(record.read_bytes())
+        found = content.get("unreadable") if isinstance(content, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
+            raise ValueError("it does not list unreadable images and why they are")
+        ids = set(map(source.identifier, range(len(source)))) if found else set()
+        if strange := next((identifier for identifier in found if identifier not in ids), None):
+            raise ValueError(f"{source.split} has no image {strange!r}")
+    except ValueError as error:
+        raise ValueError(
+            f"{record} is damaged ({error}): delete it and start again; the images are looked through anew"
+        ) from error
+    return found
 
 
 def _record(source: Source, folder: Path) -> Path:

@@ -35,7 +35,8 @@ def get_config() -> ConfigDict:
     config.data.classes = ""  # a file of class names, for your own data; "": VOC's 21
     config.data.train_split = "train_aug"
     config.data.val_split = "val"
-    config.data.workers = 8  # loader processes: docs/performance.md says how many a device wants
+    # Loader processes, at most four for each core, or 16: docs/performance.md tells how many a device wants.
+    config.data.workers = 8
     train, val = (
         shapes.followed(config.data, "train_split"),
         shapes.followed(config.data, "val_split"),

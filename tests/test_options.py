@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import shapes
-from vitx.options import check_options, flat, wanted_of
+from vitx.options import MOST_WORKERS, check_options, flat, wanted_of
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[a-z]*.py"))
 FREE = [  # names of files, splits, datasets and classes, texts, and what is true or false
@@ -57,7 +57,8 @@ WRONG = {
     "seed": (-1, r"a whole number in \[0, 2147483647\], not -1"),
     "parallel": ("both", "one of jit, pmap, not 'both'"),
     "on_bad_image": ("maybe", "one of stop, skip, not 'maybe'"),
-    "data.workers": (-1, "a whole number from 0 up, not -1"),
+    "data.workers": (MOST_WORKERS + 1, rf"a whole number in \[0, {MOST_WORKERS}\], not"),
+    "labels.workers": (-1, r"a whole number in \[0, \d+\], not -1"),
     "model.image_size": (-48, "a whole number from 0 up, not -48"),
     "classifier.epochs": (0, "a whole number from 1 up, not 0"),
     "classifier.batch_size": (-8, "a whole number from 1 up, not -8"),

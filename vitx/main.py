@@ -137,14 +137,43 @@ def _start() -> None:
 def _workdir() -> Workdir:
     config = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
     try:
-        return Workdir(Path("runs", config.stem) if _WORKDIR.value is None else _WORKDIR.value)
+        return Workdir(Path("runs", config.stem) if _WORKDIR.value is None else _named_folder())
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
+def _named_folder() -> str | Path:
+    """The folder that --workdir names; "~" and "~user" are home folders.
+
+    Raises:
+        ValueError: It names none.
+    """
+    named = _WORKDIR.value or ""
+    if not named.strip():
+        raise ValueError(
+            "--workdir is empty: name a folder, or leave the flag out for runs/ and the config's name"
+        )
+    try:
+        return Path(named).expanduser() if named.startswith("~") else named
+    except RuntimeError:
+        raise ValueError(
+            f"--workdir={named}: the home folder is not known; write the folder's whole path"
+        ) from None
+
+
 def _keep_compiled_programs() -> None:
     """A second start should not compile again; JAX_COMPILATION_CACHE_DIR names another folder."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitx" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(caches) if caches else Path.home() / ".cache") / "vitx" / "jax"
+    except RuntimeError:  # no HOME, and a user that the system does not list
+        print(
+            "compiled programs are not kept: the home folder is not known; JAX_COMPILATION_CACHE_DIR=FOLDER in the "
+            "environment names a place",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -5,6 +5,7 @@ Whether names are known and values of the right type the flags tell; here are ra
 
 import fnmatch
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,13 +90,15 @@ def _jitter(value: Any) -> bool:
 
 
 _POSITIVE = number(0, above=True)
+# More processes than these only wait for each other: four for each core, and 16 where there are few cores.
+MOST_WORKERS = max(16, 4 * (os.cpu_count() or 1))
 
 # Patterns of keys, sections first; the first that fits a key is the one that counts.
 WANTED: Mapping[str, Wanted] = {
     "seed": whole(0, 2**31 - 1),
     "parallel": among(MODES),
     "on_bad_image": among(POLICIES),
-    "*workers": whole(0),
+    "*workers": whole(0, MOST_WORKERS),
     "model.image_size": whole(0),
     "model.dtype": among(("float32", "float64")),
     "*num_heads": whole(0),

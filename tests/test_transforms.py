@@ -1,5 +1,7 @@
 import colorsys
 import io
+import struct
+import zlib
 from collections import namedtuple
 
 import jax
@@ -351,3 +353,39 @@ def test_only_label_masks_pass():
         decode_mask(encode(Image.fromarray(picture())), "mask of cat")
     with pytest.raises(ValueError, match="cannot read the label mask cat"):
         decode_mask(encode_mask(picture((9, 7)))[:50], "cat")
+
+
+def test_sizes_and_types_that_cannot_be_are_named():
+    for size in ((0, 4), (3, 0)):
+        for xp in (np, jnp):
+            with pytest.raises(ValueError, match=r"of at least 1 x 1, not"):
+                transforms.resize_maps(xp.ones((2, 2), np.float32), size)
+    for dtype in (object, np.float32, np.int64):
+        with pytest.raises(ValueError, match="images must be uint8"):
+            transforms.to_fractions(np.zeros((2, 2, 3), dtype))
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_keep_their_values(bits, kind):
+    """Pillow stretches greys of few bits to 0..255: {0, 1, 15} would become {0, 17, 255}."""
+    mask = np.random.default_rng(bits).integers(0, 2**bits, (5, 13), dtype=np.uint8)
+    mask[0, 0] = 2**bits - 1
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 13, 5, bits, 0 if kind == "grey" else 3, 0, 0, 0)]
+    if kind == "palette":
+        chunks.append(b"PLTE" + bytes(range(3)) * 2**bits)
+    rows = [np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel() for row in mask]
+    packed = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    chunks += [b"IDAT" + zlib.compress(packed), b"IEND"]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
+    np.testing.assert_array_equal(decode_mask(data), mask)
+
+
+def test_masks_that_are_no_labels_are_refused():
+    wide = Image.fromarray(np.full((2, 2), 300, np.uint16))
+    with pytest.raises(ValueError, match="its mode is I;16, wanted"):
+        decode_mask(encode(wide))
+    with pytest.raises(ValueError, match="its format is JPEG, wanted PNG"):
+        decode_mask(encode(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG"))

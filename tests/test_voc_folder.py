@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 
 from configs import testing
 from tests.made_voc import make_voc
+from vitx.data.folders import FolderRecords, images_in
 from vitx.data.palette import encode_mask
 from vitx.data.pipeline import evaluation_batches
-from vitx.data.sources import open_source
+from vitx.data.sources import Source, open_source
 from vitx.data.voc_annotations import ClassList, labels_in_xml, read_classes
 from vitx.run import StopRequest
 from vitx.stages import Run
@@ -327,3 +329,100 @@ def test_a_run_takes_its_classes_from_the_file(own):
     assert "classes" not in options and options["fingerprint"] == first.source("val").fingerprint
     with pytest.raises(FileNotFoundError, match="no PASCAL VOC 2012 in"):
         run(val_split="val", root=str(own.folder / "ImageSets")).source("val")
+
+
+# Names, formats and orientations that differ from what a list or a mask expects.
+
+
+def renamed(folder, form):
+    """Renames all files of a folder to a form of Unicode."""
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(unicodedata.normalize(form, path.name)))
+
+
+@pytest.mark.parametrize("place", ["JPEGImages", "SegmentationClass", "Annotations"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_found_in_either_form_of_unicode(own, place, form):
+    expected = list(open_own(own))
+    renamed(own.folder / place, form)
+    for example, other in zip(open_own(own), expected, strict=True):
+        assert example.id == other.id == unicodedata.normalize("NFC", other.id)
+        assert (example.mask is None) == (other.mask is None)
+        np.testing.assert_array_equal(example.labels, other.labels)
+
+
+def test_names_that_differ_in_their_form_alone_are_refused(own):
+    first = own.splits["train"][0]
+    other = own.folder / f"JPEGImages/{unicodedata.normalize('NFD', first)}.jpg"
+    shutil.copy(own.folder / f"JPEGImages/{first}.jpg", other)
+    with pytest.raises(ValueError, match=r"two images are named .*; rename one"):
+        open_own(own)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif", ".jfif"])
+def test_other_formats_are_read(own, suffix):
+    first = own.splits["train"][0]
+    path = own.folder / f"JPEGImages/{first}.jpg"
+    with Image.open(path) as image:
+        kind = {"format": "JPEG"} if suffix == ".jfif" else {}
+        image.save(path.with_suffix(suffix), **kind)
+    path.unlink()
+    assert open_own(own)[0].image.shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{} -1", "line 1: .* says whether an image shows a class, .* wanted an id alone"),
+        ("{}  1", "line 1: .* says whether an image shows a class, .* wanted an id alone"),
+        ("{}.jpg", "line 1: .* has a suffix; wanted the id alone, 'plain'"),
+        ("other", r"line 1: JPEGImages/other.heic is not read, because of its suffix; wanted one"),
+        ("none", "line 1: JPEGImages has no image 'none'"),
+    ],
+)
+def test_lines_of_lists_are_explained(own, line, message):
+    images = own.folder / "JPEGImages"
+    shutil.copy(images / f"{own.splits['train'][0]}.jpg", images / "plain.jpg")
+    (images / "other.heic").write_bytes(b"-")
+    (own.folder / "ImageSets/Segmentation/train.txt").write_text(line.format("plain"))
+    with pytest.raises(ValueError, match=message):
+        open_own(own)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photographs_are_upright_and_masks_fit_what_is_shown(own, orientation):
+    masked = {path.stem for path in (own.folder / "SegmentationClass").iterdir()}
+    first = next(i for i in own.splits["train"] if i in masked)
+    path, mask = (
+        own.folder / f"{place}/{first}.{suffix}"
+        for place, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png"))
+    )
+    with Image.open(path) as image:
+        stored = np.asarray(image)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(path, exif=exif, quality=100)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # quarters to the left
+    source = open_own(own)
+    place = own.splits["train"].index(first)
+    shown = np.rot90(stored, turns)
+    assert source.size(place) == shown.shape[:2]
+    if turns % 2:
+        with pytest.raises(ValueError, match=r"fits the image .* as it is stored, but its EXIF"):
+            source[place]
+        mask.write_bytes(encode_mask(np.ascontiguousarray(np.rot90(own.masks[first], turns))))
+        source = open_own(own)
+    example = source[place]
+    assert example.mask.shape == example.image.shape[:2] == shown.shape[:2]
+    assert np.abs(example.image.astype(int) - shown).mean() < 12  # JPEG's, of noise
+
+
+def test_published_data_sets_are_read_as_stored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "a/x.png", exif=exif)
+    assert open_source("folder", "all", tmp_path)[0].image.shape == (6, 4, 3)
+    images = images_in(tmp_path, "a", 0)
+    stored = FolderRecords("imagenet2012", "all", NAMES, tmp_path, images, upright=False)
+    assert Source(stored)[0].image.shape == (4, 6, 3)

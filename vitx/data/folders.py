@@ -32,7 +32,8 @@ class ImageFile(NamedTuple):
 class FolderRecords:
     """Images in the files of a folder, each of one class; see `Records`.
 
-    Contents are not read to tell whether they changed: names, classes, sizes and times are.
+    Contents are not read to tell whether they changed: names, classes, sizes and times are. Images are turned as their
+    EXIF says if `upright`.
     """
 
     one_class = True
@@ -45,7 +46,10 @@ class FolderRecords:
         classes: tuple[str, ...],
         folder: Path,
         images: Iterable[ImageFile],
+        *,
+        upright: bool = True,
     ) -> None:
+        self._upright = upright
         self.name, self.split, self.classes = name, split, classes
         self._folder = folder
         images = list(images)
@@ -72,7 +76,7 @@ class FolderRecords:
             data = path.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read the image {origin}: {error.strerror}") from error
-        return Record(image.id, origin, data, None, [image.label])
+        return Record(image.id, origin, data, None, [image.label], upright=self._upright)
 
     def identifier(self, index: int) -> str:
         """See `Records`; reads nothing."""

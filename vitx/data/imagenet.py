@@ -164,7 +164,7 @@ def open_records(config: str, split: str, data_dir: Path) -> Records:
                     f"imagenet2012 in {folder} has no split {split!r}; it has {SPLIT}, and parts "
                     f'of it such as "{SPLIT}[:400]"'
                 )
-            return FolderRecords("imagenet2012", split, classes(), folder, images)
+            return FolderRecords("imagenet2012", split, classes(), folder, images, upright=False)
     return open_manual(Imagenet2012Validation, classes(), config, split, data_dir)
 
 

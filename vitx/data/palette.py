@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 from vitx.data.pictures import open_picture
 
 _KEYWORD = "vitx"  # of the text chunk
+_BIT_DEPTH = 24  # where a PNG file has it, in its first chunk
 
 
 def voc_palette() -> np.ndarray:
@@ -57,14 +58,22 @@ def mask_text(data: bytes, name: str = "mask") -> str | None:
 
 
 def decode_mask(data: bytes, name: str = "mask") -> np.ndarray:
-    """The labels (H, W) uint8 of PNG bytes in palette (P) or greyscale (L) mode.
+    """The labels (H, W) uint8 that a PNG stores, a palette's indices or greys, of 1, 2, 4 or 8 bits.
 
-    Raises ValueError, naming `name`, for other modes and for damaged files.
+    Raises ValueError, naming `name`, for other files: of colours, of 16 bits, damaged or no PNG.
     """
     try:
         with open_picture(data) as image:
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"its mode is {image.mode}, wanted palette (P) or grey (L) labels")
-            return np.array(image, np.uint8)
+            if image.format != "PNG":
+                raise ValueError(f"its format is {image.format}, wanted PNG, which loses nothing")
+            if image.mode not in ("P", "L", "1"):
+                raise ValueError(
+                    f"its mode is {image.mode}, wanted palette (P) or grey (L) labels of up to 8 bits"
+                )
+            values = np.array(image, np.uint8)
+            bits = data[_BIT_DEPTH]
+            if image.mode == "L" and bits < 8:  # Pillow stretches greys to 0..255
+                values //= 255 // (2**bits - 1)
+            return values
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the label mask {name}: {error}") from error

@@ -16,6 +16,8 @@ class Record:
       mask: those of a PNG of class indices, None where there is no mask.
       labels: the classes shown, from 0 for the first after "background".
       mask_origin: names the mask in errors; "" where `origin` does.
+      upright: whether the image is turned as its EXIF says. Your own photographs are; published data sets are read as
+        they are stored, as by the code that their figures come from.
     """
 
     id: str
@@ -24,6 +26,7 @@ class Record:
     mask: bytes | None
     labels: Sequence[int]
     mask_origin: str = ""
+    upright: bool = False
 
 
 class Records(Protocol):

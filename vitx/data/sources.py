@@ -16,7 +16,7 @@ import numpy as np
 from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms, voc, voc_folder
 from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
-from vitx.data.voc_annotations import image_size, read_mask
+from vitx.data.voc_annotations import check_mask, image_size, read_mask
 
 # A split with at most one part, which datasets know, and parts of that.
 _PARTS = re.compile(r"(.*?(?:\[[^]]*])?)((?:\[[^]]*])*)", re.DOTALL)
@@ -105,7 +105,7 @@ class Source(Sequence[Example]):
     def size(self, index: int) -> tuple[int, int]:
         """The height and width of an image, without decoding it."""
         record = self._records.read(self._place(index))
-        return image_size(record.image, record.origin)
+        return image_size(record.image, record.origin, upright=record.upright)
 
     def masked(self, index: int) -> bool:
         """Whether an example has a mask, without reading anything."""
@@ -153,11 +153,19 @@ class Source(Sequence[Example]):
         return self._places[index]
 
     def _decode(self, record: Record) -> Example:
-        image = transforms.read_image(record.image, record.origin, upright=False)
+        image = transforms.read_image(record.image, record.origin, upright=record.upright)
         mask = None
         if record.mask is not None:
             where = record.mask_origin or record.origin
-            mask = read_mask(record.mask, where, len(self.classes), image.shape[:2])
+            mask = read_mask(record.mask, where, len(self.classes))
+            if record.upright and mask.shape != image.shape[:2]:
+                stored = image_size(record.image, record.origin, upright=False)
+                if mask.shape == stored:
+                    raise ValueError(
+                        f"the mask {where} fits the image {record.origin} as it is stored, but its EXIF turns that: "
+                        "turn the mask likewise, or remove the image's EXIF orientation"
+                    )
+            check_mask(mask, where, len(self.classes), image.shape[:2])
         for array in (image, mask):
             if array is not None:
                 array.setflags(write=False)

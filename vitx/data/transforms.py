@@ -50,7 +50,7 @@ def read_image(
 ) -> np.ndarray:
     """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3).
 
-    It is turned as its EXIF says, unless `upright` is false: masks are drawn on the pixels as stored.
+    It is turned as its EXIF says, unless `upright` is false.
 
     Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
     FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
@@ -103,8 +103,11 @@ def resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
 
     The same as torch's Upsample with align_corners=False, also when shrinking. A constant map stays
     so exactly, where resizing would leave rounding noise. NumPy arrays are resized by NumPy, for
-    the many sizes of a dataset's images: JAX would compile for each of them.
+    the many sizes of a dataset's images: JAX would compile for each of them. Raises ValueError for
+    maps that are no floats, or a size that is not positive.
     """
+    if min(size) < 1:
+        raise ValueError(f"resize_maps wants a size (H, W) of at least 1 x 1, not {tuple(size)}")
     if not jnp.issubdtype(maps.dtype, jnp.floating):
         raise ValueError(f"resize_maps wants floats, got {maps.dtype}; use resize_mask for labels")
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
@@ -129,12 +132,14 @@ def _lerp(maps: np.ndarray, length: int, axis: int) -> np.ndarray:
 
 
 def normalise(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """The model's input of uint8 (..., 3): (x / 255 - mean) / std, float32."""
+    """The model's input of uint8 (..., 3): (x / 255 - mean) / std, float32; ValueError for other types."""
     return normalise_fractions(to_fractions(image), preprocess)
 
 
 def to_fractions(image: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [0, 1]."""
+    """uint8 in [0, 255] to float32 in [0, 1]; ValueError for other types."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"images must be uint8 in [0, 255], not {image.dtype}")
     return np.divide(image, np.float32(255), dtype=np.float32)
 
 

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags
 
 from vitx.data.palette import decode_mask
 from vitx.data.pictures import open_picture
@@ -18,6 +19,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 _OPTION = "--config.data.classes=FILE"
+_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +135,14 @@ def labels_in_mask(mask: np.ndarray) -> list[int]:
     return [int(label) - 1 for label in np.unique(mask) if label not in (0, IGNORED)]
 
 
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width that the header of an image file says; ValueError where it cannot be read."""
+def image_size(data: bytes, where: str, *, upright: bool = False) -> tuple[int, int]:
+    """Height and width that the header of an image file says, or `upright` after it is turned as its EXIF says.
+
+    Raises ValueError where it cannot be read.
+    """
     try:
         with open_picture(data) as image:
-            return image.height, image.width
+            on_its_side = upright and image.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE
+            return (image.width, image.height) if on_its_side else (image.height, image.width)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read the image {where}: {error}") from error

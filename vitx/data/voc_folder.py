@@ -65,6 +65,7 @@ class VocRecords:
             mask=tree.read(item.mask.path) if item.mask else None,
             labels=self.labels(index),
             mask_origin=tree.where(item.mask.path) if item.mask else "",
+            upright=True,
         )
 
     def identifier(self, index: int) -> str:
@@ -93,7 +94,8 @@ class VocRecords:
 def open_folder(split: str, data_dir: Path, classes: Path) -> VocRecords:
     """Your own images in VOC's layout, read in place, with the classes in a file; see `read_classes`.
 
-    JPEGImages has the images, JPEG or PNG, in `data_dir` or where VOC has it there. What an image
+    JPEGImages has the images, of any format of `folders.SUFFIXES`, in `data_dir` or where VOC has it there; they are
+    turned as their EXIF says, and masks are drawn on the picture so turned. What an image
     shows is told by Annotations/<id>.xml, or where it has none by SegmentationClass/<id>.png; masks
     (also in SegmentationClassAug) may be there for all images, some or none.
 

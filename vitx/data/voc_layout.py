@@ -7,9 +7,12 @@ ImageSets/Segmentation/<split>.txt.
 import os
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, Protocol
+
+from vitx.data.folders import SUFFIXES
 
 IMAGES, ANNOTATIONS, MASKS = "JPEGImages", "Annotations", "SegmentationClass"
 SEGMENTATION, MAIN = "ImageSets/Segmentation", "ImageSets/Main"
@@ -18,9 +21,13 @@ LARGEST_FILE = 2**26  # bytes, of a file in an archive; VOC's are below 1 MB
 
 _PLACES = ("", "VOC2012", "VOCdevkit/VOC2012")
 _MEMBER = re.compile(r"(?:\./)?(?:VOCdevkit/)?VOC2012/(.+)")
-_SUFFIXES = {IMAGES: (".jpg", ".jpeg", ".png"), ANNOTATIONS: (".xml",)}
+_SUFFIXES = {IMAGES: SUFFIXES, ANNOTATIONS: (".xml",)}
 # Some lists of train_aug name the files: "/JPEGImages/2007_000032.jpg /SegmentationClassAug/...".
-_PATHS = re.compile(rf"/?{IMAGES}/([^/]+?)\.(?:jpe?g|png)(?:\s.*)?", re.IGNORECASE)
+_PATHS = re.compile(
+    rf"/?{IMAGES}/([^/]+?)(?:{'|'.join(map(re.escape, SUFFIXES))})(?:\s.*)?", re.IGNORECASE
+)
+# A list of ImageSets/Main that says of each image whether it shows a class.
+_WITH_SIGN = re.compile(r"\S+\s+(?:-1|0|1)")
 
 
 class File(NamedTuple):
@@ -155,13 +162,14 @@ class Item(NamedTuple):
 class Layout:
     """The images of a tree and what belongs to them.
 
-    `folders` have masks; where several have one of an image, the first's counts. Raises ValueError
-    where two images have the same name.
+    `folders` have masks; where several have one of an image, the first's counts. Names are compared in Unicode's
+    composed form (NFC), since file systems and editors differ in it. Raises ValueError where two files of a folder have
+    the same name.
     """
 
     def __init__(self, tree: Tree, folders: Sequence[str] = (MASKS,)) -> None:
         self.tree = tree
-        self.images = _by_stem(tree, IMAGES, unique=True)
+        self.images = _by_stem(tree, IMAGES)
         self._annotations = _by_stem(tree, ANNOTATIONS)
         self.masks: dict[str, File] = {}
         for folder in folders:
@@ -190,27 +198,48 @@ class Layout:
         found: dict[str, None] = {}
         for number, line in enumerate(lines, 1):
             match = _PATHS.fullmatch(line.strip())
-            identifier = match[1] if match else line.strip()
+            identifier = _composed(match[1] if match else line.strip())
             if not identifier:
                 continue
             if identifier not in self.images:
-                raise ValueError(f"{where}, line {number}: {IMAGES} has no image {identifier!r}")
+                raise ValueError(f"{where}, line {number}: {self._missing(identifier)}")
             if identifier in found:
                 raise ValueError(f"{where}, line {number}: {identifier!r} again; keep one")
             found[identifier] = None
         return list(found)
 
+    def _missing(self, identifier: str) -> str:
+        """Why there is no image of a line in a list."""
+        if _WITH_SIGN.fullmatch(identifier):
+            return (
+                f"{identifier!r} says whether an image shows a class, as lists in {MAIN} do; wanted an id alone: "
+                "take the number away, and the images that are not meant"
+            )
+        stem = os.path.splitext(identifier)[0]
+        if stem in self.images:
+            return f"{identifier!r} has a suffix; wanted the id alone, {stem!r}"
+        others = (PurePosixPath(file.path) for file in self.tree.files(IMAGES))
+        other = next((path for path in others if _composed(path.stem) == identifier), None)
+        if other is not None:
+            return f"{other} is not read, because of its suffix; wanted one of {' '.join(SUFFIXES)}"
+        return f"{IMAGES} has no image {identifier!r}"
 
-def _by_stem(tree: Tree, folder: str, *, unique: bool = False) -> dict[str, File]:
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _by_stem(tree: Tree, folder: str) -> dict[str, File]:
     """A folder's files by their names without suffix, sorted; those of other formats are left out."""
     suffixes = _SUFFIXES.get(folder, (".txt",) if folder.startswith("ImageSets") else (".png",))
     found: dict[str, File] = {}
     for file in sorted(tree.files(folder)):
-        stem, suffix = os.path.splitext(PurePosixPath(file.path).name)
+        stem, suffix = os.path.splitext(_composed(PurePosixPath(file.path).name))
         if suffix.lower() in suffixes:
-            if unique and stem in found:
+            if stem in found:
+                kind = "images" if folder == IMAGES else "files"
                 raise ValueError(
-                    f"two images are named {stem!r}: {tree.where(found[stem].path)} and "
+                    f"two {kind} are named {stem!r}: {tree.where(found[stem].path)} and "
                     f"{tree.where(file.path)}; rename one"
                 )
             found[stem] = file

@@ -25,6 +25,7 @@ def test_a_signal_is_held_until_it_is_safe(number, capsys):
         assert not stop.signal
         os.kill(os.getpid(), number)
         assert stop.signal == number
+        assert signal.getsignal(number) == before  # so that a second one acts at once
         stop.check()
     assert stopped.value.exit_code == 128 + number
     assert "stopping at the next safe point" in capsys.readouterr().err
@@ -175,8 +176,8 @@ with clean_exit(), StopRequest() as stop:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_loader_processes_too(number, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_loader_processes_end_with_their_run(number, tmp_path):
     script = """
 import multiprocessing, sys, time
 from vitx.data import pipeline
@@ -207,12 +208,47 @@ if __name__ == "__main__":
     with process:
         loaders = [int(pid) for pid in process.stdout.readline().split()]
         process.send_signal(number)
-        told = [process.stderr.readline() for _ in range(2)]
-        process.send_signal(number)
+        if number != signal.SIGKILL:
+            told = [process.stderr.readline() for _ in range(2)]
+            assert "again to stop at once" in told[1], told
+            process.send_signal(number)
         process.wait(timeout=60)
-    assert len(loaders) == 2 and "again to stop at once" in told[1], told
+    assert len(loaders) == 2
     assert process.returncode == -number
     end = time.monotonic() + 20
     while left := [pid for pid in loaders if alive(pid)]:
         assert time.monotonic() < end, f"loader processes {left} outlive their run"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_long_call_of_c():
+    """Python's own handlers run only after such a call: a compilation, a product of large matrices."""
+    script = """
+import time
+import numpy as np
+from vitx.run import StopRequest, clean_exit
+matrix = np.random.default_rng(0).standard_normal((6000, 6000))
+with clean_exit(), StopRequest() as stop:
+    print("ready", flush=True)
+    while not stop.signal:
+        time.sleep(0.01)
+    np.linalg.svd(matrix)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        process.stderr.readline()
+        process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        process.wait(timeout=120)
+    assert process.returncode == -signal.SIGTERM
+    assert time.monotonic() - began < 5, "the svd takes a minute"

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -58,8 +57,8 @@ class Stopped(Exception):
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag that the run looks at where stopping is safe.
 
-    Use as a context in the main thread. The second signal ends the run's worker processes at once, and then acts as if
-    the context were not there.
+    Use as a context in the main thread. The second signal acts as if the context were not there; worker processes end
+    with the run, see `vitx.workers`.
 
     Attributes:
         signal: The number of the signal that has come, 0 if none has.
@@ -87,14 +86,8 @@ class StopRequest:
             signal.signal(*self._before.popitem())
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            self._restore()
-            # They would outlive this process, or keep it waiting for their ends.
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            signal.raise_signal(number)
-            return
         self.signal = number
+        self._restore()  # Python would handle a second signal only after a long call of C has returned
         print("\nstopping at the next safe point; again to stop at once", file=sys.stderr)
 
     def check(self) -> None:

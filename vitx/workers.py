@@ -109,11 +109,18 @@ def _in_order(
 def _begin(parent: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the run itself decides
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
 
 
-def _end_with(parent: int) -> None:
-    # A killed run cannot tell its workers, which would wait for it for ever.
+def end_with(parent: int) -> None:
+    """Has this process end within a second after its parent, of this process id, however that ended.
+
+    A killed run cannot stop its worker processes, which would wait for it for ever.
+    """
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

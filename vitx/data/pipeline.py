@@ -5,6 +5,7 @@ and however many workers it has. `evaluation_batches` goes through a split once,
 """
 
 import dataclasses
+import functools
 import os
 import weakref
 from collections import deque
@@ -20,6 +21,7 @@ from vitx.data import transforms
 from vitx.data.sources import Example, Source, open_source
 from vitx.data.transforms import IGNORED, Augment, Preprocess
 from vitx.files import WorkdirError
+from vitx.workers import end_with
 
 __all__ = [
     "Augment",
@@ -95,7 +97,14 @@ def training_loader(
         flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     reading = grain.ReadOptions(num_threads=0)
-    return TrainingBatches(iter(dataset.to_iter_dataset(reading).mp_prefetch(options)))
+    begin = functools.partial(_begin, os.getpid())
+    return TrainingBatches(iter(dataset.to_iter_dataset(reading).mp_prefetch(options, begin)))
+
+
+def _begin(parent: int, worker: int, workers: int) -> None:
+    """What each loader process does first."""
+    del worker, workers
+    end_with(parent)
 
 
 class TrainingBatches(Iterator[dict[str, np.ndarray]]):

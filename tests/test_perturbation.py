@@ -215,7 +215,7 @@ def test_bad_input_is_named(data):
         "heatmaps must be real numbers, not complex": (pixels, heatmaps.astype(complex), targets),
         "heatmaps must be real numbers, not object": (pixels, heatmaps.astype(object), targets),
         "target 4 must be in \\[0, 4\\), the model's classes": (pixels, heatmaps, targets * 0 + 4),
-        "target -1 to -1 must be classes": (pixels, heatmaps, targets * 0 - 1),
+        "targets must be classes from 0 up, found -1 to -1": (pixels, heatmaps, targets * 0 - 1),
         "targets must be integers, not float": (pixels, heatmaps, targets.astype(float)),
         "targets must be integers, not bool": (pixels, heatmaps, targets > 0),
     }.items():
@@ -230,6 +230,13 @@ def test_bad_input_is_named(data):
     }.items():
         with pytest.raises(ValueError, match=message):
             perturbation_curve(model, *data, **option)
+    for wrong in ([-1] * 11, [99] * 11):
+        with pytest.raises(
+            ValueError, match=r"must be classes from 0 up|target 99 must be in \[0, 4\)"
+        ):
+            perturb_batch(model, jnp.asarray(pixels), jnp.asarray(heatmaps), jnp.asarray(wrong))
+    with pytest.raises(ValueError, match="heatmaps must be real numbers, not complex64"):
+        perturb_batch(model, pixels, jnp.asarray(heatmaps, jnp.complex64), targets)
     with pytest.raises(ValueError, match="must increase"):
         perturb_batch(model, *data, fractions=(0.5, 0.1))
     with pytest.raises(ValueError, match="unknown direction 'sideways'"):

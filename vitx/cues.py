@@ -1,6 +1,6 @@
 """Which images go through the pipeline, and the files in which its stages keep what they make of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def missing_batches(
 
 
 def items_done(stage: Stage, suffix: str, folder: str, identifiers: Sequence[str]) -> set[str]:
-    """Those of some ids whose file exists in a folder of the stage, each checked for its stamp.
+    """The given ids whose file exists in a folder of the stage, each checked for its stamp.
 
     Raises:
       ValueError: where a file was made for another image or with other options.
@@ -55,11 +55,10 @@ def items_done(stage: Stage, suffix: str, folder: str, identifiers: Sequence[str
     found = [identifier for identifier in identifiers if identifier in there]
 
     def check(identifier: str) -> None:
-        path = stage.item(identifier, suffix, folder)
         if suffix == ".npz":
-            _read_stamped(stage, path, identifier, folder, only=())
+            read_arrays(stage, folder, identifier, only=())
         else:
-            _read_png(stage, path, identifier, folder)
+            _read_png(stage, folder, identifier)
 
     with ThreadPoolExecutor(8) as pool:  # most of the time is spent on waiting for the disk
         list(pool.map(check, found))
@@ -93,7 +92,7 @@ def write_cues(
         raise FloatingPointError(f"seeds: a cue is not finite, {path} is not written")
     present = classes >= 0
     arrays = {"cues": cues[present].astype(np.float16), "classes": classes[present]}
-    write_npz(path, arrays | {_STAMP: np.array(seeds.stamp(identifier, split))})
+    write_arrays(seeds, split, identifier, arrays)
 
 
 def read_cues(
@@ -104,7 +103,7 @@ def read_cues(
     Raises:
       ValueError: where the file is missing or damaged, or was made for another image or with other options.
     """
-    file = _read_cue_file(seeds, split, identifier)
+    file = read_arrays(seeds, split, identifier)
     count, *size = file["cues"].shape
     width = count if width is None else width
     cues = np.zeros((width, *size), np.float32)
@@ -115,22 +114,31 @@ def read_cues(
 
 def count_cues(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
     """How many cues an image has, and how many of them are flat: zero everywhere, of no contrast."""
-    cues = _read_cue_file(seeds, split, identifier)["cues"]
+    cues = read_arrays(seeds, split, identifier)["cues"]
     return len(cues), int((~cues.any((1, 2))).sum())
 
 
-def _read_cue_file(seeds: Stage, split: str, identifier: str) -> dict[str, np.ndarray]:
-    path = cue_file(seeds, split, identifier)
-    return _read_stamped(seeds, path, identifier, split, only=("cues", "classes"))
+def write_arrays(
+    stage: Stage, folder: str, identifier: str, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes an item's arrays as an .npz file in a folder of the stage, with the stage's stamp."""
+    stamp = np.array(stage.stamp(identifier, folder))
+    write_npz(stage.item(identifier, ".npz", folder), {**arrays, _STAMP: stamp})
 
 
-def _read_stamped(
-    stage: Stage, path: Path, identifier: str, folder: str, only: Sequence[str]
+def read_arrays(
+    stage: Stage, folder: str, identifier: str, only: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """The named arrays of an item's .npz file, checked for its stamp."""
-    stage.require_file(path)
+    """An item's arrays, all or the named ones, as `write_arrays` wrote them.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another item or with other options.
+    """
+    path = stage.item(identifier, ".npz", folder)
     try:
-        arrays = read_npz(path, (*only, _STAMP))
+        arrays = read_npz(path, None if only is None else (*only, _STAMP))
+    except FileNotFoundError:
+        raise stage.missing(path) from None
     except ValueError as error:
         raise ValueError(f"{error}; {stage.remedy()}") from error
     stamp = arrays.pop(_STAMP, None)
@@ -155,20 +163,21 @@ def read_mask(stage: Stage, folder: str, identifier: str) -> np.ndarray:
     Raises:
       ValueError: where the file is missing or damaged, or was made for another image or with other options.
     """
-    path = stage.item(identifier, ".png", folder)
-    data = _read_png(stage, path, identifier, folder)
+    data = _read_png(stage, folder, identifier)
     try:
-        return decode_mask(data, str(path))
+        return decode_mask(data, str(stage.item(identifier, ".png", folder)))
     except ValueError as error:
         raise ValueError(f"{error}; {stage.remedy()}") from error
 
 
-def _read_png(stage: Stage, path: Path, identifier: str, folder: str) -> bytes:
+def _read_png(stage: Stage, folder: str, identifier: str) -> bytes:
     """The bytes of an item's PNG, checked for its stamp."""
-    stage.require_file(path)
-    data = path.read_bytes()
+    path = stage.item(identifier, ".png", folder)
     try:
+        data = path.read_bytes()
         stamp = mask_text(data, str(path))
+    except FileNotFoundError:
+        raise stage.missing(path) from None
     except ValueError as error:
         raise ValueError(f"{error}; {stage.remedy()}") from error
     stage.require_stamp(path, stamp, identifier, folder)

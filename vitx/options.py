@@ -5,7 +5,6 @@ Whether names are known and values of the right type the flags tell; here are ra
 
 import fnmatch
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,8 +89,7 @@ def _jitter(value: Any) -> bool:
 
 
 _POSITIVE = number(0, above=True)
-# More processes than these only wait for each other: four for each core, and 16 where there are few cores.
-MOST_WORKERS = max(16, 4 * (os.cpu_count() or 1))
+MOST_WORKERS = 256  # processes; beyond, most hosts run out of memory while they start
 
 # Patterns of keys, sections first; the first that fits a key is the one that counts.
 WANTED: Mapping[str, Wanted] = {

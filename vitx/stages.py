@@ -228,6 +228,7 @@ def run_stages(
             if processes.is_first():
                 print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
             continue
+        processes.barrier()  # all have looked at the stage's folder before one writes there
         with stage.run():
             stages[name](run, stage)
             processes.barrier()  # all parts are there

@@ -48,9 +48,9 @@ __all__ = [
 
 
 _RECORD: Final = "stage.json"
-# Bytes. The stages' own folders and files take up to 400 of what the system allows.
-_LONGEST_PATH: Final = os.pathconf("/", "PC_PATH_MAX") - 400
-_LONGEST_NAME: Final = os.pathconf("/", "PC_NAME_MAX")
+# Bytes that Linux allows; the stages' own folders and files take up to 400 of a path.
+_LONGEST_PATH: Final = 4096 - 400
+_LONGEST_NAME: Final = 255
 _SAVE_SECONDS: Final = 10.0  # at most this much of a stage's time is lost to a kill
 
 
@@ -101,7 +101,8 @@ class Workdir:
             ValueError: The stage was begun with other options; the message says which. Or the folder holds
                 results without the record of the options that made them.
         """
-        _require_record(self.folder / name)
+        if processes.is_first():  # it holds the lock
+            _require_record(self.folder / name)
         return Stage(self.folder / name, options)
 
     def seconds(self) -> dict[str, float]:
@@ -237,13 +238,10 @@ class Stage:
                 f"{self.folder / _RECORD}: {self.remedy()}"
             )
 
-    def require_file(self, path: Path) -> None:
-        """ValueError where a file of this stage is missing, with what to do."""
-        if not path.exists():
-            state = "is done" if self.done else "wrote it"
-            raise ValueError(
-                f"stage {self.folder.name!r} {state}, but {path} is missing: {self.remedy('put it back')}"
-            )
+    def missing(self, path: Path) -> ValueError:
+        """The error for a file of this stage that is missing, with what to do."""
+        what = f"stage {self.folder.name!r} is done, but {path}" if self.done else str(path)
+        return ValueError(f"{what} is missing: {self.remedy('put it back')}")
 
     def remedy(self, action: str = "delete it") -> str:
         """What to do about a file of this stage that is wrong (delete it) or missing (put it back)."""
@@ -283,7 +281,7 @@ def _require_record(folder: Path) -> None:
     if record.exists() or not folder.is_dir():
         return
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if found and not record.exists():  # else another process has begun the stage meanwhile
+    if found:
         raise ValueError(
             f"{folder} holds results ({', '.join(found[:3])}{', ...' if found[3:] else ''}) but no "
             f"{_RECORD}, which names the options that made them: put that file back, or delete {folder} "

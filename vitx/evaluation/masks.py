@@ -17,6 +17,7 @@ from vitx.data.transforms import resize_maps
 from vitx.evaluation.mask_scores import FROM_TRUTH, score, thresholds
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.files import parse_json
+from vitx.models.affinity import AffinityNet
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import background_channel, pool_posteriors
 from vitx.pseudomasks.seeds import seed_mask
@@ -92,7 +93,7 @@ def read_choice(stage: Stage, path: Path) -> dict[str, Any]:
                 raise ValueError(f"its {name} is {value!r}, not a number that was chosen")
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}): delete it and start again; the options are chosen anew"
+            f"{path} is damaged ({error}): delete it and start again; the options are chosen again"
         ) from error
     stage.require_stamp(path, stamp, path.name)
     return chosen
@@ -104,7 +105,10 @@ class Refiner:
     def __init__(self, run: Run):
         config = run.config
         self.run = run
-        self.net = checkpoints.load(run.finished("affinity").folder)
+        trained = run.finished("affinity").folder
+        self.net = checkpoints.load(trained)
+        if not isinstance(self.net, AffinityNet):
+            raise ValueError(f"{trained} holds a classifier, where an AffinityNet is expected")
         self.seeds = run.finished("seeds")
         self.pool = pool_factor(config.model.image_size, config.affinity.grid)
         self._spread = parallel.replicate(self.net, parallel.local_mesh())

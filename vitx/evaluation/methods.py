@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from vitx import checkpoints, parallel, processes
+from vitx.cues import items_done, read_arrays, write_arrays
 from vitx.data import pipeline
 from vitx.data.transforms import resize_image, resize_mask, to_fractions
 from vitx.evaluation.comparison import Comparison, measure, program, summary
@@ -16,7 +16,9 @@ from vitx.evaluation.segmentation import foreground_masks
 from vitx.models.vit import VisionTransformer
 from vitx.run import progress
 from vitx.stages import Run
-from vitx.workdir import Stage, read_npz, write_json, write_npz
+from vitx.workdir import Stage, write_json
+
+_BATCHES = "batches"  # folder of the stage
 
 
 def compare_methods(run: Run, stage: Stage) -> None:
@@ -39,24 +41,22 @@ def compare_methods(run: Run, stage: Stage) -> None:
             config.batch_size,
             with_masks="segmentation" in comparison.measures,
         )
-        files = [stage.folder / "batches" / f"{n:06}.npz" for n in range(len(batches))]
+        names = [f"{number:06}" for number in range(len(batches))]
         mine = processes.share(range(len(batches)))
-        missing = [number for number in mine if not files[number].exists()]
-        for number in {*mine} - {*missing}:
-            _read_batch(stage, files[number], only=())
+        done = items_done(stage, ".npz", _BATCHES, [names[number] for number in mine])
+        missing = [number for number in mine if names[number] not in done]
         spread = parallel.replicate(model, parallel.local_mesh())
         images, left = (sum(len(batches.places(n)) for n in numbers) for numbers in (mine, missing))
         with progress(images, "methods", start=images - left) as bar:
             for number, batch in zip(missing, pipeline.read_ahead(batches, missing), strict=True):
                 measured = _measured(spread, comparison, batch, run.config.parallel)
-                stamp = stage.stamp(files[number].stem, "batches")
-                write_npz(files[number], measured | {"stamp": np.array(stamp)})
+                write_arrays(stage, _BATCHES, names[number], measured)
                 bar.advance(len(batches.places(number)))
                 run.stop.check()
         processes.barrier()
         if not processes.is_first():
             return
-        scores = summary(comparison, [_read_batch(stage, file) for file in files])
+        scores = summary(comparison, [read_arrays(stage, _BATCHES, name) for name in names])
     if scores["images"] != len(chosen):
         raise ValueError(
             f"{stage.folder} has results of {scores['images']} images, not of {len(chosen)}: delete it"
@@ -64,20 +64,6 @@ def compare_methods(run: Run, stage: Stage) -> None:
     write_json(
         stage.folder / "scores.json", scores | {"model": _facts(model), "devices": _devices()}
     )
-
-
-def _read_batch(
-    stage: Stage, path: Path, only: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """The figures of a batch, all or those that are named; ValueError where other options made them."""
-    stage.require_file(path)
-    try:
-        measured = read_npz(path, None if only is None else (*only, "stamp"))
-    except ValueError as error:
-        raise ValueError(f"{error}; {stage.remedy()}") from error
-    stamp = measured.pop("stamp", None)
-    stage.require_stamp(path, None if stamp is None else str(stamp), path.stem, "batches")
-    return measured
 
 
 def _measured(

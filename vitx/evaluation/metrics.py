@@ -296,7 +296,7 @@ def mean_iou(confusion: ArrayLike) -> Array:
 def _real(name: str, values: ArrayLike) -> Array:
     """Real numbers in float64, none of which loses its place among the others."""
     found = np.asarray(values)
-    if found.dtype.kind not in "biufV":  # V: JAX's own float types
+    if found.dtype != np.longdouble and not np.can_cast(found.dtype, np.float64):
         raise ValueError(f"{name} must be real numbers, not {found.dtype}")
     if found.dtype.kind in "iu" and ((found > _LARGEST_INT) | (found < -_LARGEST_INT)).any():
         raise ValueError(f"{name} hold integers beyond 2^53, which float64 does not tell apart")

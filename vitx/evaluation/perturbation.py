@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.ranking import are_increasing, pixel_counts, rankable, removal_ranks
+from vitx.evaluation.ranking import (
+    are_increasing,
+    pixel_counts,
+    rankable,
+    removal_ranks,
+    require_real,
+)
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
@@ -66,9 +72,6 @@ def perturbation_curve(
     """
     pixels, heatmaps, targets = np.asarray(pixels), np.asarray(heatmaps), np.asarray(targets)
     _check_values(pixels, heatmaps, targets)
-    classes = jax.eval_shape(model, jnp.asarray(pixels[:1])).shape[-1]
-    if targets.max() >= classes:
-        raise ValueError(f"target {targets.max()} must be in [0, {classes}), the model's classes")
     direction = (DIRECTIONS[0 if positive else 1],)
     batch_size = min(batch_size, len(pixels))
     correct = []
@@ -208,9 +211,13 @@ def _program(
     run = _jitted if is_pytree else _jitted_function
     # The masked forwards run at the precision of `explain`: a curve is of one model.
     with jax.default_matmul_precision("highest"):
-        return run(
+        found = run(
             model, pixels, heatmaps, targets, means, stds, fill, explain, fractions, directions
         )
+    largest, classes = found.pop("largest"), found.pop("classes")
+    if not isinstance(largest, jax.core.Tracer) and largest >= classes:
+        raise ValueError(f"target {largest} must be in [0, {classes}), the model's classes")
+    return found
 
 
 def _perturb(
@@ -258,6 +265,7 @@ def _perturb(
     found = jnp.concatenate([kept, found], 1)  # (D * M, F, B)
     found = found.reshape(*ranks.shape[:2], *found.shape[1:])  # (D, M, F, B)
     figures = {name: jnp.moveaxis(found[index], -1, 0) for index, name in enumerate(directions)}
+    figures |= {"largest": targets.max(), "classes": jnp.int32(logits.shape[-1])}
     return figures if explain is None else figures | {"maps": maps, "clean": clean}
 
 
@@ -280,26 +288,22 @@ _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
 
 
 def _class_indices(targets: ArrayLike) -> jax.Array:
-    """Targets as int32; ValueError where they are no classes."""
-    if not isinstance(targets, jax.Array):
-        targets = np.asarray(targets)
-        if (
-            targets.dtype.kind in "iu"
-            and targets.size
-            and not 0 <= targets.min() <= targets.max() < 2**31
-        ):
-            raise ValueError(
-                f"target {targets.min()} to {targets.max()} must be classes, from 0 up"
-            )
+    """Targets as int32; ValueError where they are no integers or, if their values are known, negative."""
+    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets must be integers, not {targets.dtype}")
+    if not isinstance(targets, jax.core.Tracer):
+        values = np.asarray(targets)
+        if values.size and not 0 <= values.min() <= values.max() < 2**31:
+            raise ValueError(
+                f"targets must be classes from 0 up, found {values.min()} to {values.max()}"
+            )
     return jnp.asarray(targets).astype(jnp.int32)
 
 
 def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray) -> None:
     _check_arrays(pixels, heatmaps[:, None], targets)
-    _class_indices(targets)
-    rankable(heatmaps)
+    require_real(heatmaps.dtype)
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(
             f"pixels reach {pixels.min():g} to {pixels.max():g}, not [0, 1]: divide by 255 only"

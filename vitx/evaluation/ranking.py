@@ -31,16 +31,21 @@ def rankable(heatmaps: ArrayLike) -> jax.Array:
     Raises:
         ValueError: They are no real numbers.
     """
+    heatmaps = heatmaps if isinstance(heatmaps, jax.Array) else np.asarray(heatmaps)
+    require_real(heatmaps.dtype)
     if isinstance(heatmaps, jax.Array):
         return heatmaps
-    heatmaps = np.asarray(heatmaps)
-    if heatmaps.dtype.kind not in "biuf" and not jnp.issubdtype(heatmaps.dtype, jnp.floating):
-        raise ValueError(f"heatmaps must be real numbers, not {heatmaps.dtype}")
     if heatmaps.dtype.itemsize <= jnp.dtype(jnp.result_type(float)).itemsize:
         return jnp.asarray(heatmaps)
     rows = heatmaps.reshape(-1, np.prod(heatmaps.shape[-2:], dtype=int))
     ranks = [np.unique(row, return_inverse=True)[1] for row in rows]
     return jnp.asarray(np.array(ranks, np.int32).reshape(heatmaps.shape))
+
+
+def require_real(dtype: np.dtype) -> None:
+    """ValueError where heatmaps of this type are no real numbers."""
+    if dtype.kind not in "biuf" and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"heatmaps must be real numbers, not {dtype}")
 
 
 def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:

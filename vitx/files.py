@@ -53,7 +53,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
     Args:
         path: The file, here or in a bucket (`vitx.paths`); missing folders are made, an existing file is replaced.
-            Of a symbolic link, the file that it names is replaced or made, and the link stays.
+            If it is a symbolic link, its target is replaced or made, and the link stays.
         data: Its contents.
 
     Raises:

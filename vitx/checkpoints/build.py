@@ -197,7 +197,7 @@ def _sizes(
 ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """The image size that the position embedding is for, and the one that is wanted.
 
-    timm takes an embedding of as many entries as `img_size` needs as it is, and resamples another.
+    timm keeps a position embedding whose length matches `img_size`, and resamples any other.
     """
     own, asked = facts.image_size, facts.img_size
     if own is None and asked is not None:

@@ -23,8 +23,8 @@ _LARGEST: Final = 2**13  # pixels, of a side
 class Facts:
     """What was said, None where nothing was. Lengths in pixels, (height, width).
 
-    `image_size` is what the position embedding is for; `img_size`, timm's argument, what it is
-    resampled to where it is for another number of cells.
+    `image_size` is the size that the position embedding was made for. `img_size` is timm's argument:
+    the embedding is resampled to it where their lengths differ.
     """
 
     num_heads: int | None = None

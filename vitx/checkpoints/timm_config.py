@@ -1,4 +1,4 @@
-"""What timm's config.json says beyond the tensors, and which of its values vitx does not compute."""
+"""Reads timm's config.json, and refuses settings that vitx does not compute."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

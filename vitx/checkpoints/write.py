@@ -27,8 +27,8 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
 
     Args:
       model: a `VisionTransformer` or an `AffinityNet`.
-      path: a .safetensors file, or a folder, in which it becomes model.safetensors. Of a symbolic
-        link, the file that it names is replaced, and the link stays.
+      path: a .safetensors file, or a folder, in which it becomes model.safetensors. If it is a
+        symbolic link, its target is replaced, and the link stays.
 
     Raises:
       ValueError: for a model of another kind, a weight that is not finite, or a path that is empty

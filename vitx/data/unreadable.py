@@ -62,7 +62,7 @@ def recorded(source: Source, folder: Path) -> dict[str, str]:
             raise ValueError(f"{source.split} has no image {strange!r}")
     except ValueError as error:
         raise ValueError(
-            f"{record} is damaged ({error}): delete it and start again; the images are looked through anew"
+            f"{record} is damaged ({error}): delete it and start again; all images are read again"
         ) from error
     return found
 

@@ -22,6 +22,6 @@ def require_byte_classes(classes: Any) -> None:
     largest = classes.max()
     if not isinstance(largest, jax.core.Tracer) and largest >= MAX_CLASSES:
         raise ValueError(
-            f"class {largest} does not fit into label maps of one byte, whose 255 is neutral: "
-            f"there may be at most {MAX_CLASSES} classes"
+            f"class {largest} does not fit into label maps of 8 bits, in which 255 is neutral: "
+            f"use at most {MAX_CLASSES} classes"
         )

@@ -19,7 +19,7 @@ import numpy as np
 import vitx
 from benchmarks.models import random_model
 from benchmarks.timing import alternate, median_ratio
-from vitx.relevance.explain import CLASS_AGNOSTIC
+from vitx.relevance.methods import REGISTRY
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*?\) -> .*? \{\n(.*?)^\}", re.S | re.M)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\w+\[([\d,]*)\]\S*|\(.*?\)) ([\w-]+)\(")
@@ -124,7 +124,7 @@ def every_method(model: str, batch: int, runs: int) -> dict[str, float]:
     classes = jnp.broadcast_to(jnp.array([3, 7]), (batch, 2))
     sides: dict[str, Callable[[], Any]] = {"forward": partial(jax.jit(_forward), network, images)}
     for method in vitx.METHODS:
-        for count in (1,) if method in CLASS_AGNOSTIC else (1, 2):
+        for count in (1, 2) if REGISTRY[method].by_class else (1,):
             sides[f"{method}, {count}"] = partial(
                 vitx.explain, network, images, classes[:, :count], method
             )

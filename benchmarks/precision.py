@@ -22,7 +22,7 @@ from vitx.relevance.bundles import (
     STABLE_RULES,
     attribution_bundle,
 )
-from vitx.relevance.explain import attribution
+from vitx.relevance.methods import attribution
 
 _MODEL = flags.DEFINE_string("model", "vit_base_patch16_224", "A name of vitx's registry.")
 _IMAGES = flags.DEFINE_integer("images", 10, "Images, one a call.")

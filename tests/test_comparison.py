@@ -19,10 +19,13 @@ from vitx.evaluation.methods_report import (
     accuracies_table,
     beside_published,
     departures,
+    methods_section,
     methods_table,
 )
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
+from vitx.evaluation.report import write_report
 from vitx.evaluation.report_parts import DASH
+from vitx.relevance import methods
 from vitx.relevance.explain import explain
 
 COLUMNS = ("rollout", "gradcam", "transformer_attribution", "transformer_attribution/stable")
@@ -292,3 +295,27 @@ def test_tables_show_every_figure_and_the_papers(figures):
     headers, rows = accuracies_table(methods)
     assert headers[2:] == [f"{10 * i} %" for i in range(10)]
     assert len(rows) == 2 * (3 + 2)
+
+
+@pytest.mark.slow
+def test_a_method_is_one_function(monkeypatch, tmp_path):
+    """No table but a method's own definition knows it: it is explained, compared, and shown by its title."""
+    monkeypatch.setitem(
+        methods._REGISTERED, "toy", None
+    )  # what the decorator puts there is taken out again
+
+    @methods.method("toy: <the last attention>", by_class=False)
+    def _toy(model, images, ops, start_layer, lean):
+        logits, attention, _ = methods.last_block(model, images, ops)
+        return logits, lambda hot: attention[:, :, 0, 1:].mean(1).reshape(-1, *model.grid)
+
+    model = small_vit()
+    pixels, targets, masks = inputs(model)
+    comparison = Comparison(("rollout", "toy"))
+    found = program(comparison)(model, pixels, targets)
+    _, expected = explain(model, (pixels - 0.5) / 0.5, method="raw_attention")
+    np.testing.assert_allclose(found["maps"][:, 1], expected, rtol=1e-5)
+    results = summary(comparison, [measure(comparison, found, masks)])
+    section = methods_section(results, differing=[])
+    write_report(tmp_path / "page.html", title="toy", results={}, sections=[section])
+    assert "toy: &lt;the last attention&gt;" in (tmp_path / "page.html").read_text()

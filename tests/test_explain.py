@@ -17,12 +17,13 @@ from tests.small_models import images_for, small_hybrid, small_vit
 from vitx.relevance import bundles, methods
 from vitx.relevance import explain as module
 from vitx.relevance.bundles import CHEFER, EXACT
-from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, RULES
+from vitx.relevance.explain import METHODS, RULES
+from vitx.relevance.methods import REGISTRY
 
 pytestmark = pytest.mark.slow  # nearly every test compiles a model
 CLASSES = np.array([[0, 2], [1, 1], [2, 0]])
 IMAGES, GRID, PIXELS = 3, (2, 3), (8, 12)
-by_class = pytest.mark.parametrize("method", [m for m in METHODS if m not in CLASS_AGNOSTIC])
+by_class = pytest.mark.parametrize("method", [m for m in METHODS if REGISTRY[m].by_class])
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -199,7 +200,7 @@ def test_image_1_has_one_class_twice():
         _, maps = explained(method)
         np.testing.assert_array_equal(maps[1, 0], maps[1, 1])
         same = np.array_equal(maps[0, 0], maps[0, 1])
-        assert same == (method in CLASS_AGNOSTIC)
+        assert same == (not REGISTRY[method].by_class)
 
 
 @pytest.mark.parametrize("class_chunk", [2, 3, 9])
@@ -514,4 +515,11 @@ def test_bad_input_is_named(message):
 
 
 def test_methods_are_the_public_six():
-    assert vitx.METHODS == METHODS and set(METHODS) == set(module._METHODS)
+    assert vitx.METHODS == (
+        "rollout",
+        "raw_attention",
+        "gradcam",
+        "lrp",
+        "partial_lrp",
+        "transformer_attribution",
+    )

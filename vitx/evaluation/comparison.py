@@ -24,12 +24,12 @@ from vitx.evaluation.perturbation import (
 from vitx.evaluation.ranking import are_increasing
 from vitx.evaluation.segmentation import method_scores
 from vitx.ops import Array
-from vitx.relevance.explain import CLASS_AGNOSTIC, METHODS, explain
+from vitx.relevance.explain import METHODS, explain
+from vitx.relevance.methods import REGISTRY, Method
 
 MEASURES = ("perturbation", "segmentation")
 EXPLAINED = ("predicted", "target")
 STABLE = "/stable"
-_PRODUCTS = ("rollout", "transformer_attribution")
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ class Comparison:
     start_layers: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        stable = tuple(name + STABLE for name in METHODS if name not in CLASS_AGNOSTIC)
-        _check("compared", self.methods, METHODS + stable)
+        stable = tuple(name + STABLE for name, method in REGISTRY.items() if method.rule_sets)
+        _check("compared", self.methods, (*REGISTRY, *stable))
         _check("explained", self.explained, EXPLAINED)
         _check("measures", self.measures, MEASURES)
         _check("directions", self.directions, DIRECTIONS)
-        if unknown := [name for name, _ in self.start_layers if name not in _PRODUCTS]:
+        products = [n for n, method in REGISTRY.items() if method.published_start_layer is not None]
+        if unknown := [name for name, _ in self.start_layers if name not in products]:
             raise ValueError(
-                f"methods.start_layer has {unknown[0]!r}; only {' and '.join(_PRODUCTS)} start at a layer"
+                f"methods.start_layer has {unknown[0]!r}; only {' and '.join(products)} start at a layer"
             )
         if not are_increasing(self.fractions):
             raise ValueError(f"methods.fractions {self.fractions} must increase within [0, 1]")
@@ -96,7 +97,7 @@ class Comparison:
         first, *further = self.explained
         columns = [(method, first) for method in self.methods]
         for which in further:
-            columns += [(method, which) for method in self.methods if method not in CLASS_AGNOSTIC]
+            columns += [(name, which) for name in self.methods if method_of(name).by_class]
         return tuple(columns)
 
     @property
@@ -124,9 +125,14 @@ class Comparison:
     def _maps(self, model: Any, images: Array, method: str, classes: Array) -> Array:
         name = method.removesuffix(STABLE)
         rules = "stable" if method.endswith(STABLE) else "published"
-        wanted = classes[:, :1] if name in CLASS_AGNOSTIC else classes
+        wanted = classes if REGISTRY[name].by_class else classes[:, :1]
         start = dict(self.start_layers).get(name, 0)
         return explain(model, images, wanted, name, start, rules)[1]
+
+
+def method_of(name: str) -> Method:
+    """The method of a name in `Comparison.methods`: LRP for "lrp/stable"."""
+    return REGISTRY[name.removesuffix(STABLE)]
 
 
 def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:

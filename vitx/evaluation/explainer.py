@@ -18,7 +18,8 @@ from vitx.files import parse_json
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.parallel import pad_batch
-from vitx.relevance.explain import METHODS, RULES, explain
+from vitx.relevance.explain import RULES, explain
+from vitx.relevance.methods import REGISTRY
 
 DEMO: Final = Path("runs/shapes/classifier")
 ASPECTS: Final = ("squash", "keep")
@@ -179,11 +180,11 @@ def _rounded_up(count: int, most: int) -> int:
 
 def _methods(wanted: str) -> tuple[str, ...]:
     if wanted.strip() == "all":
-        return METHODS
+        return tuple(REGISTRY)
     methods = tuple(dict.fromkeys(name.strip() for name in wanted.split(",")))
-    if unknown := [name for name in methods if name not in METHODS]:
+    if unknown := [name for name in methods if name not in REGISTRY]:
         raise ValueError(
-            f"config.methods: {unknown[0]!r} is none of {', '.join(METHODS)}; or give 'all'"
+            f"config.methods: {unknown[0]!r} is none of {', '.join(REGISTRY)}; or give 'all'"
         )
     return methods
 

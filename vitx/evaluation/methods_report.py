@@ -6,18 +6,11 @@ from typing import Any
 import numpy as np
 
 from vitx.evaluation import report
-from vitx.evaluation.comparison import STABLE, Comparison
+from vitx.evaluation.comparison import STABLE, Comparison, method_of
 from vitx.evaluation.published import PUBLISHED
 from vitx.evaluation.report import Section
+from vitx.relevance.methods import REGISTRY
 
-TITLES = {
-    "rollout": "rollout",
-    "raw_attention": "raw attention",
-    "gradcam": "GradCAM",
-    "lrp": "LRP",
-    "partial_lrp": "partial LRP",
-    "transformer_attribution": "transformer attribution",
-}
 _PERTURBED = {
     "negative_predicted": "negative, predicted",
     "negative_target": "negative, target",
@@ -26,14 +19,13 @@ _PERTURBED = {
 }
 _SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
 _CAPTIONS = {"perturbation": "Perturbation AUC", "segmentation": "Segmentation"}
-_PUBLISHED_STARTS = {"rollout": 1, "transformer_attribution": 0}
 _PUBLISHED_FINAL_NORM_EPS = 1e-5
 _BETTER = {"positive": "lower is better", "negative": "higher is better"}
 
 
 def title(method: str) -> str:
     """A method's name on the page: "LRP, stable" for "lrp/stable"."""
-    name = TITLES[method.removesuffix(STABLE)]
+    name = method_of(method).title
     return f"{name}, stable" if method.endswith(STABLE) else name
 
 
@@ -85,8 +77,10 @@ def departures(config: Any) -> list[str]:
     found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]
     if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
         found = [text for text in found if not text.startswith("explained")]
-    starts = {**dict.fromkeys(_PUBLISHED_STARTS, 0), **dict(ours.start_layers)}
-    found += [f"start layer of {n} {s}" for n, s in starts.items() if s != _PUBLISHED_STARTS[n]]
+    starts = dict(ours.start_layers)
+    for name, method in REGISTRY.items():
+        if method.published_start_layer not in (None, start := starts.get(name, 0)):
+            found.append(f"start layer of {name} {start}")
     if (epsilon := config.model.get("final_norm_eps")) != _PUBLISHED_FINAL_NORM_EPS:
         found.append(f"epsilon of the final norm {epsilon or 'as in the file'}")
     if config.methods.images:

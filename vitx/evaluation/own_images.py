@@ -15,9 +15,9 @@ from vitx.data.unreadable import REMEDY
 from vitx.evaluation.explainer import Explainer, Explanation, Size, best_classes
 from vitx.evaluation.figure import Picture, Row, draw_figure, load_font, panel
 from vitx.evaluation.image_files import find_images, printable, read_user_image, result_name
-from vitx.evaluation.methods_report import TITLES
 from vitx.files import read_npz, write_bytes, write_error, write_npz
 from vitx.paths import absolute, as_path
+from vitx.relevance.methods import REGISTRY
 from vitx.run import progress
 from vitx.stages import Run
 from vitx.workdir import Stage
@@ -169,7 +169,7 @@ def _rows(explanation: Explanation, names: tuple[str, ...]) -> tuple[list[Row], 
     for index, number in enumerate(explanation.classes):
         maps: dict[str, Any] = {}
         for method, values in explanation.maps.items():
-            title = TITLES.get(method, method)
+            title = REGISTRY[method].title
             maps[title] = values[index]
             if remark := _remark(values[index]):
                 maps[title] = f"map is {remark}"

@@ -10,18 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vitx.device_memory import device_bytes, remedy
-from vitx.ops import Array, Ops
-from vitx.relevance import bundles, methods
+from vitx.ops import Array
+from vitx.relevance.methods import REGISTRY
 
-METHODS = (
-    "rollout",
-    "raw_attention",
-    "gradcam",
-    "lrp",
-    "partial_lrp",
-    "transformer_attribution",
-)
-CLASS_AGNOSTIC = ("rollout", "raw_attention")
+METHODS = tuple(REGISTRY)
 RULES = ("published", "stable")
 MEMORY = ("auto", "fast", "lean")
 
@@ -95,8 +87,8 @@ def _check_options(
 ) -> None:
     if not hasattr(model, "classify"):
         raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method not in REGISTRY:
+        raise ValueError(f"method must be one of {', '.join(REGISTRY)}, not {method!r}")
     if rules not in RULES:
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
     if memory not in MEMORY:
@@ -146,15 +138,17 @@ def _explain(
     class_chunk: int,
     memory: str,
 ) -> tuple[Array, Array]:
+    chosen = REGISTRY[method]
     # Convolutions and whatever else runs outside a bundle follow the same precision as the bundles.
     with jax.default_matmul_precision("highest"):
-        logits, one_class = _METHODS[method](model, images, start_layer, rules, memory == "lean")
+        ops = chosen.operations(rules)
+        logits, one_class = chosen.run(model, images, ops, start_layer, memory == "lean")
     if classes is None:
         classes = logits.argmax(-1)
     hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
     if hot.ndim == 2:
         return logits, one_class(hot)
-    if method in CLASS_AGNOSTIC:
+    if not chosen.by_class:
         maps = one_class(hot[:, 0])
         return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
     maps = _each_class(one_class, hot.swapaxes(0, 1), class_chunk)  # (K, B, h, w)
@@ -170,153 +164,3 @@ def _each_class(one_class: Callable[[Array], Array], hot: Array, chunk: int) -> 
     if chunk >= len(hot):
         return jax.vmap(one_class)(hot)
     return jax.lax.map(one_class, hot, batch_size=chunk)
-
-
-# Each of these runs the forward and returns the logits (B, C) and a function from one-hot rows (B, C) to maps.
-
-
-def _transformer_attribution(
-    model: Any, images: Array, start_layer: int, rules: str, lean: bool
-) -> Any:
-    ops = bundles.CHEFER_PAIRS if rules == "published" else bundles.STABLE_PAIRS
-    return attribution(model, images, start_layer, ops, lean=lean)
-
-
-def attribution(
-    model: Any, images: Array, start_layer: int, ops: Ops, *, lean: bool = False
-) -> tuple[Array, Callable[[Array], Array]]:
-    """Transformer attribution under any bundle of pairs, `bundles.attribution_bundle` makes others.
-
-    Args:
-      model: a `VisionTransformer`.
-      images: normalised, (B, H, W, 3).
-      start_layer: first block of the product.
-      ops: a bundle of pairs.
-      lean: computes the blocks anew on the way back.
-
-    Returns:
-      logits (B, classes), and a function from one-hot rows (B, classes) to maps (B, h, w).
-    """
-    tokens = _tokens(model, images)
-
-    def forward(taps: list[Array]) -> Any:
-        encoded = _encoded(model, bundles.twice(tokens), ops, [None] * start_layer + taps, lean)
-        return model.classify(encoded, ops)
-
-    counts = _queries(model, tokens)[start_layer:]
-    taps = [jnp.zeros((len(tokens), q, tokens.shape[1]), tokens.dtype) for q in counts]
-    logits, pull = jax.vjp(forward, taps)
-
-    def one_class(hot: Array) -> Array:
-        (attributions,) = pull(bundles.twice(hot))
-        return _on_grid(model, methods.transformer_attribution(attributions, 0))
-
-    return _under_rules(model, images, logits.gradient, one_class)
-
-
-def _attention_only(model: Any, images: Array, start_layer: int, method: str) -> Any:
-    ops = bundles.EXACT
-    encoded, attentions = model.encode(_tokens(model, images), ops)
-    if method == "rollout":
-        maps = methods.rollout([a.mean(1) for a in attentions], start_layer)
-    else:
-        maps = methods.raw_attention(attentions[-1])
-    return model.classify(encoded, ops), lambda hot: _on_grid(model, maps)
-
-
-def _rollout(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
-    return _attention_only(model, images, start_layer, "rollout")
-
-
-def _raw_attention(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
-    return _attention_only(model, images, start_layer, "raw_attention")
-
-
-def _last_block(model: Any, images: Array, ops: Ops) -> Any:
-    """Logits, the last block's attention, and the pullback to it, both (B, heads, 1, N)."""
-    tokens = _tokens(model, images)
-    batch, count, _ = tokens.shape
-    free = [None] * (len(model.blocks) - 1)
-
-    def forward(tap: Array) -> tuple[Array, Array]:
-        encoded, attentions = model.encode(tokens, ops, [*free, tap])
-        return model.classify(encoded, ops), attentions[-1]
-
-    tap = jnp.zeros((batch, model.blocks[-1].attn.heads, 1, count), tokens.dtype)
-    logits, pull, attention = jax.vjp(forward, tap, has_aux=True)
-    return logits, attention, lambda hot: pull(hot)[0]
-
-
-def _gradcam(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
-    logits, attention, pull = _last_block(model, images, bundles.EXACT)
-    return logits, lambda hot: _on_grid(model, methods.gradcam(attention, pull(hot)))
-
-
-def _partial_lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
-    ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
-    logits, _, pull = _last_block(model, images, ops)
-    return _under_rules(
-        model, images, logits, lambda hot: _on_grid(model, methods.partial_lrp(pull(hot)))
-    )
-
-
-def _lrp(model: Any, images: Array, start_layer: int, rules: str, lean: bool) -> Any:
-    ops = bundles.LRP if rules == "published" else bundles.STABLE_LRP
-
-    def forward(features: Array) -> Array:
-        encoded = _encoded(model, model.embed(features, ops), ops, None, lean)
-        return model.classify(encoded, ops)
-
-    logits, pull = jax.vjp(forward, model.features(images, bundles.EXACT))
-    return _under_rules(model, images, logits, lambda hot: pull(hot)[0].sum(-1))
-
-
-def _under_rules(
-    model: Any, images: Array, logits: Array, one_class: Callable[[Array], Array]
-) -> tuple[Array, Callable[[Array], Array]]:
-    """Gives the logits the model's gradient, and the maps none: under relevance rules a cotangent is no gradient."""
-    return _with_gradient(model, images, logits), lambda hot: jax.lax.stop_gradient(one_class(hot))
-
-
-@jax.custom_vjp
-def _with_gradient(model: Any, images: Array, logits: Array) -> Array:
-    """The logits, whose gradient is that of model(images). Only a caller who differentiates pays for it."""
-    return logits
-
-
-def _logits_forward(model: Any, images: Array, logits: Array) -> tuple[Array, Any]:
-    _, pull = jax.vjp(lambda model, images: model(images, bundles.EXACT), model, images)
-    return logits, pull
-
-
-def _logits_backward(pull: Any, cotangent: Array) -> tuple[Any, ...]:
-    return *pull(cotangent), jnp.zeros_like(cotangent)
-
-
-_with_gradient.defvjp(_logits_forward, _logits_backward)
-
-
-def _encoded(model: Any, tokens: Any, ops: Ops, taps: list[Array | None] | None, lean: bool) -> Any:
-    return model.encode_lean(tokens, ops, taps) if lean else model.encode(tokens, ops, taps)[0]
-
-
-def _tokens(model: Any, images: Array) -> Array:
-    return model.embed(model.features(images, bundles.EXACT), bundles.EXACT)
-
-
-def _queries(model: Any, tokens: Array) -> list[int]:
-    return [tokens.shape[1]] * (len(model.blocks) - 1) + [1]
-
-
-def _on_grid(model: Any, row: Array) -> Array:
-    return row.reshape(len(row), *model.grid)
-
-
-_METHODS = {
-    "rollout": _rollout,
-    "raw_attention": _raw_attention,
-    "gradcam": _gradcam,
-    "lrp": _lrp,
-    "partial_lrp": _partial_lrp,
-    "transformer_attribution": _transformer_attribution,
-}

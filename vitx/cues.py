@@ -1,4 +1,4 @@
-"""Which images go through the pipeline, and the files in which its stages keep what they make of each."""
+"""Per-image outputs of the pipeline: paths, reading and writing."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -90,7 +90,7 @@ def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Arra
 
 
 def observe(attention: Array, tap: Array | None) -> Array:
-    """The attention matrix itself; the cotangent of a zero `tap` shows what flows back through it."""
+    """Adds a zero probe to the attention, whose cotangent is the gradient or relevance at this point."""
     return attention if tap is None else attention + tap
 
 

@@ -1,6 +1,6 @@
-"""What the options of an experiment may be: all of them are checked before anything else is done.
+"""Checks ranges, choices and combinations of options, before anything else is done.
 
-Whether names are known and values of the right type the flags tell; here are ranges, choices, and what fits together.
+The flags themselves check names and types.
 """
 
 import fnmatch

@@ -1,4 +1,4 @@
-"""A long run besides its workdir: stopping safely, metrics on disk, progress on screen."""
+"""Graceful shutdown, metric logging, progress bars."""
 
 import contextlib
 import json

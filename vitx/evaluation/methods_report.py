@@ -68,10 +68,7 @@ def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def departures(config: Any) -> list[str]:
-    """What of an experiment is not as in [Re]'s Tables 2 and 3, for a line above the difference.
-
-    Data, weights and their sizes are not looked at.
-    """
+    """Settings that differ from the published tables ([Re], Tables 2 and 3); data and weights are not compared."""
     ours, usual = Comparison.from_config(config.methods), Comparison()
     names = ("explained", "fractions", "fill", "threshold")
     found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]

@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 from vitx.data.pictures import open_picture
 
 _KEYWORD = "vitx"  # of the text chunk
-_BIT_DEPTH = 24  # where a PNG file has it, in its first chunk
+_STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies greys of 2 and 4 bits by
 
 
 def voc_palette() -> np.ndarray:
@@ -64,16 +64,14 @@ def decode_mask(data: bytes, name: str = "mask") -> np.ndarray:
     """
     try:
         with open_picture(data) as image:
-            if image.format != "PNG":
+            if not isinstance(image, PngImagePlugin.PngImageFile):
                 raise ValueError(f"its format is {image.format}, wanted PNG, which loses nothing")
             if image.mode not in ("P", "L", "1"):
                 raise ValueError(
                     f"its mode is {image.mode}, wanted palette (P) or grey (L) labels of up to 8 bits"
                 )
+            factors = [_STRETCHED.get(str(tile.args), 1) for tile in image.tile or ()]
             values = np.array(image, np.uint8)
-            bits = data[_BIT_DEPTH]
-            if image.mode == "L" and bits < 8:  # Pillow stretches greys to 0..255
-                values //= 255 // (2**bits - 1)
-            return values
+            return values // np.uint8(max(factors, default=1))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the label mask {name}: {error}") from error

@@ -130,6 +130,7 @@ READERS = {
     "user's image": lambda path: read_user_image(path).pixels,
     "mask": lambda path: decode_mask(path.read_bytes(), str(path)),
     "image size": lambda path: image_size(path.read_bytes(), str(path)),
+    "upright image size": lambda path: image_size(path.read_bytes(), str(path), upright=True),
     "annotation": lambda path: labels_in_xml(path.read_bytes(), PASCAL, str(path)),
     "classes": read_classes,
     "class names": lambda path: read_names(path, 10),

@@ -15,8 +15,10 @@ from PIL import Image
 from vitx.data import transforms
 from vitx.data.palette import decode_mask, encode_mask, voc_palette
 from vitx.data.transforms import Augment
+from vitx.data.voc_annotations import image_size
 
 Preprocess = namedtuple("Preprocess", "mean std size")
+PREPROCESS = Preprocess((0.5,) * 3, (0.5,) * 3, (9, 7))
 
 
 def picture(shape=(9, 7, 3), seed=0):
@@ -72,6 +74,60 @@ def test_turns_pictures_as_exif_says():
     exif[0x0112] = 6  # to be turned a quarter clockwise
     read = transforms.read_image(encode(Image.fromarray(image), exif=exif))
     np.testing.assert_array_equal(read, np.rot90(image, -1))
+
+
+UPRIGHT = {  # EXIF's orientation: how stored pixels are turned
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_sizes_are_those_of_the_pictures_read(orientation, kind):
+    """Pillow turns TIFF files itself, also in the size that it says."""
+    image, exif = picture(), Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(image), kind, exif=exif)
+    for upright in (True, False):
+        read = transforms.read_image(data, upright=upright)
+        assert image_size(data, "x", upright=upright) == read.shape[:2]
+    if kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(transforms.read_image(data), UPRIGHT[orientation](image))
+        np.testing.assert_array_equal(transforms.read_image(data, upright=False), image)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_pictures_with_damaged_exif_are_read_as_stored(kind):
+    data = encode(Image.fromarray(picture()), kind, exif=b"Exif\0\0damaged, and no TIFF")
+    assert image_size(data, "x", upright=True) == (9, 7)
+    stored = transforms.read_image(data, upright=False)
+    np.testing.assert_array_equal(transforms.read_image(data), stored)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_orientation_is_all_that_is_read_of_exif():
+    """Pillow's own turning writes EXIF again, which fails where another entry is of a wrong type."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x8825] = 6, "Maker", {1: "N"}
+    data = exif.tobytes()
+    generator = np.random.default_rng(0)
+    for _ in range(1000):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[generator.integers(6, len(data), 3)] = generator.integers(0, 256, 3)
+        file = encode(Image.fromarray(picture()), "JPEG", exif=damaged.tobytes())
+        assert transforms.read_image(file).shape[:2] == image_size(file, "x", upright=True)
+
+
+def test_sizes_are_read_without_the_pixels():
+    data = encode(Image.fromarray(picture((64, 64, 3))))
+    assert image_size(data[: len(data) // 2], "x", upright=True) == (64, 64)
 
 
 def test_names_the_file_that_it_cannot_read(tmp_path):
@@ -360,9 +416,49 @@ def test_sizes_and_types_that_cannot_be_are_named():
         for xp in (np, jnp):
             with pytest.raises(ValueError, match=r"of at least 1 x 1, not"):
                 transforms.resize_maps(xp.ones((2, 2), np.float32), size)
+    for shape in ((0, 2), (2, 0)):
+        for xp in (np, jnp):
+            with pytest.raises(ValueError, match=r"resize_maps wants maps of at least 1 x 1, got"):
+                transforms.resize_maps(xp.ones(shape, np.float32), (3, 4))
     for dtype in (object, np.float32, np.int64):
-        with pytest.raises(ValueError, match="images must be uint8"):
-            transforms.to_fractions(np.zeros((2, 2, 3), dtype))
+        image = np.zeros((2, 2, 3), dtype)
+        with pytest.raises(ValueError, match=f"images must be uint8 .*, not {np.dtype(dtype)}"):
+            transforms.to_fractions(image)
+        with pytest.raises(ValueError, match=f"images must be uint8 .*, not {np.dtype(dtype)}"):
+            transforms.normalise(image, PREPROCESS)
+        with pytest.raises(ValueError, match=f"wants uint8, got {np.dtype(dtype)}"):
+            transforms.resize_image(image, (4, 4))
+
+
+@pytest.mark.parametrize("dtype", [object, np.uint8, np.int64])
+def test_pixels_that_are_no_fractions_are_named(dtype):
+    pixels = np.zeros((2, 2, 3), dtype)
+    jitter = transforms.Augment(brightness=0.5)
+    for function in (
+        lambda: transforms.normalise_fractions(pixels, PREPROCESS),
+        lambda: transforms.adjust_brightness(pixels, 1.5),
+        lambda: transforms.adjust_contrast(pixels, 1.5),
+        lambda: transforms.adjust_saturation(pixels, 1.5),
+        lambda: transforms.adjust_hue(pixels, 0.5),
+        lambda: transforms.colour_jitter(pixels, jitter, np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match=f"pixels must be floats .*, not {np.dtype(dtype)}"):
+            function()
+
+
+def png_of_few_bits(mask, bits, kind, *before):
+    """A PNG of a mask with so many bits a pixel, and chunks before its first."""
+    height, width = mask.shape
+    colours = 0 if kind == "grey" else 3
+    chunks = [*before, b"IHDR" + struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)]
+    if kind == "palette":
+        chunks.append(b"PLTE" + bytes(range(3)) * 2**bits)
+    rows = [np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel() for row in mask]
+    packed = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    chunks += [b"IDAT" + zlib.compress(packed), b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
+    )
 
 
 @pytest.mark.parametrize("kind", ["grey", "palette"])
@@ -371,16 +467,17 @@ def test_masks_of_few_bits_keep_their_values(bits, kind):
     """Pillow stretches greys of few bits to 0..255: {0, 1, 15} would become {0, 17, 255}."""
     mask = np.random.default_rng(bits).integers(0, 2**bits, (5, 13), dtype=np.uint8)
     mask[0, 0] = 2**bits - 1
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 13, 5, bits, 0 if kind == "grey" else 3, 0, 0, 0)]
-    if kind == "palette":
-        chunks.append(b"PLTE" + bytes(range(3)) * 2**bits)
-    rows = [np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel() for row in mask]
-    packed = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
-    chunks += [b"IDAT" + zlib.compress(packed), b"IEND"]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks
-    )
+    data = png_of_few_bits(mask, bits, kind)
     np.testing.assert_array_equal(decode_mask(data), mask)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_bits_of_masks_are_not_taken_from_a_place_in_the_file(bits):
+    """Pillow reads PNGs that have a text before their header."""
+    mask = np.array([[0, 1, 2**bits - 1]], np.uint8)
+    for length in range(20):
+        data = png_of_few_bits(mask, bits, "grey", b"tEXta\0" + bytes(length))
+        np.testing.assert_array_equal(decode_mask(data), mask)
 
 
 def test_masks_that_are_no_labels_are_refused():
@@ -389,3 +486,6 @@ def test_masks_that_are_no_labels_are_refused():
         decode_mask(encode(wide))
     with pytest.raises(ValueError, match="its format is JPEG, wanted PNG"):
         decode_mask(encode(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG"))
+    for shape, mode in (((2, 2, 2), "LA"), ((2, 2, 4), "RGBA")):
+        with pytest.raises(ValueError, match=f"mask of cat: its mode is {mode}, wanted"):
+            decode_mask(encode(Image.fromarray(np.zeros(shape, np.uint8))), "mask of cat")

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vitx.data.pictures import open_picture
+from vitx.data.pictures import load_picture, open_picture
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R 601, as Pillow and torchvision
 IGNORED = 255  # the mask value that no class has
@@ -50,7 +50,7 @@ def read_image(
 ) -> np.ndarray:
     """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3).
 
-    It is turned as its EXIF says, unless `upright` is false.
+    It is turned as its EXIF orientation says, unless `upright` is false; damaged EXIF turns nothing.
 
     Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
     FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
@@ -65,7 +65,7 @@ def read_image(
         data, name = path.read_bytes(), name or str(path)
     try:
         with open_picture(data) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+            return np.array(_to_rgb(load_picture(image, data, upright=upright)))
     except (*_DAMAGED, Image.DecompressionBombError) as error:  # the latter of later frames
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
@@ -80,12 +80,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8 (H, W, 3) to `size` (H, W): Pillow's bilinear, which antialiases."""
+    """Resize uint8 (H, W, 3) to `size` (H, W): Pillow's bilinear, which antialiases; ValueError for other types."""
     return _resize(image, size, Image.Resampling.BILINEAR)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize the labels uint8 (H, W) to `size` (H, W): nearest."""
+    """Resize the labels uint8 (H, W) to `size` (H, W): nearest; ValueError for other types."""
     return _resize(mask, size, Image.Resampling.NEAREST)
 
 
@@ -104,12 +104,14 @@ def resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
     The same as torch's Upsample with align_corners=False, also when shrinking. A constant map stays
     so exactly, where resizing would leave rounding noise. NumPy arrays are resized by NumPy, for
     the many sizes of a dataset's images: JAX would compile for each of them. Raises ValueError for
-    maps that are no floats, or a size that is not positive.
+    maps that are no floats or have no values, or a size that is not positive.
     """
     if min(size) < 1:
         raise ValueError(f"resize_maps wants a size (H, W) of at least 1 x 1, not {tuple(size)}")
     if not jnp.issubdtype(maps.dtype, jnp.floating):
         raise ValueError(f"resize_maps wants floats, got {maps.dtype}; use resize_mask for labels")
+    if not maps.size:
+        raise ValueError(f"resize_maps wants maps of at least 1 x 1, got {maps.shape}")
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     if isinstance(maps, np.ndarray):
         return np.where(low == high, low, _lerp(_lerp(maps, size[0], -2), size[1], -1))
@@ -144,7 +146,8 @@ def to_fractions(image: np.ndarray) -> np.ndarray:
 
 
 def normalise_fractions(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """(x - mean) / std of float32 pixels (..., 3) in [0, 1]."""
+    """(x - mean) / std of float32 pixels (..., 3) in [0, 1]; ValueError for other types than floats."""
+    _require_floats(pixels)
     # Whole rows at once: broadcasting along three channels alone takes ten times as long.
     rows = pixels.reshape(*pixels.shape[:-2], -1)  # (..., H, W * 3)
     mean, std = (
@@ -154,6 +157,11 @@ def normalise_fractions(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarra
     normalised = rows - mean
     normalised /= std
     return normalised.reshape(pixels.shape)
+
+
+def _require_floats(pixels: np.ndarray) -> None:
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"pixels must be floats in [0, 1], not {pixels.dtype}; see to_fractions")
 
 
 def mirror(array: np.ndarray) -> np.ndarray:
@@ -193,7 +201,11 @@ class Augment:
 def colour_jitter(
     pixels: np.ndarray, augment: Augment, generator: np.random.Generator
 ) -> np.ndarray:
-    """Jitter the colours of float32 (H, W, 3) in [0, 1]; the same draws whatever the widths."""
+    """Jitter the colours of float32 (H, W, 3) in [0, 1]; the same draws whatever the widths.
+
+    This and the adjustments below raise ValueError for pixels of other types than floats.
+    """
+    _require_floats(pixels)
     order = generator.permutation(4)
     fractions = generator.random(4)
     steps = (
@@ -213,11 +225,13 @@ def colour_jitter(
 
 def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with black; 1 changes nothing."""
+    _require_floats(pixels)
     return _clip(pixels * np.float32(factor))
 
 
 def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with its mean grey; 1 changes nothing."""
+    _require_floats(pixels)
     adjusted = pixels * np.float32(factor)
     adjusted += np.float32(1 - factor) * (pixels @ GREY).mean()
     return _clip(adjusted)
@@ -225,6 +239,7 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with its own grey picture; 1 changes nothing."""
+    _require_floats(pixels)
     adjusted = pixels * np.float32(factor)
     grey = np.float32(1 - factor) * (pixels @ GREY)  # (H, W)
     for channel in range(3):  # as in `mirror`
@@ -239,6 +254,7 @@ def _clip(pixels: np.ndarray) -> np.ndarray:
 
 def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue (HSV) of float32 (H, W, 3) in [0, 1] by a fraction of the colour circle."""
+    _require_floats(pixels)
     rows = max(1, _BLOCK // pixels.shape[1])
     turned = np.empty(pixels.shape, pixels.dtype)
     for top in range(0, len(pixels), rows):

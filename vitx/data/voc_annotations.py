@@ -5,10 +5,9 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags
 
 from vitx.data.palette import decode_mask
-from vitx.data.pictures import open_picture
+from vitx.data.pictures import open_picture, stored_size, upright_size
 from vitx.data.transforms import IGNORED
 
 BACKGROUND = "background"
@@ -19,7 +18,6 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 _OPTION = "--config.data.classes=FILE"
-_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,6 @@ def image_size(data: bytes, where: str, *, upright: bool = False) -> tuple[int, 
     """
     try:
         with open_picture(data) as image:
-            on_its_side = upright and image.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE
-            return (image.width, image.height) if on_its_side else (image.height, image.width)
+            return upright_size(image, data) if upright else stored_size(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read the image {where}: {error}") from error

@@ -11,6 +11,7 @@ from PIL import Image
 
 from configs import testing
 from tests.made_voc import make_voc
+from vitx.data import sbd
 from vitx.data.folders import FolderRecords, images_in
 from vitx.data.palette import encode_mask
 from vitx.data.pipeline import evaluation_batches
@@ -355,8 +356,44 @@ def test_names_that_differ_in_their_form_alone_are_refused(own):
     first = own.splits["train"][0]
     other = own.folder / f"JPEGImages/{unicodedata.normalize('NFD', first)}.jpg"
     shutil.copy(own.folder / f"JPEGImages/{first}.jpg", other)
-    with pytest.raises(ValueError, match=r"two images are named .*; rename one"):
+    shown = rf"{re.escape(ascii(other.name))} and {re.escape(ascii(f'{first}.jpg'))} differ in"
+    with pytest.raises(ValueError, match=rf"two images are named .* \({shown} .*; rename one"):
         open_own(own)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_ids_are_as_in_the_list(own, form):
+    path = own.folder / "ImageSets/Segmentation/train.txt"
+    expected = list(open_own(own))
+    path.write_text(unicodedata.normalize(form, path.read_text("utf-8")), "utf-8")
+    source = open_own(own)
+    assert [e.id for e in source] == [unicodedata.normalize(form, e.id) for e in expected]
+    for place, (example, other) in enumerate(zip(source, expected, strict=True)):
+        assert source.identifier(place) == example.id
+        assert (example.mask is None) == (other.mask is None)
+        np.testing.assert_array_equal(example.image, other.image)
+    twice = [unicodedata.normalize(form, expected[0].id) for form in ("NFC", "NFD")]
+    path.write_text("\n".join(twice), "utf-8")
+    with pytest.raises(ValueError, match=r"line 2: .* again; keep one"):
+        open_own(own)
+
+
+def test_splits_are_found_in_either_form_of_unicode(own):
+    lists = own.folder / "ImageSets/Segmentation"
+    (lists / "train.txt").rename(lists / "été.txt")
+    for form in ("NFC", "NFD"):
+        assert len(open_own(own, unicodedata.normalize(form, "été"))) == 8
+
+
+def test_masks_of_sbd_are_found_in_either_form_of_unicode(own):
+    folder = own.folder / sbd.PNGS
+    folder.mkdir()
+    names = [unicodedata.normalize(form, "Füchsin") for form in ("NFC", "NFD")]
+    (folder / f"{names[1]}.PNG").write_bytes(encode_mask(np.ones((2, 3), np.uint8)))
+    masks = sbd.open_masks(folder, ())
+    assert list(masks.ids) == names[:1]
+    for name in names:
+        np.testing.assert_array_equal(masks.read(name), np.ones((2, 3)))
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif", ".jfif"])
@@ -373,24 +410,29 @@ def test_other_formats_are_read(own, suffix):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("my {} -1", "line 1: .* says whether an image shows a class, .* wanted an id alone"),
         ("{} -1", "line 1: .* says whether an image shows a class, .* wanted an id alone"),
         ("{}  1", "line 1: .* says whether an image shows a class, .* wanted an id alone"),
         ("{}.jpg", "line 1: .* has a suffix; wanted the id alone, 'plain'"),
         ("other", r"line 1: JPEGImages/other.heic is not read, because of its suffix; wanted one"),
-        ("none", "line 1: JPEGImages has no image 'none'"),
+        ("none", "line 1: JPEGImages has no image 'none'; wanted an image's name without suffix"),
+        ("none.jpg", "line 1: .* has a suffix; wanted the id alone, 'none'"),
+        ("{} 2", "line 1: JPEGImages has no image 'plain 2'; wanted an image's name without"),
     ],
 )
 def test_lines_of_lists_are_explained(own, line, message):
     images = own.folder / "JPEGImages"
-    shutil.copy(images / f"{own.splits['train'][0]}.jpg", images / "plain.jpg")
+    for name in ("plain", "my plain"):
+        shutil.copy(images / f"{own.splits['train'][0]}.jpg", images / f"{name}.jpg")
     (images / "other.heic").write_bytes(b"-")
     (own.folder / "ImageSets/Segmentation/train.txt").write_text(line.format("plain"))
     with pytest.raises(ValueError, match=message):
         open_own(own)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_photographs_are_upright_and_masks_fit_what_is_shown(own, orientation):
+def test_photographs_are_upright_and_masks_fit_what_is_shown(own, orientation, suffix):
     masked = {path.stem for path in (own.folder / "SegmentationClass").iterdir()}
     first = next(i for i in own.splits["train"] if i in masked)
     path, mask = (
@@ -401,7 +443,8 @@ def test_photographs_are_upright_and_masks_fit_what_is_shown(own, orientation):
         stored = np.asarray(image)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        image.save(path, exif=exif, quality=100)
+        path.unlink()
+        image.save(path.with_suffix(f".{suffix}"), exif=exif, quality=100)
     turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # quarters to the left
     source = open_own(own)
     place = own.splits["train"].index(first)

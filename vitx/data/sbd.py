@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vitx.data.palette import decode_mask
-from vitx.data.voc_layout import LARGEST_FILE, refuse_climbing
+from vitx.data.voc_layout import LARGEST_FILE, Folder, by_stem, composed, refuse_climbing
 
 PNGS = "SegmentationClassAug"
 ARCHIVE = "benchmark.tgz"
@@ -51,8 +51,8 @@ class Masks:
 
     Attributes:
       origin: names them in errors.
-      ids: of the images that belong to them.
-      files: of each id the mask's file, a PNG or SBD's own, or the content of a PNG.
+      ids: of the images that belong to them, `composed`.
+      files: of each `composed` id the mask's file, a PNG or SBD's own, or the content of a PNG.
     """
 
     origin: str
@@ -61,7 +61,7 @@ class Masks:
 
     def read(self, identifier: str) -> np.ndarray:
         """The labels (H, W) uint8 of an image; ValueError where there are none, or damaged ones."""
-        file = self.files.get(identifier)
+        file = self.files.get(composed(identifier))
         if file is None:
             raise ValueError(
                 f"there is no mask of {identifier} in {self.origin}, nor among VOC's own; get what is "
@@ -73,7 +73,7 @@ class Masks:
             data = file.read_bytes()
         except OSError as error:
             raise ValueError(f"cannot read {file}: {error.strerror}") from error
-        return (decode_mask if file.suffix == ".png" else segmentation)(data, str(file))
+        return (decode_mask if file.suffix.lower() == ".png" else segmentation)(data, str(file))
 
 
 def find(places: Iterable[Path]) -> Path | None:
@@ -91,16 +91,21 @@ def open_masks(path: Path, known: Collection[str]) -> Masks:
     """The masks in what `find` found.
 
     Those of an archive are read now, without those of the ids in `known`, which takes minutes, and
-    held as PNGs, some 50 MB. Raises ValueError where lists are missing or the archive is damaged.
+    held as PNGs, some 50 MB. Raises ValueError where lists are missing, the archive is damaged, or two PNGs
+    have the same name.
     """
     if path.is_file():
         return _from_archive(path, known)
-    suffix, folder = (".png", path) if path.name == PNGS else (".mat", path / "cls")
-    files: dict[str, Path | bytes] = {
-        file.stem: file for file in sorted(folder.iterdir()) if file.suffix == suffix
-    }
     if path.name == PNGS:
-        return Masks(str(path), files.keys(), files)
+        found = by_stem(Folder(path.parent), PNGS)
+        pngs: dict[str, Path | bytes] = {
+            stem: path.parent / file.path for stem, file in found.items()
+        }
+        return Masks(str(path), pngs.keys(), pngs)
+    folder = path / "cls"
+    files: dict[str, Path | bytes] = {
+        composed(file.stem): file for file in sorted(folder.iterdir()) if file.suffix == ".mat"
+    }
     lists = []
     for name in _LISTS:
         try:
@@ -114,7 +119,7 @@ def open_masks(path: Path, known: Collection[str]) -> Masks:
 
 def _listed(lists: Iterable[bytes], path: Path) -> list[str]:
     try:
-        return [line for data in lists for line in data.decode().split()]
+        return [composed(line) for data in lists for line in data.decode().split()]
     except UnicodeDecodeError as error:
         raise ValueError(f"the lists of {path} are not UTF-8 text: {error}") from error
 
@@ -137,7 +142,7 @@ def _from_archive(path: Path, known: Collection[str]) -> Masks:
                 data = _content(tar, member, where)
                 if match[2]:
                     lists[match[2]] = data
-                elif (stem := PurePosixPath(match[1]).stem) not in known:
+                elif (stem := composed(PurePosixPath(match[1]).stem)) not in known:
                     masks[stem] = _png(segmentation(data, where))
             while stream.read(2**20):  # to its end, where gzip compares a checksum
                 pass

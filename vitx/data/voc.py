@@ -156,16 +156,17 @@ def _train_aug(
     layout: Layout, listed: voc_layout.File | None, ids: dict[str, list[str]], more: sbd.Masks
 ) -> list[str]:
     """The ids that a list has; else, sorted, those of VOC's train and SBD's without VOC's val."""
-    val = set(ids["val"])
+    composed = voc_layout.composed
+    val = set(map(composed, ids["val"]))
     if listed is not None:
         chosen = layout.ids(listed)
-        if held := next((identifier for identifier in chosen if identifier in val), None):
+        if held := next((identifier for identifier in chosen if composed(identifier) in val), None):
             raise ValueError(
                 f"{layout.tree.where(listed.path)} lists {held}, which is of val: nothing could be "
                 "told from val's figures any more; take val's images out"
             )
         return chosen
-    chosen = sorted({*ids["train"], *more.ids} - val)
+    chosen = sorted({*map(composed, ids["train"]), *more.ids} - val)
     if missing := [identifier for identifier in chosen if identifier not in layout.images]:
         raise ValueError(
             f"{layout.tree.where(IMAGES)} has no {missing[0]}, nor {len(missing) - 1} others that "

@@ -25,6 +25,7 @@ from vitx.data.voc_layout import (
     Item,
     Layout,
     Tree,
+    composed,
     find_voc,
 )
 
@@ -109,7 +110,7 @@ def open_folder(split: str, data_dir: Path, classes: Path) -> VocRecords:
         raise FileNotFoundError(f"{data_dir} has no folder {IMAGES}; {NAME} reads its images there")
     layout = Layout(Folder(found), (MASKS, PNGS))
     lists = {**layout.lists(MAIN), **layout.lists(SEGMENTATION)}
-    base = base_split(split)
+    base = composed(base_split(split))
     if base in lists:
         ids = layout.ids(lists[base])
     elif base == "all":

@@ -27,7 +27,7 @@ _PATHS = re.compile(
     rf"/?{IMAGES}/([^/]+?)(?:{'|'.join(map(re.escape, SUFFIXES))})(?:\s.*)?", re.IGNORECASE
 )
 # A list of ImageSets/Main that says of each image whether it shows a class.
-_WITH_SIGN = re.compile(r"\S+\s+(?:-1|0|1)")
+_WITH_SIGN = re.compile(r"(.+?)\s+(?:-1|0|1)")
 
 
 class File(NamedTuple):
@@ -162,85 +162,96 @@ class Item(NamedTuple):
 class Layout:
     """The images of a tree and what belongs to them.
 
-    `folders` have masks; where several have one of an image, the first's counts. Names are compared in Unicode's
-    composed form (NFC), since file systems and editors differ in it. Raises ValueError where two files of a folder have
-    the same name.
+    `folders` have masks; where several have one of an image, the first's counts. `images` and `masks` have the files by
+    their names without suffix, `composed`. Raises ValueError where two files of a folder have the same name.
     """
 
     def __init__(self, tree: Tree, folders: Sequence[str] = (MASKS,)) -> None:
         self.tree = tree
-        self.images = _by_stem(tree, IMAGES)
-        self._annotations = _by_stem(tree, ANNOTATIONS)
+        self.images = by_stem(tree, IMAGES)
+        self._annotations = by_stem(tree, ANNOTATIONS)
         self.masks: dict[str, File] = {}
         for folder in folders:
-            self.masks = {**_by_stem(tree, folder), **self.masks}
+            self.masks = {**by_stem(tree, folder), **self.masks}
 
     def item(self, identifier: str) -> Item:
-        """The files of an image that `images` has."""
+        """The files of an image that `images` has, its id in either form of Unicode."""
+        name = composed(identifier)
         return Item(
-            identifier,
-            self.images[identifier],
-            self._annotations.get(identifier),
-            self.masks.get(identifier),
+            identifier, self.images[name], self._annotations.get(name), self.masks.get(name)
         )
 
     def lists(self, folder: str) -> dict[str, File]:
-        """The lists of ids in a folder of ImageSets, by the names of their splits."""
-        return _by_stem(self.tree, folder)
+        """The lists of ids in a folder of ImageSets, by the names of their splits, `composed`."""
+        return by_stem(self.tree, folder)
 
     def ids(self, listed: File) -> list[str]:
-        """The ids in a list, in its order; ValueError for a second one and for one of no image."""
+        """The ids in a list, in its order and as it writes them.
+
+        Raises ValueError, naming list and line, for an id that comes twice or has no image, and for other lines.
+        """
         where = self.tree.where(listed.path)
         try:
             lines = self.tree.read(listed.path).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{where} is not UTF-8 text: {error}") from error
-        found: dict[str, None] = {}
+        found: dict[str, str] = {}  # by the composed form
         for number, line in enumerate(lines, 1):
             match = _PATHS.fullmatch(line.strip())
-            identifier = _composed(match[1] if match else line.strip())
+            identifier = match[1] if match else line.strip()
             if not identifier:
                 continue
-            if identifier not in self.images:
-                raise ValueError(f"{where}, line {number}: {self._missing(identifier)}")
-            if identifier in found:
+            name = composed(identifier)
+            if name not in self.images:
+                raise ValueError(f"{where}, line {number}: {self._missing(name)}")
+            if name in found:
                 raise ValueError(f"{where}, line {number}: {identifier!r} again; keep one")
-            found[identifier] = None
-        return list(found)
+            found[name] = identifier
+        return list(found.values())
 
     def _missing(self, identifier: str) -> str:
         """Why there is no image of a line in a list."""
-        if _WITH_SIGN.fullmatch(identifier):
+        match = _WITH_SIGN.fullmatch(identifier)
+        if match and (match[1] in self.images or " " not in match[1]):
             return (
                 f"{identifier!r} says whether an image shows a class, as lists in {MAIN} do; wanted an id alone: "
                 "take the number away, and the images that are not meant"
             )
-        stem = os.path.splitext(identifier)[0]
-        if stem in self.images:
+        stem, suffix = os.path.splitext(identifier)
+        if stem in self.images or suffix.lower() in SUFFIXES:
             return f"{identifier!r} has a suffix; wanted the id alone, {stem!r}"
         others = (PurePosixPath(file.path) for file in self.tree.files(IMAGES))
-        other = next((path for path in others if _composed(path.stem) == identifier), None)
+        other = next((path for path in others if composed(path.stem) == identifier), None)
         if other is not None:
             return f"{other} is not read, because of its suffix; wanted one of {' '.join(SUFFIXES)}"
-        return f"{IMAGES} has no image {identifier!r}"
+        return f"{IMAGES} has no image {identifier!r}; wanted an image's name without suffix, one a line"
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which names are compared: systems and editors differ in the form."""
     return unicodedata.normalize("NFC", name)
 
 
-def _by_stem(tree: Tree, folder: str) -> dict[str, File]:
-    """A folder's files by their names without suffix, sorted; those of other formats are left out."""
+def by_stem(tree: Tree, folder: str) -> dict[str, File]:
+    """A folder's files by their names without suffix, `composed`, sorted; those of other formats are left out.
+
+    Raises ValueError, naming both, where two have the same name.
+    """
     suffixes = _SUFFIXES.get(folder, (".txt",) if folder.startswith("ImageSets") else (".png",))
     found: dict[str, File] = {}
     for file in sorted(tree.files(folder)):
-        stem, suffix = os.path.splitext(_composed(PurePosixPath(file.path).name))
+        name = PurePosixPath(file.path).name
+        stem, suffix = os.path.splitext(composed(name))
         if suffix.lower() in suffixes:
             if stem in found:
                 kind = "images" if folder == IMAGES else "files"
+                other = PurePosixPath(found[stem].path).name
+                note = ""
+                if os.path.splitext(name)[0] != os.path.splitext(other)[0]:  # they look the same
+                    note = f" ({other!a} and {name!a} differ in Unicode's form alone)"
                 raise ValueError(
                     f"two {kind} are named {stem!r}: {tree.where(found[stem].path)} and "
-                    f"{tree.where(file.path)}; rename one"
+                    f"{tree.where(file.path)}{note}; rename one"
                 )
             found[stem] = file
     return found

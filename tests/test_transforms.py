@@ -147,6 +147,16 @@ def test_names_the_file_that_it_cannot_read(tmp_path):
         transforms.read_image(tmp_path / "missing.png")
 
 
+def test_names_a_tiff_whose_offsets_are_text(tmp_path):
+    """Pillow raises TypeError then."""
+    data = encode(Image.fromarray(picture()), "TIFF")
+    entry = data.index(struct.pack("<HHI", 273, 4, 1))  # StripOffsets, of 32-bit numbers
+    path = tmp_path / "odd.tif"
+    path.write_bytes(data[: entry + 2] + struct.pack("<H", 2) + data[entry + 4 :])
+    with pytest.raises(ValueError, match=r"cannot read the image .*odd\.tif"):
+        transforms.read_image(path)
+
+
 def test_refuses_pictures_beyond_the_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"bomb\.png: it has 400 pixels, over the limit of 100"):

@@ -26,7 +26,8 @@ _BLOCK = 2**14
 
 Maps = TypeVar("Maps", jax.Array, np.ndarray)
 
-_DAMAGED = (OSError, SyntaxError, ValueError, struct.error, zlib.error)
+# What Pillow raises for damaged files; TypeError for TIFFs with text in place of numbers.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error)
 
 
 class Preprocess(Protocol):

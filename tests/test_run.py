@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -175,11 +176,21 @@ with clean_exit(), StopRequest() as stop:
     assert errors.splitlines()[-1] == "stopped by SIGINT; the same command goes on from here"
 
 
+@contextlib.contextmanager
+def ending(process):
+    """A process that is killed where a test fails: pytest would wait for it for ever."""
+    with process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_loader_processes_end_with_their_run(number, tmp_path):
     script = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
 from vitx.data import pipeline
 from vitx.models.vit import Preprocess
 from vitx.run import StopRequest, clean_exit
@@ -189,6 +200,8 @@ if __name__ == "__main__":
         source, preprocess=Preprocess(size=(8, 8)), batch_size=2, epochs=1000, seed=0,
         augment=pipeline.Augment(), workers=2,
     )
+    # Shells have what they start in the background ignore Ctrl-C, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with clean_exit(), StopRequest():
         next(batches)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -205,7 +218,7 @@ if __name__ == "__main__":
         stderr=subprocess.PIPE,
         text=True,
     )
-    with process:
+    with ending(process):
         loaders = [int(pid) for pid in process.stdout.readline().split()]
         process.send_signal(number)
         if number != signal.SIGKILL:
@@ -241,7 +254,7 @@ with clean_exit(), StopRequest() as stop:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    with process:
+    with ending(process):
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         process.stderr.readline()

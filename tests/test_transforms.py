@@ -430,6 +430,7 @@ def test_sizes_and_types_that_cannot_be_are_named():
         for xp in (np, jnp):
             with pytest.raises(ValueError, match=r"resize_maps wants maps of at least 1 x 1, got"):
                 transforms.resize_maps(xp.ones(shape, np.float32), (3, 4))
+            assert transforms.resize_maps(xp.ones((0, 2, 2), np.float32), (3, 4)).shape == (0, 3, 4)
     for dtype in (object, np.float32, np.int64):
         image = np.zeros((2, 2, 3), dtype)
         with pytest.raises(ValueError, match=f"images must be uint8 .*, not {np.dtype(dtype)}"):

@@ -105,13 +105,13 @@ def resize_maps(maps: Maps, size: tuple[int, int]) -> Maps:
     The same as torch's Upsample with align_corners=False, also when shrinking. A constant map stays
     so exactly, where resizing would leave rounding noise. NumPy arrays are resized by NumPy, for
     the many sizes of a dataset's images: JAX would compile for each of them. Raises ValueError for
-    maps that are no floats or have no values, or a size that is not positive.
+    maps that are no floats or smaller than 1 x 1, or a size that is.
     """
     if min(size) < 1:
         raise ValueError(f"resize_maps wants a size (H, W) of at least 1 x 1, not {tuple(size)}")
     if not jnp.issubdtype(maps.dtype, jnp.floating):
         raise ValueError(f"resize_maps wants floats, got {maps.dtype}; use resize_mask for labels")
-    if not maps.size:
+    if 0 in maps.shape[-2:]:
         raise ValueError(f"resize_maps wants maps of at least 1 x 1, got {maps.shape}")
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     if isinstance(maps, np.ndarray):

@@ -177,6 +177,15 @@ def test_heatmaps_of_any_type_rank_by_their_values(data, dtype, positive):
     np.testing.assert_array_equal(found["accuracy"], expected)
 
 
+def test_subnormal_heatmaps_rank_by_their_values(data):
+    pixels, _, targets = data
+    heat = np.random.default_rng(9).permutation(11 * SIZE * SIZE).reshape(11, SIZE, SIZE)
+    heat = heat.astype(np.float32)
+    expected = perturbation_curve(Linear(), pixels, heat, targets)["accuracy"]
+    found = perturbation_curve(Linear(), pixels, heat * np.float32(1e-42), targets)["accuracy"]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_pixel_counts_are_whole_number_arithmetic():
     for pixels in (*range(1, 300), 224 * 224, 384 * 384):
         assert pixel_counts(pixels, FRACTIONS) == tuple(pixels * i // 10 for i in range(10))
@@ -225,6 +234,7 @@ def test_bad_input_is_named(data):
         "fill must be in \\[0, 1\\], as the pixels are, not 1.5": {"fill": 1.5},
         "fill must be in \\[0, 1\\], as the pixels are, not nan": {"fill": np.nan},
         "std must be above 0 and finite, not 0": {"std": 0},
+        "std must be above 0 and finite, not 1e-50": {"std": 1e-50},
         "std must be above 0 and finite, not \\(0.5, -1, 0.5\\)": {"std": (0.5, -1, 0.5)},
         "mean must be finite, not nan": {"mean": np.nan},
     }.items():

@@ -201,6 +201,9 @@ def test_classes_beyond_a_byte_are_refused(xp):
     for bad in (254, 281):
         with pytest.raises(ValueError, match=f"class {bad} does not fit .* at most 254 classes"):
             seed_mask(cues, xp.asarray([bad]))
+        classes = jnp.asarray([bad])
+        with pytest.raises(ValueError, match="does not fit"):
+            jax.jit(lambda cues, classes=classes: seed_mask(cues, classes))(jnp.asarray(cues))
 
 
 def test_several_backgrounds_are_as_many_masks():

@@ -450,9 +450,11 @@ def test_photographs_are_upright_and_masks_fit_what_is_shown(own, orientation, s
     place = own.splits["train"].index(first)
     shown = np.rot90(stored, turns)
     assert source.size(place) == shown.shape[:2]
-    if turns % 2:
+    if turns:
         with pytest.raises(ValueError, match=r"fits the image .* as it is stored, but its EXIF"):
             source[place]
+        if turns == 2:  # a mask of either kind has this shape
+            return
         mask.write_bytes(encode_mask(np.ascontiguousarray(np.rot90(own.masks[first], turns))))
         source = open_own(own)
     example = source[place]

@@ -77,6 +77,12 @@ def orientation(image: Image.Image, data: bytes) -> int:
         return 1
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether an image file's EXIF orientation is another than upright."""
+    with open_picture(data) as image:
+        return orientation(image, data) != 1
+
+
 def stored_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an open image as its file stores it; it is not loaded yet."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms, voc, voc_folder
+from vitx.data.pictures import is_turned
 from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
 from vitx.data.voc_annotations import check_mask, image_size, read_mask
@@ -158,12 +159,12 @@ class Source(Sequence[Example]):
         if record.mask is not None:
             where = record.mask_origin or record.origin
             mask = read_mask(record.mask, where, len(self.classes))
-            if record.upright and mask.shape != image.shape[:2]:
+            if record.upright and is_turned(record.image):
                 stored = image_size(record.image, record.origin, upright=False)
-                if mask.shape == stored:
+                if mask.shape == stored:  # also where turning keeps the shape: nobody could tell
                     raise ValueError(
                         f"the mask {where} fits the image {record.origin} as it is stored, but its EXIF turns that: "
-                        "turn the mask likewise, or remove the image's EXIF orientation"
+                        "turn both files' pixels as a viewer shows them, and remove the image's EXIF orientation"
                     )
             check_mask(mask, where, len(self.classes), image.shape[:2])
         for array in (image, mask):

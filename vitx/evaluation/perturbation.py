@@ -275,9 +275,10 @@ def _normalised(pixels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array
 
 def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[jax.Array]:
     """Three means and three standard deviations."""
-    if not np.isfinite(mean).all():
+    means, stds = (np.asarray(value, dtype) for value in (mean, std))  # as they are computed with
+    if not np.isfinite(means).all():
         raise ValueError(f"mean must be finite, not {mean}")
-    if not (np.isfinite(std).all() and (np.asarray(std) > 0).all()):
+    if not (np.isfinite(stds).all() and (stds > 0).all()):
         raise ValueError(f"std must be above 0 and finite, not {std}")
     return [jnp.broadcast_to(jnp.asarray(value, dtype), (3,)) for value in (mean, std)]
 

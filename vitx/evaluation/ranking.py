@@ -35,7 +35,10 @@ def rankable(heatmaps: ArrayLike) -> jax.Array:
     require_real(heatmaps.dtype)
     if isinstance(heatmaps, jax.Array):
         return heatmaps
-    if heatmaps.dtype.itemsize <= jnp.dtype(jnp.result_type(float)).itemsize:
+    magnitude = np.abs(heatmaps.astype(np.float64))
+    # XLA sorts subnormal numbers as zeros.
+    subnormal = (magnitude > 0) & (magnitude < np.finfo(np.float32).tiny)
+    if heatmaps.dtype.itemsize <= jnp.result_type(float).itemsize and not subnormal.any():
         return jnp.asarray(heatmaps)
     rows = heatmaps.reshape(-1, np.prod(heatmaps.shape[-2:], dtype=int))
     ranks = [np.unique(row, return_inverse=True)[1] for row in rows]

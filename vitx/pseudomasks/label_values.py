@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 NEUTRAL = 255
 MAX_CLASSES = NEUTRAL - 1
@@ -19,8 +20,8 @@ def require_byte_classes(classes: Any) -> None:
     """
     if isinstance(classes, jax.core.Tracer) or not classes.size:
         return
-    largest = classes.max()
-    if not isinstance(largest, jax.core.Tracer) and largest >= MAX_CLASSES:
+    largest = np.asarray(classes).max()  # JAX would trace it inside a jit
+    if largest >= MAX_CLASSES:
         raise ValueError(
             f"class {largest} does not fit into label maps of 8 bits, in which 255 is neutral: "
             f"use at most {MAX_CLASSES} classes"

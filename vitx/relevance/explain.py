@@ -117,7 +117,9 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
         low, high = values.min(), values.max()
         if low < 0 or high >= num_classes:
             raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")
-    return jnp.asarray(classes).astype(jnp.int32)  # a one-hot row of 8-bit classes would wrap
+    classes = jnp.asarray(classes)
+    # A one-hot row of 8-bit classes would wrap, and so would 64-bit ones in 32 bits.
+    return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
 
 
 def _kept_bytes(model: Any, itemsize: int) -> int:

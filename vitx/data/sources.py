@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from vitx.data import folders, imagenet, imagenet_segmentation, shapes, transforms, voc, voc_folder
+from vitx.data.palette import decode_mask
 from vitx.data.pictures import is_turned
 from vitx.data.prepared import open_manual, open_prepared
 from vitx.data.records import Record, Records
-from vitx.data.voc_annotations import check_mask, image_size, read_mask
+from vitx.data.voc_annotations import check_mask, image_size
 
 # A split with at most one part, which datasets know, and parts of that.
 _PARTS = re.compile(r"(.*?(?:\[[^]]*])?)((?:\[[^]]*])*)", re.DOTALL)
@@ -158,7 +159,7 @@ class Source(Sequence[Example]):
         mask = None
         if record.mask is not None:
             where = record.mask_origin or record.origin
-            mask = read_mask(record.mask, where, len(self.classes))
+            mask = decode_mask(record.mask, where)
             if record.upright and is_turned(record.image):
                 stored = image_size(record.image, record.origin, upright=False)
                 if mask.shape == stored:  # also where turning keeps the shape: nobody could tell

@@ -35,14 +35,18 @@ def rankable(heatmaps: ArrayLike) -> jax.Array:
     require_real(heatmaps.dtype)
     if isinstance(heatmaps, jax.Array):
         return heatmaps
-    magnitude = np.abs(heatmaps.astype(np.float64))
-    # XLA sorts subnormal numbers as zeros.
-    subnormal = (magnitude > 0) & (magnitude < np.finfo(np.float32).tiny)
-    if heatmaps.dtype.itemsize <= jnp.result_type(float).itemsize and not subnormal.any():
+    fits = heatmaps.dtype.itemsize <= jnp.result_type(float).itemsize
+    if fits and not (jnp.issubdtype(heatmaps.dtype, jnp.floating) and _any_subnormal(heatmaps)):
         return jnp.asarray(heatmaps)
     rows = heatmaps.reshape(-1, np.prod(heatmaps.shape[-2:], dtype=int))
     ranks = [np.unique(row, return_inverse=True)[1] for row in rows]
     return jnp.asarray(np.array(ranks, np.int32).reshape(heatmaps.shape))
+
+
+def _any_subnormal(values: np.ndarray) -> bool:
+    """Whether some are so small that XLA sorts them as zeros."""
+    magnitude = np.abs(values.astype(np.float64))
+    return bool(((magnitude > 0) & (magnitude < np.finfo(np.float32).tiny)).any())
 
 
 def require_real(dtype: np.dtype) -> None:

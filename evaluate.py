@@ -5,14 +5,14 @@
 The same --workdir resumes. What each config gives stands at its head.
 """
 
-from vitx.evaluation.masks import make_masks
-from vitx.evaluation.methods import compare_methods
-from vitx.evaluation.methods_pictures import write_gallery
-from vitx.evaluation.own_images import explain_images
-from vitx.evaluation.parity import compare_with_pytorch
-from vitx.evaluation.preflight import preflight
-from vitx.evaluation.summary import show_results, write_summary
-from vitx.main import launch
+from vitx.pipeline.compare import compare_with_pytorch
+from vitx.pipeline.explain import explain_images
+from vitx.pipeline.gallery import write_gallery
+from vitx.pipeline.masks import make_masks
+from vitx.pipeline.methods import compare_methods
+from vitx.pipeline.preflight_methods import preflight
+from vitx.pipeline.report import show_results, write_summary
+from vitx.runtime.command_line import launch
 
 STAGES = {
     "masks": make_masks,

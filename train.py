@@ -5,12 +5,12 @@
 The same --workdir resumes. `evaluate.py` makes and scores the masks, and writes the report.
 """
 
-from vitx.main import launch
-from vitx.training.affinity import train_affinity
-from vitx.training.classifier import train_classifier
-from vitx.training.labels import make_labels
-from vitx.training.preflight import preflight
-from vitx.training.seeds import make_seeds
+from vitx.pipeline.affinity import train_affinity
+from vitx.pipeline.classifier import train_classifier
+from vitx.pipeline.labels import make_labels
+from vitx.pipeline.preflight import preflight
+from vitx.pipeline.seeds import make_seeds
+from vitx.runtime.command_line import launch
 
 STAGES = {
     "classifier": train_classifier,

@@ -14,9 +14,9 @@ from functools import partial
 import numpy as np
 
 from benchmarks.timing import alternate, median_ratio
-from vitx import workers
+from vitx.pipeline.labels import CRFOptions, Cued, crf_labels, crf_probabilities
 from vitx.pseudomasks.crf import CRFParameters, dense_crf
-from vitx.training.labels import CRFOptions, Cued, crf_labels, crf_probabilities
+from vitx.runtime import workers
 
 SIZE = (375, 500)
 

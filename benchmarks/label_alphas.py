@@ -8,13 +8,13 @@ import numpy as np
 from absl import app, flags
 
 from configs import shapes
-from vitx.cues import read_cues, seeded
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
+from vitx.pipeline.artifacts import read_cues, seeded
 from vitx.pseudomasks.crf import background_channel, dense_crf
-from vitx.run import StopRequest
-from vitx.stages import Run
-from vitx.workdir import Workdir
+from vitx.runtime.experiment import Run
+from vitx.runtime.progress import StopRequest
+from vitx.runtime.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "A finished run of configs/shapes.py.")
 _IMAGES = flags.DEFINE_integer("images", 80, "Training images to look at.")

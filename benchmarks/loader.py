@@ -28,14 +28,14 @@ from benchmarks.gpu import PEAKS, REACHED
 from benchmarks.models import random_model
 from benchmarks.timing import alternate
 from vitx import parallel
-from vitx.data import pipeline
+from vitx.data import loader
 from vitx.models.vit import Preprocess
-from vitx.training.classifier import multilabel_soft_margin
+from vitx.pipeline.classifier import multilabel_soft_margin
 from vitx.training.loop import TrainState
 from vitx.training.optimizer import gradient_step, make_optimizer
 
 CLASSES = 20
-PUBLISHED = pipeline.Augment(flip=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
+PUBLISHED = loader.Augment(flip=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 SHAPES = ((375, 500), (333, 500), (500, 375), (375, 500))  # VOC's commonest
 DISTINCT, FILES = 32, 640  # more files than the loader keeps decoded in memory
 BATCH = 8  # published
@@ -72,7 +72,7 @@ def figures(
     batch = -(-step_batch // jax.device_count()) * jax.device_count()
     with tempfile.TemporaryDirectory() as folder:
         found["jpeg_kilobytes"] = make_photographs(Path(folder))
-        source = pipeline.open_source("folder", "all", folder)
+        source = loader.open_source("folder", "all", folder)
         for size in sizes:
             rates: dict[int, list[float]] = {number: [] for number in workers}
             for _ in range(rounds):
@@ -131,9 +131,9 @@ def photograph(shape: tuple[int, int], generator: np.random.Generator) -> Image.
     return image
 
 
-def loader_rate(source: pipeline.Source, size: int, workers: int, images: int) -> float:
+def loader_rate(source: loader.Source, size: int, workers: int, images: int) -> float:
     """Images a second of the training loader, once its processes run and what they made meanwhile is used up."""
-    batches = pipeline.training_loader(
+    batches = loader.training_loader(
         source,
         preprocess=Preprocess(size=(size, size)),
         batch_size=BATCH,

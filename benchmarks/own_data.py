@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from vitx.data.palette import encode_mask
-from vitx.data.sources import open_source
+from vitx.data.source import open_source
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("classifier", "seeds", "labels", "affinity", "masks")

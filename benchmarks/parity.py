@@ -25,11 +25,11 @@ from safetensors.numpy import save_file
 import vitx
 from vitx.evaluation.metrics import confusion_matrix, mean_iou, segmentation_scores
 from vitx.evaluation.perturbation import perturbation_curve
-from vitx.models.affinity import AffinityNet
+from vitx.models.affinitynet import AffinityNet
 from vitx.models.vit import Preprocess
+from vitx.pipeline.classifier import multilabel_soft_margin
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.pseudomasks.walk import random_walk
-from vitx.training.classifier import multilabel_soft_margin
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 LIMIT = 1e-6

@@ -16,13 +16,8 @@ from flax import nnx
 
 import vitx
 from vitx.ops import Ops
-from vitx.relevance.bundles import (
-    CHEFER_PAIRS,
-    STABLE_PAIRS,
-    STABLE_RULES,
-    attribution_bundle,
-)
 from vitx.relevance.methods import attribution
+from vitx.relevance.rulesets import CHEFER_PAIRS, STABLE_PAIRS, STABLE_RULES, attribution_bundle
 
 _MODEL = flags.DEFINE_string("model", "vit_base_patch16_224", "A name of vitx's registry.")
 _IMAGES = flags.DEFINE_integer("images", 10, "Images, one a call.")

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from vitx.data.palette import decode_mask
-from vitx.files import read_npz
+from vitx.runtime.files import read_npz
 
 ROOT = Path(__file__).parent.parent
 DEVICES = "--xla_force_host_platform_device_count=2"

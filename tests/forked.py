@@ -61,9 +61,6 @@ def programs(folder: Path) -> Iterator[Programs]:
 
 
 def _serve(requests: IO[str], folder: Path) -> None:
-    import vitx.evaluation.summary
-    import vitx.main
-    import vitx.training.preflight  # noqa: F401  # what is imported here, children have
 
     for request in requests:
         script, *arguments = json.loads(request)

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.loader import photograph as made_photograph
-from vitx.evaluation import report
+from vitx.report import page as report
 
 PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 RESULTS = {

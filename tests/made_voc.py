@@ -18,8 +18,8 @@ import scipy.sparse
 from PIL import Image
 
 from tests.made_imagenet import add_member
+from vitx.data.datasets.voc_annotations import VOC_CLASSES
 from vitx.data.palette import encode_mask
-from vitx.data.voc_annotations import VOC_CLASSES
 
 FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass")
 SHOWN = (0.64, 0.27, 0.09)  # of pictures with one, two and three classes, about VOC's

@@ -19,8 +19,8 @@ from benchmarks import gpu, growth, loader, targets
 from benchmarks.models import random_model
 from benchmarks.targets import Benchmark, Target
 from benchmarks.timing import alternate, median_ratio
-from vitx.data import sources
-from vitx.data.pipeline import open_source
+from vitx.data.loader import open_source
+from vitx.data.source import CACHE_BYTES
 
 ROOT = Path(__file__).parents[1]
 ABOUT = {
@@ -156,7 +156,7 @@ def test_photographs_are_like_vocs(tmp_path):
     assert len(source) == loader.FILES
     shapes = {source[index].image.shape[:2] for index in range(len(loader.SHAPES))}
     assert shapes == set(loader.SHAPES)
-    assert len(source) * source[0].image.nbytes > sources.CACHE_BYTES  # so each is decoded anew
+    assert len(source) * source[0].image.nbytes > CACHE_BYTES  # so each is decoded anew
     first, second = (source[index].image for index in (0, 3))
     assert np.abs(first.astype(int) - second).mean() > 20
     assert 30 <= first.std() <= 80

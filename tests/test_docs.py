@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import vitx
-import vitx.main  # its flags
+import vitx.runtime.command_line  # its flags
 from tests.documents import Block, blocks_of, commands_of, one_script
 from tests.made_imagenet import make_gtsegs, make_validation_tar
 from tests.made_voc import make_voc, write_sbd
 from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
-from vitx.data.sources import open_source
-from vitx.data.voc_annotations import VOC_CLASSES
+from vitx.data.datasets.voc_annotations import VOC_CLASSES
+from vitx.data.source import open_source
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -84,9 +84,15 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "make demo": ("minutes; the quick start has its two commands, which run", _is_target),
     ".venv/bin/activate": ("the tests' environment stands for it", _makes_it),
     "-m pip install": ("fetches packages; .ci/run installs the requirements", _can_be_installed),
-    "configs/compare.py": ("wants PyTorch; tests/test_comparison.py runs it", _has_options),
-    "--coordinator_address": ("wants two hosts; tests/test_processes.py runs it", _has_options),
-    "gs://": ("wants a bucket; tests/test_cloud.py runs it", _has_options),
+    "configs/compare.py": (
+        "wants PyTorch; tests/pipeline/test_comparison.py runs it",
+        _has_options,
+    ),
+    "--coordinator_address": (
+        "wants two hosts; tests/runtime/test_processes.py runs it",
+        _has_options,
+    ),
+    "gs://": ("wants a bucket; tests/runtime/test_cloud.py runs it", _has_options),
 }
 # Blocks of text, by their first line: what they are.
 TEXT = {"DIR/JPEGImages/<id>.jpg": "files in a folder; tests/made_voc.py makes them"}

@@ -4,9 +4,9 @@
 `METHODS`.
 """
 
-from vitx.checkpoints import load, save
 from vitx.models.registry import create
 from vitx.relevance.explain import METHODS, explain
+from vitx.weights import load, save
 
 __version__ = "0.1.0"
 

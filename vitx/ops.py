@@ -1,7 +1,7 @@
 """The operations a model may use, as plain JAX, and the bundle that hands them to it.
 
 A model never writes `x + y` or `x @ w`: it calls the operation of that name in the `Ops` that it is
-given. Under `PLAIN` that is ordinary arithmetic. Under a bundle of `vitx.relevance.bundles` the
+given. Under `PLAIN` that is ordinary arithmetic. Under a bundle of `vitx.relevance.rulesets` the
 value is the same, at full float32 precision whatever the backend's default, and the cotangent is
 relevance. Reshapes, transposes and slices need no operation: their transpose is right for both.
 Arrays are positional arguments, constants are keyword arguments.

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vitx.data.records import Record
-from vitx.files import WriteError, first_line
+from vitx.runtime.files import WriteError, first_line
 
 Builder = TypeVar("Builder", bound=tfds.core.GeneratorBasedBuilder)
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from vitx import processes
 from vitx.data.pictures import pixel_limit
-from vitx.data.sources import Source
-from vitx.files import WorkdirError, parse_json, write_json
-from vitx.run import StopRequest, progress
+from vitx.data.source import Source
+from vitx.runtime.files import WorkdirError, parse_json, write_json
+from vitx.runtime.progress import StopRequest, progress
 
 POLICIES = ("stop", "skip")  # of config.on_bad_image
 REMEDY = "leave such images out with --config.on_bad_image=skip"

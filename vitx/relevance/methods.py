@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vitx.ops import Array, Ops
-from vitx.relevance import bundles
+from vitx.relevance import rulesets
 
 Forward = tuple[Array, Callable[[Array], Array]]
 """Logits (B, C), and a function from one-hot rows (B, C) to raw maps (B, h, w)."""
@@ -100,14 +100,14 @@ class Method:
 
     def operations(self, rules: str) -> Ops:
         """The operations under "published" or "stable" rules; plain ones at full precision where it has no rules."""
-        return self.rule_sets[rules] if self.rule_sets else bundles.EXACT
+        return self.rule_sets[rules] if self.rule_sets else rulesets.EXACT
 
 
 _REGISTERED: dict[str, Method] = {}
 REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
 """All methods by name, in the order of the published tables."""
 
-_LRP_RULES = {"published": bundles.LRP, "stable": bundles.STABLE_LRP}
+_LRP_RULES = {"published": rulesets.LRP, "stable": rulesets.STABLE_LRP}
 
 
 def method(
@@ -153,7 +153,7 @@ def _lrp(model: Any, images: Array, ops: Ops, start_layer: int, lean: bool) -> F
         encoded = _encoded(model, model.embed(features, ops), ops, None, lean)
         return model.classify(encoded, ops)
 
-    logits, pull = jax.vjp(forward, model.features(images, bundles.EXACT))
+    logits, pull = jax.vjp(forward, model.features(images, rulesets.EXACT))
     return _under_rules(model, images, logits, lambda hot: pull(hot)[0].sum(-1))
 
 
@@ -165,7 +165,7 @@ def _partial_lrp(model: Any, images: Array, ops: Ops, start_layer: int, lean: bo
 
 @method(
     "transformer attribution",
-    rule_sets={"published": bundles.CHEFER_PAIRS, "stable": bundles.STABLE_PAIRS},
+    rule_sets={"published": rulesets.CHEFER_PAIRS, "stable": rulesets.STABLE_PAIRS},
     published_start_layer=0,
 )
 def _transformer_attribution(
@@ -192,7 +192,7 @@ def attribution(
     tokens = _tokens(model, images)
 
     def forward(taps: list[Array]) -> Any:
-        encoded = _encoded(model, bundles.twice(tokens), ops, [None] * start_layer + taps, lean)
+        encoded = _encoded(model, rulesets.twice(tokens), ops, [None] * start_layer + taps, lean)
         return model.classify(encoded, ops)
 
     counts = _queries(model, tokens)[start_layer:]
@@ -200,7 +200,7 @@ def attribution(
     logits, pull = jax.vjp(forward, taps)
 
     def one_class(hot: Array) -> Array:
-        (attributions,) = pull(bundles.twice(hot))
+        (attributions,) = pull(rulesets.twice(hot))
         return _on_grid(model, transformer_attribution(attributions, 0))
 
     return _under_rules(model, images, logits.gradient, one_class)
@@ -235,7 +235,7 @@ def _with_gradient(model: Any, images: Array, logits: Array) -> Array:
 
 
 def _logits_forward(model: Any, images: Array, logits: Array) -> tuple[Array, Any]:
-    _, pull = jax.vjp(lambda model, images: model(images, bundles.EXACT), model, images)
+    _, pull = jax.vjp(lambda model, images: model(images, rulesets.EXACT), model, images)
     return logits, pull
 
 
@@ -251,7 +251,7 @@ def _encoded(model: Any, tokens: Any, ops: Ops, taps: list[Array | None] | None,
 
 
 def _tokens(model: Any, images: Array) -> Array:
-    return model.embed(model.features(images, bundles.EXACT), bundles.EXACT)
+    return model.embed(model.features(images, rulesets.EXACT), rulesets.EXACT)
 
 
 def _queries(model: Any, tokens: Array) -> list[int]:

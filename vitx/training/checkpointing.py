@@ -21,8 +21,8 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from vitx import processes
-from vitx.files import WorkdirError, first_line, write_error
-from vitx.paths import absolute, make_folder
+from vitx.runtime.files import WorkdirError, first_line, write_error
+from vitx.runtime.paths import absolute, make_folder
 
 # What reading raises where files are missing, cut or changed; anything else is the system's, and may pass.
 _LOST = (

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from vitx import processes
-from vitx.files import WorkdirError
-from vitx.run import MetricsWriter, Stopped, StopRequest, progress
+from vitx.runtime.files import WorkdirError
+from vitx.runtime.progress import MetricsWriter, Stopped, StopRequest, progress
 from vitx.training.checkpointing import Checkpoints
 
 _AGREE_EVERY = 10  # steps between two looks at what the other processes were told

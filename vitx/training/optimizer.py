@@ -9,11 +9,11 @@ import optax
 
 from vitx import parallel
 from vitx.ops import Array
-from vitx.run import MetricsWriter
-from vitx.stages import Run
+from vitx.runtime.experiment import Run
+from vitx.runtime.progress import MetricsWriter
+from vitx.runtime.workdir import Stage
 from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
-from vitx.workdir import Stage
 
 COMPUTE = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")

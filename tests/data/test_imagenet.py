@@ -1,0 +1,545 @@
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorflow_datasets.core import shuffle
+
+from tests.made_imagenet import add_member, make_validation_tar
+from vitx.data.class_names import imagenet_names
+from vitx.data.datasets import imagenet
+from vitx.data.loader import Augment, evaluation_batches, training_loader
+from vitx.data.source import open_source
+
+ROOT = Path(__file__).parents[2]
+NAME = "imagenet2012"
+# As the widely used script valprep.sh sorts them into class folders.
+SORTED = {
+    911: "n01514668",
+    967: "n13040303",
+    1000: "n03018349",
+    1079: "n15075141",
+    1108: "n01739381",
+    1147: "n02105855",
+    1228: "n02085782",
+    1272: "n01768244",
+}
+
+
+def place(root):
+    return root / "downloads" / "manual" / "ILSVRC2012_img_val.tar"
+
+
+def wnid(name):
+    return imagenet.wnids()[imagenet.class_of(name)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return root, make_validation_tar(place(root), 64, seed=1)
+
+
+def in_class_folders(folder, files):
+    for name, data in files.items():
+        (folder / wnid(name)).mkdir(parents=True, exist_ok=True)
+        (folder / wnid(name) / name).write_bytes(data)
+
+
+def in_one_folder(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+LAYOUTS = {
+    "class folders": lambda root, files: in_class_folders(root / "val", files),
+    "class folders at the root": in_class_folders,
+    "one folder": lambda root, files: in_one_folder(root / "val", files),
+    "one folder at the root": in_one_folder,
+}
+
+
+def pillow(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_classes_are_those_of_the_1000_synsets():
+    assert len(imagenet.wnids()) == 1000 == len(set(imagenet.wnids()))
+    assert list(imagenet.wnids()) == sorted(imagenet.wnids())
+    # tench, tiger cat, toilet tissue: as models with ImageNet's outputs count them
+    assert [imagenet.wnids()[n] for n in (0, 282, 999)] == ["n01440764", "n02123159", "n15075141"]
+
+
+def test_numbers_in_names_tell_the_class():
+    for number, expected in SORTED.items():
+        assert wnid(f"ILSVRC2012_val_{number:08d}.JPEG") == expected
+    classes = [imagenet.class_of(f"ILSVRC2012_val_{n:08d}.JPEG") for n in range(1, 50001)]
+    np.testing.assert_array_equal(np.bincount(classes), np.full(1000, 50))
+    for name in ("00000000.JPEG", "00050001.JPEG", "00000001.png", "1.JPEG", "00000001.JPEG\n"):
+        assert imagenet.class_of(f"ILSVRC2012_val_{name}") is None
+    assert imagenet.class_of("n01440764_10026.JPEG") is None
+
+
+def test_the_tar_holds_what_the_real_one_does(made):
+    _, files = made
+    images = [Image.open(io.BytesIO(data)) for data in files.values()]
+    assert {(i.format, i.mode) for i in images} == {
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGB"),
+    }
+    assert any(image.getexif().get(0x0112) == 6 for image in images)
+    with tarfile.open(place(made[0])) as tar:
+        assert sorted(tar.getnames()) == sorted(files) != tar.getnames()
+
+
+def test_images_come_by_their_numbers_with_their_labels(made):
+    root, files = made
+    source = open_source(NAME, "validation", root)
+    assert len(source) == 64 and source.classes == ("background", *imagenet_names())
+    assert source.most_classes == 1 and source.name == "imagenet2012_validation/1.0.0"
+    for example, (name, data) in zip(source, sorted(files.items()), strict=True):
+        assert f"{example.id}.JPEG" == name and example.mask is None
+        assert example.image.dtype == np.uint8
+        # The orientation is not applied, as torchvision does not; see docs/protocol.md, "Images".
+        np.testing.assert_array_equal(example.image, pillow(data))
+        assert example.labels.shape == (1000,) and example.labels.dtype == np.float32
+        assert np.flatnonzero(example.labels).tolist() == [imagenet.class_of(name)]
+    np.testing.assert_array_equal(source.labels(-2), source[62].labels)
+    with pytest.raises(IndexError):
+        source.labels(64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_examples(layout, made, tmp_path):
+    root, files = made
+    LAYOUTS[layout](tmp_path, files)
+    (tmp_path / "shapes").mkdir()  # other data of the same root
+    (tmp_path / "notes.txt").write_text("not an image")
+    source, built = (open_source(NAME, "validation", place) for place in (tmp_path, root))
+    assert source.name == NAME and source.classes == built.classes and source.most_classes == 1
+    assert not source.has_masks and not built.has_masks
+    for example, other in zip(source, built, strict=True):
+        assert example.id == other.id
+        np.testing.assert_array_equal(example.image, other.image)
+        np.testing.assert_array_equal(example.labels, other.labels)
+    part = open_source(NAME, "validation[25%:50%]", tmp_path, limit=4)
+    assert [e.id for e in part] == [e.id for e in open_source(NAME, "validation[16:20]", root)]
+
+
+def test_a_half_sorted_folder_is_whole(made, tmp_path):
+    files = dict(list(made[1].items())[:12])
+    in_class_folders(tmp_path / "val", dict(list(files.items())[:5]))
+    in_one_folder(tmp_path / "val", dict(list(files.items())[5:]))
+    source = open_source(NAME, "validation", tmp_path)
+    assert [f"{e.id}.JPEG" for e in source] == sorted(files)
+    in_one_folder(tmp_path / "val", dict(list(files.items())[4:5]))
+    with pytest.raises(
+        ValueError, match=r"has two images 'ILSVRC2012_val_00000005': .* rename one"
+    ):
+        open_source(NAME, "validation", tmp_path)
+
+
+def test_a_part_of_the_classes_keeps_their_numbers(made, tmp_path):
+    names = [f"n{i:08d}_7.JPEG" for i in range(2)]
+    for name, folder in zip(names, ("n02123159", "n15075141"), strict=True):
+        in_one_folder(tmp_path / folder, {name: next(iter(made[1].values()))})
+    source = open_source(NAME, "validation", tmp_path)
+    assert [int(source.labels(i).argmax()) for i in range(2)] == [282, 999]
+    in_one_folder(tmp_path / "n00007846", {"n00007846_1.JPEG": b""})  # ImageNet-21k's person
+    with pytest.raises(ValueError, match="n00007846 is none of the 1000 classes"):
+        open_source(NAME, "validation", tmp_path)
+
+
+def one_per_line(pairs):
+    return "".join(f"{name} {label}\n" for name, label in pairs)
+
+
+def kaggle(pairs):
+    boxes = "{1} 85 1 499 272 n02085782 3 4 50 60 "
+    lines = [f"{name},{boxes.format(name, label)}" for name, label in pairs]
+    return "\r\n".join(["ImageId,PredictionString", *lines, ""])
+
+
+RENAMED = {"b 1.png": 282, "a.jpeg.webp": 999, "10.GIF": 0, "9.tif": 0}
+
+
+def renamed(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(RENAMED):
+        Image.new("RGB", (9, 7), (50 * number, 0, 0)).save(folder / name)
+    for other in (".hidden.png", "Thumbs.db", "notes.md"):
+        (folder / other).write_bytes(b"no image")
+
+
+LABEL_FILES = {
+    "val.txt": one_per_line(RENAMED.items()),
+    "labels.txt": "\n".join(  # of the images as they were before converting
+        f"  val/{Path(name).stem}\t{imagenet.wnids()[label]}  \n"
+        for name, label in reversed(RENAMED.items())
+    ),
+    "LOC_val_solution.csv": kaggle(
+        (Path(name).stem, imagenet.wnids()[label])
+        for name, label in [*RENAMED.items(), ("not here", 5)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABEL_FILES)
+@pytest.mark.parametrize(("folder", "beside"), [("val", "val"), ("val", "."), (".", ".")])
+def test_a_file_labels_images_of_any_name(name, folder, beside, tmp_path):
+    renamed(tmp_path / folder)
+    (tmp_path / beside / name).write_text(LABEL_FILES[name], "utf-8-sig")
+    source = open_source(NAME, "validation", tmp_path)
+    assert [e.id for e in source] == ["10", "9", "a.jpeg", "b 1"]
+    assert [int(e.labels.argmax()) for e in source] == [0, 0, 999, 282]
+    np.testing.assert_array_equal(source[2].image.shape, (7, 9, 3))
+
+
+def test_published_names_may_be_labelled_too(made, tmp_path):
+    in_one_folder(tmp_path, made[1])
+    named = open_source(NAME, "validation", tmp_path)
+    labels = [(Path(name).stem, wnid(name)) for name in made[1]]
+    (tmp_path / "LOC_val_solution.csv").write_text(kaggle(labels))
+    assert open_source(NAME, "validation", tmp_path).fingerprint == named.fingerprint
+    converted = tmp_path / "converted" / "val"
+    in_one_folder(converted, {f"{stem}.png": made[1][f"{stem}.JPEG"] for stem, _ in labels})
+    numbers = [(name, imagenet.class_of(name)) for name in made[1]]  # Caffe's val.txt
+    (converted.parent / "val.txt").write_text(one_per_line(numbers))
+    source = open_source(NAME, "validation", converted.parent)
+    for index in range(64):
+        np.testing.assert_array_equal(source.labels(index), named.labels(index))
+
+
+def test_fingerprints_follow_the_labels(tmp_path):
+    renamed(tmp_path)
+    prints = []
+    for label in (999, 998, 999):
+        labels = one_per_line({**RENAMED, "a.jpeg.webp": label}.items())
+        (tmp_path / "val.txt").write_text(labels)
+        prints.append(open_source(NAME, "validation", tmp_path).fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
+WHOLE = LABEL_FILES["val.txt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "val.txt",
+            "10 0\n9.tif 0\n",
+            " has no line for 2 of the 4 images in {}, the first a.jpeg",
+        ),
+        ("val.txt", f"{WHOLE}\nx n00007846", ", line 6: 'n00007846' is no class; wanted a WordNet"),
+        ("val.txt", f"{WHOLE}x 1000", ", line 5: '1000' is no class; .* from 0 to 999"),
+        ("val.txt", "10 -1", ", line 1: '-1' is no class"),
+        ("val.txt", "10 0.0", ", line 1: '0.0' is no class"),
+        ("val.txt", f"{WHOLE}x n01440764", ", line 5: some classes are numbers and some WordNet"),
+        ("val.txt", f"{WHOLE}a.jpeg 999", ", line 5: a.jpeg again; keep one line"),
+        (
+            "labels.txt",
+            "490\n361\n",
+            ", line 1: wanted the name of an image and its class, found '490'",
+        ),
+        ("labels.txt", "tench, Tinca tinca\n", ", line 1: 'tinca' is no class"),
+        (
+            "val.txt",
+            "ILSVRC2012_val_00000911.JPEG 1",
+            r", line 1: .* as class \d+ \(n01514668\), not 1; count from 0",
+        ),
+        ("LOC_val_solution.csv", kaggle([("a.jpeg", "n0")]), ", line 2: 'n0' is no class"),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\na,\n",
+            ", line 2: wanted .* found 'a'",
+        ),
+        ("LOC_val_solution.csv", f"{'a' * 200_000},n01440764", ": field larger than field limit"),
+        ("val.txt", "10 0\n\xff 0".encode("latin-1"), ": 'utf-8' codec"),
+    ],
+)
+def test_bad_labels_are_named_by_file_and_line(file, text, message, tmp_path):
+    renamed(tmp_path / "val")
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(
+        ValueError, match=f"{tmp_path / file}{message.format(tmp_path / 'val')}"
+    ) as e:
+        open_source(NAME, "validation", tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_two_files_of_labels_are_one_too_many(tmp_path):
+    renamed(tmp_path / "val")
+    for path in (tmp_path / "val.txt", tmp_path / "val" / "labels.txt"):
+        path.write_text(WHOLE)
+    with pytest.raises(ValueError, match=r"val/labels.txt and .*/val.txt both label .* keep one"):
+        open_source(NAME, "validation", tmp_path)
+
+
+def test_images_of_no_known_class_are_not_dropped(made, tmp_path):
+    folder = tmp_path / "val"
+    renamed(folder)
+    with pytest.raises(
+        ValueError, match=rf"of 4 of the 4 images in {folder}, the first 10.GIF:"
+    ) as e:
+        open_source(NAME, "validation", tmp_path)
+    assert f'{folder}/val.txt, with lines such as "10.GIF n01440764"' in str(e.value)
+    assert "image-net.org" not in str(e.value)
+    in_one_folder(folder, made[1])
+    with pytest.raises(ValueError, match=r"of 4 of the 68 images .* name them as published"):
+        open_source(NAME, "validation", tmp_path)
+    truth = "ILSVRC2012_validation_ground_truth.txt"
+    (tmp_path / truth).write_text("490\n361\n")
+    with pytest.raises(ValueError, match=rf"first 10.GIF \({truth} cannot: it names no images"):
+        open_source(NAME, "validation", tmp_path)
+    for name in RENAMED:
+        (folder / name).unlink()
+    assert len(open_source(NAME, "validation", tmp_path)) == 64  # the names tell
+
+
+def test_unknown_splits_and_configs(made, tmp_path):
+    in_class_folders(tmp_path, made[1])
+    for root in (made[0], tmp_path):
+        for split in ("train", "val", "validation[:99]", "validation[a:b]"):
+            with pytest.raises(ValueError, match=r"has no (split|part) 'val|has no split 'train'"):
+                open_source(NAME, split, root)
+        with pytest.raises(ValueError, match="has no config 'small'; it has none"):
+            open_source(f"{NAME}/small", "validation", root)
+        with pytest.raises(ValueError, match=r"'validation\[7:7\]' .*has no examples"):
+            open_source(NAME, "validation[7:7]", root)
+
+
+def test_missing_images_are_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        open_source(NAME, "validation", tmp_path)
+    message = str(raised.value)
+    for part in ("ILSVRC2012_img_val.tar", "image-net.org", f"put it at {place(tmp_path)}"):
+        assert part in message
+    assert f"{tmp_path}/val" in message and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_image_is_named_when_it_is_read(made, tmp_path):
+    files = {
+        **dict(list(made[1].items())[:6]),
+        "ILSVRC2012_val_00000003.JPEG": b"\xff\xd8\xff junk",
+    }
+    in_class_folders(tmp_path / "folders", files)
+    path = place(tmp_path / "tar")
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            add_member(tar, name, data)
+    for root, named in (
+        ("folders", rf"{tmp_path}/.*/ILSVRC2012_val_00000003.JPEG of imagenet2012:"),
+        ("tar", "ILSVRC2012_val_00000003 of imagenet2012_validation/1.0.0:"),
+    ):
+        source = open_source(NAME, "validation", tmp_path / root)
+        assert source[1].image.ndim == 3
+        assert source.labels(2).sum() == 1
+        with pytest.raises(ValueError, match=rf"cannot read the image {named}"):
+            source[2]
+
+
+def test_fingerprints_follow_the_tar(made, tmp_path):
+    root, _ = made
+    make_validation_tar(place(tmp_path), 64, seed=2)
+    sources = [
+        open_source(NAME, "validation", root),
+        open_source(NAME, "validation", tmp_path),
+        open_source(NAME, "validation[:63]", root),
+        open_source(NAME, "validation", root, limit=63),
+    ]
+    assert len({source.fingerprint for source in sources}) == 4
+    assert open_source(NAME, "validation", root).fingerprint == sources[0].fingerprint
+
+
+def test_loaders_read_both_forms(made, tmp_path):
+    root, files = made
+    in_class_folders(tmp_path, files)
+
+    class Preprocess:
+        mean, std, size = (0.5,) * 3, (0.5,) * 3, (24, 24)
+
+    batches = []
+    for place_of_data in (root, tmp_path):
+        source = pickle.loads(pickle.dumps(open_source(NAME, "validation", place_of_data)))
+        batch = evaluation_batches(source, preprocess=Preprocess, batch_size=32)[1]
+        assert batch["labels"].shape == (32, 1000) and batch["image"].shape == (32, 24, 24, 3)
+        trained = next(
+            training_loader(
+                source, preprocess=Preprocess, batch_size=8, epochs=1, seed=0, augment=Augment()
+            )
+        )
+        batches.append((batch, trained))
+    for one, other in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["labels"], other["labels"])
+
+
+def members(path, *, compress=""):
+    return tarfile.open(path, f"w{compress}", format=tarfile.GNU_FORMAT)
+
+
+def spoil(path, kind, data):
+    first, second = (f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2))
+    with members(path, compress=":gz" if kind == "compressed" else "") as tar:
+        if kind != "empty":
+            add_member(tar, first, data)
+        match kind:
+            case "climbs":
+                add_member(tar, f"../../{second}", data)
+            case "absolute":
+                add_member(tar, str(path.parents[3] / "outside" / second), data)
+            case "another name":
+                add_member(tar, "n01440764_18.JPEG", data)
+            case "number 50001":
+                add_member(tar, "ILSVRC2012_val_00050001.JPEG", data)
+            case "link":
+                link = tarfile.TarInfo(second)
+                link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+                tar.addfile(link)
+            case "twice":
+                add_member(tar, first, data)
+            case "empty":
+                pass
+            case _:
+                add_member(tar, second, data)
+    whole = path.read_bytes()
+    header = 512 + -(-len(data) // 512) * 512  # where the second begins
+    if kind == "cut in an image":
+        path.write_bytes(whole[: header + 600])
+    elif kind == "cut in a header":
+        path.write_bytes(whole[: header + 100])
+    elif kind == "cut between images":
+        path.write_bytes(whole[:header])
+    elif kind == "damaged header":
+        path.write_bytes(whole[: header + 80] + b"!!!!" + whole[header + 84 :])
+    elif kind == "web page":
+        path.write_bytes(b"<html>please log in</html>" * 99)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("climbs", r"holds '../../ILSVRC2012_val_00000002.JPEG', but .* has only the files"),
+        ("absolute", r"holds '.*/outside/ILSVRC2012_val_00000002.JPEG', but"),
+        ("another name", "holds 'n01440764_18.JPEG', but"),
+        ("number 50001", "holds 'ILSVRC2012_val_00050001.JPEG', but"),
+        ("link", "holds 'ILSVRC2012_val_00000002.JPEG', but"),
+        ("twice", "holds ILSVRC2012_val_00000001.JPEG twice"),
+        ("empty", "holds no images"),
+        ("compressed", "is damaged or no tar file"),
+        ("web page", "is damaged or no tar file"),
+        ("cut in an image", r"is damaged or no tar file \(unexpected end of data\)"),
+        ("cut in a header", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
+        ("cut between images", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
+        ("damaged header", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
+    ],
+)
+def test_a_spoilt_tar_is_refused_in_one_line(kind, message, made, tmp_path):
+    root = tmp_path / "a" / "b"
+    path = place(root)
+    path.parent.mkdir(parents=True)
+    spoil(path, kind, next(iter(made[1].values())))
+    with pytest.raises(ValueError, match=rf"^{path} {message}") as raised:
+        open_source(NAME, "validation", root)
+    assert str(raised.value).endswith("get it anew") and "\n" not in str(raised.value)
+    # Nothing is left half built, and nothing was written elsewhere.
+    files = [found for found in tmp_path.rglob("*") if found.is_file()]
+    assert sorted(files) == sorted([path, root / ".imagenet2012_validation.lock"])
+
+
+def test_a_tar_with_dots_and_folders_before_the_names(made, tmp_path):
+    path = place(tmp_path)
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:  # as `tar -C val -c .` writes
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in list(made[1].items())[:5]:
+            add_member(tar, f"./{name}", data)
+    source = open_source(NAME, "validation", tmp_path)
+    np.testing.assert_array_equal(source[4].image, pillow(list(made[1].values())[4]))
+
+
+def test_more_than_fits_tfds_memory_needs_no_tensorflow(monkeypatch, tmp_path):
+    """Beyond this TFDS's own writer sorts in files, through TensorFlow; ImageNet is 6.3 GB."""
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
+    files = make_validation_tar(place(tmp_path), 8)
+    source = open_source(NAME, "validation", tmp_path)
+    assert [f"{example.id}.JPEG" for example in source] == list(files)
+    assert "tensorflow" not in sys.modules
+
+
+BUILD = """
+    import os, signal, sys
+    from vitx.data import imagenet, sources
+
+    if len(sys.argv) > 2:
+        class_of, calls = imagenet.class_of, []
+
+        def class_of_until(name):
+            calls.append(name)
+            if len(calls) == 16 + int(sys.argv[2]):  # 16 while the tar is looked through
+                os.kill(os.getpid(), signal.SIGKILL)
+            return class_of(name)
+
+        imagenet.class_of = class_of_until
+    source = sources.open_source("imagenet2012", "validation", sys.argv[1])
+    assert "tensorflow" not in sys.modules and "h5py" not in sys.modules
+    print(len(source), source[15].id, source.fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_build_is_done_again(tmp_path):
+    make_validation_tar(place(tmp_path), 16)
+
+    def build(*arguments):
+        command = [sys.executable, "-c", textwrap.dedent(BUILD), str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+    assert build("9").returncode == -signal.SIGKILL
+    folder = tmp_path / "imagenet2012_validation"
+    assert [path.name.split(".")[0] for path in folder.iterdir()] == ["incomplete"]
+    built = build()
+    assert built.returncode == 0, built.stderr
+    assert built.stdout.split()[:2] == ["16", "ILSVRC2012_val_00000016"]
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+
+
+FULL = """
+    import resource, signal, sys
+    from vitx.data import sources
+    from vitx.runtime.files import WriteError
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        sources.open_source("imagenet2012", "validation", sys.argv[1])
+    except WriteError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_explained(tmp_path):
+    make_validation_tar(place(tmp_path), 64)
+    command = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(f"cannot build imagenet2012_validation in {tmp_path}: ")
+    assert "File too large" in ended.stdout and len(ended.stdout.splitlines()) == 1
+    assert os.listdir(tmp_path / "imagenet2012_validation") == []

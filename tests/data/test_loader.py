@@ -1,0 +1,375 @@
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitx.data import loader
+from vitx.data import source as sources
+from vitx.data.loader import Augment, evaluation_batches, open_source, read_ahead, training_loader
+
+Preprocess = namedtuple("Preprocess", "mean std size")
+PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.5, 0.25, 0.2), (48, 48))
+PLAIN = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (16, 16))
+JITTER = Augment(flip=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, shift=3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return open_source("shapes/tiny", "train", tmp_path_factory.mktemp("data"))
+
+
+def load(source, **options):
+    defaults = {
+        "preprocess": PREPROCESS,
+        "batch_size": 5,
+        "epochs": 3,
+        "seed": 4,
+        "augment": JITTER,
+        "with_mask": True,
+    }
+    return list(training_loader(source, **{**defaults, **options}))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            assert batch[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+class Marked(list):
+    """Pictures (16, 16) whose red is the mask, whose green grows to the right, blue downwards."""
+
+    def __init__(self, number):
+        generator = np.random.default_rng(0)
+        for index in range(number):
+            mask = generator.integers(0, 6, (16, 16)).astype(np.uint8)
+            ramp = np.arange(16, dtype=np.uint8) * 10
+            image = np.stack([mask, *np.meshgrid(ramp, ramp)], -1)
+            labels = np.array([index], np.float32)
+            self.append(loader.Example(f"{index}", image, mask, labels))
+
+
+def test_batches_hold_what_the_contract_says(source):
+    batches = load(source)
+    assert source.has_masks
+    assert len(batches) == 3 * (24 // 5)
+    for batch in batches:
+        assert batch["image"].shape == (5, 48, 48, 3) and batch["image"].dtype == np.float32
+        assert batch["labels"].shape == (5, 5) and batch["labels"].dtype == np.float32
+        assert batch["mask"].shape == (5, 48, 48) and batch["mask"].dtype == np.uint8
+    low = (0 - np.array(PREPROCESS.mean)) / PREPROCESS.std
+    high = (1 - np.array(PREPROCESS.mean)) / PREPROCESS.std
+    for channel in range(3):
+        values = np.concatenate([batch["image"][..., channel] for batch in batches])
+        assert low[channel] - 1e-5 <= values.min() < values.max() <= high[channel] + 1e-5
+    assert set(load(source, with_mask=None, epochs=1)[0]) == {"image", "labels"}
+
+
+def test_resumes_with_the_very_batches(source):
+    batches = load(source)
+    for start_step in (1, 4, 7, 12):
+        assert_same(batches[start_step:], load(source, start_step=start_step))
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_batches_as_a_thread(source):
+    assert_same(load(source)[3:], load(source, workers=2, start_step=3))
+
+
+def test_the_seed_decides():
+    marked = Marked(40)
+    first, again, other = (load(marked, seed=seed, preprocess=PLAIN) for seed in (4, 4, 5))
+    assert_same(first, again)
+    assert any(np.any(a["labels"] != b["labels"]) for a, b in zip(first, other, strict=True))
+    assert any(np.any(a["image"] != b["image"]) for a, b in zip(first, other, strict=True))
+
+
+def test_each_epoch_is_another_permutation_less_a_remainder():
+    batches = load(Marked(23), batch_size=5, preprocess=PLAIN)
+    order = np.concatenate([batch["labels"][:, 0] for batch in batches]).reshape(3, 20)
+    for epoch in order:
+        assert len(set(epoch)) == 20 and np.any(epoch != np.sort(epoch))
+    assert np.any(order[0] != order[1]) and np.any(order[1] != order[2])
+    assert len(set(order.ravel())) == 23  # another remainder each time
+
+
+def test_an_example_is_augmented_otherwise_each_time():
+    marked = Marked(5)
+    seen = [[] for _ in marked]
+    for batch in load(marked, epochs=4, preprocess=PLAIN):
+        for image, label in zip(batch["image"], batch["labels"], strict=True):
+            seen[int(label[0])].append(image)
+    for images in seen:
+        assert all(np.any(a != b) for i, a in enumerate(images) for b in images[:i])
+
+
+def test_the_shards_are_the_whole_batch():
+    marked = Marked(26)
+    whole = load(marked, batch_size=6, preprocess=PLAIN, start_step=2)
+    shards = [
+        load(marked, batch_size=6, preprocess=PLAIN, start_step=2, shard=(index, 3))
+        for index in range(3)
+    ]
+    for step, batch in enumerate(whole):
+        for index, shard in enumerate(shards):
+            assert_same([{k: v[index::3] for k, v in batch.items()}], [shard[step]])
+    assert all(len(shard) == len(whole) for shard in shards)
+
+
+def test_the_mask_moves_with_the_image():
+    flips, shifts = set(), set()
+    augment = Augment(flip=True, shift=3)
+    for batch in load(Marked(20), preprocess=PLAIN, augment=augment):
+        for image, mask in zip(batch["image"] * 255, batch["mask"], strict=True):
+            inside = mask != 255
+            np.testing.assert_allclose(image[..., 0][inside], mask[inside], atol=1e-3)
+            assert np.mean(~inside) <= 1 - (13 / 16) ** 2
+            across = image[8, 8, 1] - image[8, 7, 1]
+            flips.add(round(float(across)))
+            shifts.add(round(float(image[8, 8, 2]) / 10) - 8)
+    assert flips == {10, -10}
+    assert shifts == {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_without_augmentation_only_the_order_changes():
+    marked = Marked(10)
+    for batch in load(marked, preprocess=PLAIN, augment=Augment()):
+        for image, label in zip(batch["image"], batch["labels"], strict=True):
+            expected = marked[int(label[0])].image.astype(np.float32) / 255
+            np.testing.assert_array_equal(image, expected)
+
+
+def test_extra_arrays_learn_of_the_flip():
+    marked = Marked(20)
+
+    def extra(identifier, flipped):
+        mask = marked[int(identifier)].mask
+        return {"pairs": mask[:, ::-1] if flipped else mask}
+
+    for batch in load(marked, preprocess=PLAIN, augment=Augment(flip=True), extra=extra):
+        np.testing.assert_array_equal(batch["pairs"], batch["mask"])
+
+
+def test_training_resizes(source):
+    batch = load(source, preprocess=PREPROCESS._replace(size=(32, 48)), batch_size=24, epochs=1)[0]
+    assert batch["image"].shape == (24, 32, 48, 3) and batch["mask"].shape == (24, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 25}, "batch_size 25 does not fit the source's 24 examples"),
+        ({"batch_size": 0}, "batch_size 0 does not fit"),
+        ({"shard": (0, 2)}, "does not divide a batch of 5"),
+        ({"shard": (5, 5)}, "does not divide"),
+        ({"start_step": 13}, "not among the 12 steps"),
+        ({"start_step": -1}, "not among the 12 steps"),
+        ({"extra": lambda identifier, flipped: {}}, "augment.shift cannot move"),
+    ],
+)
+def test_refuses_what_does_not_fit(source, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(source, **options)
+
+
+def test_nothing_is_left_at_the_last_step(source):
+    assert load(source, start_step=12) == []
+
+
+def test_masks_that_are_wanted_must_be_there():
+    bare = [loader.Example("bare", e.image, None, e.labels) for e in Marked(5)]
+    with pytest.raises(ValueError, match="bare has no mask"):
+        load(bare, preprocess=PLAIN)
+    with pytest.raises(ValueError, match="bare has no mask"):
+        evaluation_batches(bare, preprocess=PLAIN, batch_size=2, with_mask=True)[0]
+
+
+def test_a_closed_loader_is_at_its_end(source):
+    batches = training_loader(
+        source, preprocess=PREPROCESS, batch_size=4, epochs=9, seed=0, augment=JITTER
+    )
+    next(batches)
+    batches.close()
+    batches.close()
+    assert list(batches) == []
+
+
+@pytest.mark.slow
+def test_python_ends_quietly_with_loaders_open(tmp_path):
+    script = tmp_path / "open_loaders.py"
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        from types import SimpleNamespace
+        from vitx.data.loader import Augment, open_source, training_loader
+
+        if __name__ == "__main__":
+            source = open_source("shapes/tiny", "train", sys.argv[1])
+            preprocess = SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3, size=(48, 48))
+            loaders = [
+                training_loader(
+                    source, preprocess=preprocess, batch_size=4, epochs=99, seed=0,
+                    augment=Augment(), workers=workers,
+                )
+                for workers in (0, 1)
+            ]
+            for loader in loaders:
+                next(loader)
+            print("done")
+        """)
+    )
+    command = [sys.executable, str(script), str(tmp_path)]
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": root}
+    )
+    assert ended.stdout == "done\n" and ended.stderr == ""
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 10, 12])
+def test_evaluation_goes_through_all_in_order(batch_size):
+    marked = Marked(10)
+    batches = evaluation_batches(marked, preprocess=PLAIN, batch_size=batch_size, with_mask=True)
+    assert len(batches) == len(list(batches)) == -(-10 // batch_size)
+    ids = [i for b in batches for i, valid in zip(b["id"], b["valid"], strict=True) if valid]
+    assert ids == [str(index) for index in range(10)]
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 16, 16, 3)
+        assert batch["labels"].shape == (batch_size, 1)
+        assert batch["valid"].shape == (batch_size,) and batch["valid"].dtype == bool
+        for row, identifier in enumerate(batch["id"]):
+            example = marked[int(identifier)]
+            np.testing.assert_allclose(batch["image"][row], example.image / 255.0, atol=1e-6)
+            np.testing.assert_array_equal(batch["mask"][row], example.mask)
+    assert batches[len(batches) - 1]["id"][-1] == "9"  # repeated where the batch has room
+
+
+def test_evaluation_keeps_masks_at_their_own_size():
+    marked = Marked(4)
+    batches = evaluation_batches(
+        marked, preprocess=PLAIN._replace(size=(8, 8)), batch_size=4, with_mask=True
+    )
+    assert batches[0]["image"].shape == (4, 8, 8, 3) and batches[0]["mask"].shape == (4, 16, 16)
+    assert "mask" not in evaluation_batches(marked, preprocess=PLAIN, batch_size=4)[0]
+    small = marked[0]
+    marked.append(loader.Example("4", small.image[:8], small.mask[:8], small.labels))
+    mixed = evaluation_batches(marked, preprocess=PLAIN, batch_size=5, with_mask=True)
+    assert "mask" not in mixed[0] and mixed[0]["image"].shape == (5, 16, 16, 3)
+
+
+def test_evaluation_refuses_empty_batches(source):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        evaluation_batches(source, preprocess=PLAIN, batch_size=0)
+
+
+class Slow:
+    """Batches that are their places, the earlier ones slower; place 6 is damaged."""
+
+    def __init__(self):
+        self.begun = []
+
+    def __getitem__(self, place):
+        self.begun.append(place)
+        time.sleep(0.01 / (1 + place))
+        if place == 6:
+            raise FileNotFoundError("batch 6")
+        return place
+
+
+def test_batches_read_ahead_keep_their_order():
+    places = [5, 0, 9, 2, 1, 7, 3]
+    assert list(read_ahead(Slow(), places)) == places
+    assert list(read_ahead(Slow(), [])) == []
+
+
+def test_an_error_in_reading_ahead_comes_in_its_turn():
+    threads, batches, seen = threading.active_count(), Slow(), []
+    with pytest.raises(FileNotFoundError, match=r"^batch 6$"):
+        for batch in read_ahead(batches, range(1000)):
+            seen.append(batch)
+    assert seen == list(range(6)) and max(batches.begun) < 12
+    assert threading.active_count() == threads
+
+
+def test_closing_ends_reading_ahead():
+    threads, batches = threading.active_count(), Slow()
+    iterator = read_ahead(batches, range(7, 1000))
+    assert next(iterator) == 7
+    iterator.close()
+    assert len(batches.begun) <= 5 and threading.active_count() == threads
+
+
+def test_a_limit_leaves_the_first(source, tmp_path):
+    limited = open_source("shapes/tiny", "train", tmp_path, limit=7)
+    assert [example.id for example in limited] == [source[index].id for index in range(7)]
+    with pytest.raises(IndexError):
+        limited[7]
+    assert limited[-1].id == limited[6].id
+    fingerprints = {
+        open_source("shapes/tiny", split, tmp_path, limit=limit).fingerprint
+        for split in ("train", "val")
+        for limit in (7, None)
+    }
+    assert len(fingerprints) == 4
+    assert source.fingerprint in fingerprints  # the folder does not matter
+    with pytest.raises(ValueError, match="limit is 0"):
+        open_source("shapes/tiny", "train", tmp_path, limit=0)
+
+
+def test_a_part_of_a_split_is_a_split(source, tmp_path):
+    part = open_source("shapes/tiny", "train[4:9]", tmp_path)
+    assert [example.id for example in part] == [source[index].id for index in range(4, 9)]
+    assert part.fingerprint != open_source("shapes/tiny", "train[5:10]", tmp_path).fingerprint
+
+
+def test_the_cache_has_a_limit(source, monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "CACHE_BYTES", 24 * 48 * 48 * 4)
+    fresh = open_source("shapes/tiny", "train", tmp_path)
+    assert fresh[3] is not fresh[3]
+    assert source[3] is source[3]
+    with pytest.raises(ValueError, match="read-only"):
+        source[3].image[...] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("circles", "train", "unknown dataset 'circles'; there is shapes"),
+        ("shapes/huge", "train", "no config 'huge'; it has standard, tiny"),
+        ("shapes/tiny", "test", "no split 'test'; it has train, val"),
+    ],
+)
+def test_unknown_names_are_explained(source, name, split, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        open_source(name, split, tmp_path)
+
+
+def test_a_damaged_dataset_names_its_folder(tmp_path):
+    open_source("shapes/tiny", "val", tmp_path)
+    (records,) = tmp_path.glob("shapes/tiny/*/shapes-val.array_record*")
+    data = records.read_bytes()
+    for damage in (b"", data[: len(data) // 2]):
+        records.write_bytes(damage)
+        with pytest.raises(ValueError, match=rf"{records.parent} is damaged .* delete that folder"):
+            open_source("shapes/tiny", "val", tmp_path)[0]
+
+
+def test_a_part_of_a_part(tmp_path):
+    whole = open_source("shapes/tiny", "train", tmp_path)
+    part = open_source("shapes/tiny", "train[4:20][25%:][:3]", tmp_path)
+    assert [example.id for example in part] == [whole.identifier(place) for place in (8, 9, 10)]
+    assert part.split == "train[4:20][25%:][:3]" and part.size(0) == whole[8].image.shape[:2]
+    assert part.fingerprint != open_source("shapes/tiny", "train[8:11]", tmp_path).fingerprint
+    with pytest.raises(ValueError, match=r"no part|no examples"):
+        open_source("shapes/tiny", "train[:4][10:20]", tmp_path)
+    with pytest.raises(ValueError, match="no part"):
+        open_source("shapes/tiny", "train[:4][nonsense]", tmp_path)

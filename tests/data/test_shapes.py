@@ -1,0 +1,182 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitx.data.datasets import shapes
+from vitx.data.source import open_source
+
+ROOT = Path(__file__).parents[2]
+GOLDEN_LABELS = [(4, 5), (2, 5), (2, 4), (1,), (2,), (2, 4), (4, 5), (2,)]
+GOLDEN_AREAS = [358, 357, 330, 185, 169, 412, 327, 282]
+GOLDEN_MEANS = [60.24, 99.17, 69.34, 78.01, 58.96, 79.45, 75.72, 54.18]
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [shapes.draw(0, "train", index) for index in range(300)]
+
+
+def test_a_drawing_follows_from_its_own_numbers_alone(drawings):
+    for index in (7, 3):  # neither from the first on, nor in order
+        again = shapes.draw(0, "train", index)
+        np.testing.assert_array_equal(again.image, drawings[index].image)
+        np.testing.assert_array_equal(again.mask, drawings[index].mask)
+        assert again.labels == drawings[index].labels
+    others = [shapes.draw(1, "train", 7), shapes.draw(0, "val", 7), shapes.draw(0, "train", 8)]
+    for other in others:
+        assert np.abs(other.image.astype(int) - drawings[7].image).mean() > 5
+
+
+def test_drawings_stay_as_they_are(drawings):
+    """Whoever changes what is drawn raises VERSION: prepared data would be used further."""
+    assert str(shapes.Shapes.VERSION) == "1.0.0"
+    assert [d.labels for d in drawings[:8]] == GOLDEN_LABELS
+    assert [int((d.mask > 0).sum()) for d in drawings[:8]] == pytest.approx(GOLDEN_AREAS, abs=2)
+    assert [d.image.mean() for d in drawings[:8]] == pytest.approx(GOLDEN_MEANS, abs=0.05)
+
+
+def test_masks_and_labels_agree(drawings):
+    for drawing in drawings:
+        assert drawing.image.shape == (48, 48, 3) and drawing.image.dtype == np.uint8
+        assert drawing.mask.shape == (48, 48) and drawing.mask.dtype == np.uint8
+        assert tuple(np.unique(drawing.mask)) == (0, *drawing.labels)
+        assert 1 <= len(drawing.labels) <= 3
+        # The smallest shape is a ring or a triangle of radius 8, of which 15 % may be covered.
+        for label in drawing.labels:
+            assert (drawing.mask == label).sum() > 0.84 * min(AREAS) * 8**2
+    counts = np.bincount([label for d in drawings for label in d.labels], minlength=6)[1:]
+    assert counts.min() > 0.6 * counts.max()
+
+
+def test_objects_stand_out_from_the_background(drawings):
+    for drawing in drawings:
+        background = np.median(drawing.image[drawing.mask == 0], axis=0)
+        for label in drawing.labels:
+            if (drawing.mask == label).sum() < 1.2 * max(AREAS) * 15**2:  # no more than one of it
+                distance = np.linalg.norm(drawing.image[drawing.mask == label] - background, axis=1)
+                assert np.median(distance) > 0.6 * shapes.CONTRAST
+
+
+def test_colour_tells_nothing_of_the_class(drawings):
+    means = np.zeros((6, 3))
+    for label in range(1, 6):
+        pixels = [d.image[d.mask == label].mean(axis=0) for d in drawings if label in d.labels]
+        means[label] = np.mean(pixels, axis=0)
+    # Means of about 90 colours with a deviation of 60 each, so of 6.
+    assert np.ptp(means[1:], axis=0).max() < 40
+
+
+# Of the shapes in a unit circle, by their formulas.
+AREAS = (
+    np.pi * 0.92**2,
+    (2 * 0.76) ** 2,
+    3 * np.sqrt(3) * 0.58**2,
+    2 * (1.9 * 0.58) - 0.58**2,
+    np.pi * (0.96**2 - 0.44**2),
+)
+
+
+@pytest.mark.parametrize("kind", range(1, 6))
+def test_signed_distances(kind):
+    axis = (np.arange(1200) + 0.5) / 500 - 1.2
+    x, y = axis, axis[:, None]
+    distance = shapes.signed_distance(kind, x, y) + 0 * (x + y)
+    assert (distance <= 0).sum() / 500**2 == pytest.approx(AREAS[kind - 1], rel=2e-3)
+    assert np.all(np.hypot(x, y)[distance <= 0] <= 1.17)  # corners of a triangle
+    # A distance falls by one per step towards the edge; kinks are rare.
+    slopes = np.hypot(*np.gradient(distance, 1 / 500))
+    assert np.mean(np.abs(slopes[np.abs(distance) < 0.03] - 1) < 0.02) > 0.9
+
+
+def test_signed_distance_knows_five_shapes():
+    with pytest.raises(IndexError):
+        shapes.signed_distance(6, np.zeros(1), np.zeros(1))
+    with pytest.raises(ValueError, match="no shape 0"):
+        shapes.signed_distance(0, np.zeros(1), np.zeros(1))
+
+
+def test_objects_stay_visible():
+    owner = np.zeros((48, 48), np.int64)
+    owner[12:36, 12:36] = 1  # leaves hardly a place that touches none of it
+    placed = 0
+    for seed in range(20):
+        coverage = shapes._place(np.random.default_rng(seed), 1, owner, [2304, 576])
+        if coverage is not None:
+            placed += 1
+            assert (owner[coverage < 0.5] == 1).sum() >= 0.85 * 576
+    assert placed
+    owner[...] = 1
+    generator = np.random.default_rng(0)
+    assert shapes._place(generator, 1, owner, [2304, 2304 / 0.8]) is None  # covered already
+
+
+BUILD = """
+    import os, signal, socket, sys
+    from vitx.data import shapes, sources
+
+    def refuse(*arguments):
+        raise AssertionError(f"a connection to {arguments}")
+
+    socket.socket.connect = refuse
+    if len(sys.argv) > 2:
+        draw = shapes.draw
+
+        def draw_until(seed, split, index):
+            if index == int(sys.argv[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return draw(seed, split, index)
+
+        shapes.draw = draw_until
+    source = sources.open_source("shapes/tiny", "val", sys.argv[1])
+    assert "tensorflow" not in sys.modules, "TensorFlow was imported"
+    print(len(source), source[11].id, source.fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_building_needs_no_tensorflow_and_no_network_and_recovers_from_a_kill(tmp_path):
+    killed = run_python(BUILD, str(tmp_path), "5")
+    assert killed.returncode == -9
+    folder = tmp_path / "shapes" / "tiny"
+    assert [path.name.split(".")[0] for path in folder.iterdir()] == ["incomplete"]
+    built = run_python(BUILD, str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    assert built.stdout.split()[:2] == ["12", "val_00011"]
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+
+
+@pytest.mark.slow
+def test_two_processes_build_one_dataset(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(tmp_path)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]
+
+
+def test_the_dataset_holds_the_drawings(tmp_path):
+    for split, size in (("train", 24), ("val", 12)):
+        source = open_source("shapes/tiny", split, tmp_path)
+        assert len(source) == size and source.classes == shapes.CLASSES
+        for index in (0, 1, size - 1):
+            drawing, example = shapes.draw(0, split, index), source[index]
+            np.testing.assert_array_equal(example.image, drawing.image)
+            np.testing.assert_array_equal(example.mask, drawing.mask)
+            assert tuple(np.flatnonzero(example.labels) + 1) == drawing.labels
+            assert example.id == f"{split}_{index:05d}"

@@ -1,0 +1,493 @@
+"""The parity report: its arithmetic, its verdict, what it refuses, and PyTorch itself where it is installed."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_models import filled, small_hybrid, small_vit
+from small_models import images_for as normal_images
+
+import vitx
+from configs import compare as compare_config
+from tests.weights.test_weights import (
+    google,
+    hugging_face,
+    resnet_hybrid,
+    small_affinity_net,
+    square_vit,
+    tensors_of,
+)
+from vitx.evaluation.differences import Difference, Parity, as_json, compare, difference
+from vitx.pipeline.compare import (
+    TOLERANCES,
+    activations,
+    compare_with_pytorch,
+    images_for,
+    print_parity,
+    verdict,
+)
+from vitx.runtime.experiment import Run, run_stages
+from vitx.runtime.progress import StopRequest
+from vitx.runtime.workdir import Workdir
+from vitx.weights import pytorch_reference
+from vitx.weights.files import Tensor
+from vitx.weights.names import recognise
+from vitx.weights.pytorch_reference import build_reference, choose_library, require_library
+from vitx.weights.pytorch_weights import Weights, to_timm, to_transformers
+
+IMAGE = Path(__file__).parents[2] / "docs" / "images" / "example.png"
+
+
+def installed(*names: str) -> Any:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+TIMM = pytest.param("timm", marks=installed("torch", "timm"))
+TRANSFORMERS = pytest.param("transformers", marks=installed("torch", "transformers"))
+
+
+def report(folder: Path, file: Path | str, **options: Any) -> dict[str, Any]:
+    """What the command leaves in parity.json."""
+    config = compare_config.get_config()
+    config.update({"checkpoint": str(file), "count": 3, "batch_size": 2} | options)
+    run = Run(config, Workdir(folder / "run"), StopRequest())
+    try:
+        run_stages(run, {"parity": compare_with_pytorch})
+    except SystemExit as ended:
+        assert ended.code == 1
+        code = 1
+    else:
+        code = 0
+    result = json.loads((folder / "run" / "parity.json").read_text())
+    assert code == (result["verdict"] == "off")
+    return result
+
+
+def saved(model: Any, folder: Path, name: str = "model") -> Path:
+    path = folder / f"{name}.safetensors"
+    vitx.save(model, path)
+    return path
+
+
+# The comparison.
+
+
+def test_difference_by_hand() -> None:
+    found = difference("x", np.array([[1.0, 2.0], [3.0, 4.5]]), np.array([[1.0, 2.5], [3.0, 5.0]]))
+    assert (found.absolute, found.relative) == (0.5, 0.1)
+    expected = np.corrcoef([1, 2, 3, 4.5], [1, 2.5, 3, 5])[0, 1]
+    assert found.correlation == pytest.approx(expected, rel=1e-12)
+
+
+def test_difference_is_of_the_values_not_of_their_type() -> None:
+    ours = np.array([1, 1 + 2**-23], np.float32)
+    assert difference("x", ours, ours.astype(np.float64)).absolute == 0
+    assert difference("x", ours, np.ones(2, np.float32)).absolute == 2**-23
+
+
+@pytest.mark.parametrize(("ours", "relative"), [(0.0, 0.0), (1e-30, math.inf)])
+def test_difference_to_zeros(ours: float, relative: float) -> None:
+    found = difference("x", np.full(3, ours), np.zeros(3))
+    assert found.relative == relative and math.isnan(found.correlation)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_off(value: float) -> None:
+    for arrays in ([value, 1.0], [1.0, 1.0]), ([1.0, 1.0], [value, 1.0]):
+        found = difference("blocks.0", *map(np.array, arrays))
+        parity = Parity((found,), 1.0, (), {})
+        assert parity.first_off == "blocks.0" and not parity.equal
+        assert as_json(parity)["stages"][0]["relative"] is None
+        json.dumps(as_json(parity), allow_nan=False)
+        print_parity(parity, ABOUT | {"assumed": ()})
+
+
+def test_stages_and_shapes_must_match() -> None:
+    with pytest.raises(ValueError, match=r"parts \['a', 'b'\], vitx's \['a'\]"):
+        compare({"a": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)})
+    with pytest.raises(ValueError, match=r"a is \(2,\) in PyTorch and \(1,\) in vitx"):
+        compare({"a": np.ones(1)}, {"a": np.ones(2)})
+
+
+ABOUT = {
+    "checkpoint": "folder/a [b].safetensors",
+    "library": "timm",
+    "versions": {"torch": "2", "timm": "1"},
+    "device": "cpu",
+    "precision": "float32",
+    "images": 2,
+    "image_size": (8, 12),
+    "assumed": ("num_heads",),
+}
+SAME = (
+    Difference("embedding", 1e-6, 1e-7, 1.0),
+    Difference("blocks.0", 0.5, 1e-4, 1.0),
+    Difference("logits", 0.0, 0.0, math.nan),
+)
+
+
+def test_equal_up_to_the_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+    parity = Parity(SAME, 1e-4, ((3, 3), (1, 1)), {"num_heads": (2, 2)})
+    assert parity.equal and parity.first_off is None and parity.reasons == []
+    print_parity(parity, ABOUT)
+    printed = capsys.readouterr().out
+    assert "a [b].safetensors: timm and vitx, float32" in printed
+    assert "does not say num_heads: PyTorch's model was given the usual 2" in printed
+    assert "verdict: equal, largest relative difference 1.0e-04 (blocks.0)" in printed
+    assert "the same class predicted on all 2 images" in printed
+    assert "logits not compared" in verdict(Parity(SAME[:2], 1e-4, (), {}))
+
+
+def test_verdict_names_the_first_stage_that_is_off(capsys: pytest.CaptureFixture[str]) -> None:
+    worse = Difference("blocks.1", 9.0, 0.5, 0.2)
+    parity = Parity((*SAME[:2], worse, SAME[2]), 9e-5, ((3, 3),), {})
+    assert parity.first_off == "blocks.0"
+    assert verdict(parity).startswith("verdict: off, from blocks.0 on: relative difference 1.0e-04")
+    print_parity(parity, ABOUT | {"assumed": ()})
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [line.endswith("off │") for line in rows] == [False, True, True, False]
+
+
+def test_another_class_or_setting_is_off_though_the_numbers_agree() -> None:
+    parity = Parity(SAME, 1e-4, ((3, 3), (1, 2)), {"norm_eps": (1e-12, 1e-6)})
+    assert parity.first_off is None and as_json(parity)["verdict"] == "off"
+    assert parity.reasons == [
+        "the predicted class differs on 1 of 2 images",
+        "norm_eps is 1e-12 in PyTorch and 1e-06 in vitx",
+    ]
+
+
+# What vitx's side gives.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [small_vit, small_hybrid])
+def test_activations_are_those_of_the_whole_model(make: Any) -> None:
+    model = make()
+    images = normal_images(model, 2)
+    found = activations(model, images)
+    tokens = 1 + model.grid[0] * model.grid[1]
+    names = ["embedding", "blocks.0", "blocks.1", "norm", "logits"]
+    assert list(found) == ["stem"] * (model.stem is not None) + names
+    assert found["blocks.1"].shape == found["embedding"].shape == (2, tokens, len(found["norm"][0]))
+
+    first = np.asarray(model.cls_token[...] + model.pos_embed[:, :1])[0, 0]
+    np.testing.assert_allclose(found["embedding"][:, 0], [first, first], rtol=1e-6)
+    last = found["blocks.1"][:, 0]  # of all tokens, where encode() makes this one alone
+    normal = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-6)
+    normal = normal * np.asarray(model.norm.scale[...]) + np.asarray(model.norm.bias[...])
+    np.testing.assert_allclose(found["norm"], normal, rtol=1e-4, atol=1e-5)
+    logits = normal @ np.asarray(model.head.kernel[...]) + np.asarray(model.head.bias[...])
+    np.testing.assert_allclose(found["logits"], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_drawn_images_are_the_same_every_time() -> None:
+    model = small_vit()
+    images = images_for(model, "", 3)
+    assert images.shape == (3, 8, 12, 3) and images.dtype == np.float32
+    np.testing.assert_array_equal(images, images_for(model, "", 3))
+    assert np.abs(images[0] - images[1]).max() > 0.1
+    assert images_for(model, str(IMAGE), 3).shape == (1, 8, 12, 3)
+
+
+# Names.
+
+
+@pytest.mark.parametrize("spelling", ["file", "memory"])
+@pytest.mark.parametrize("prefix", ["vit.", ""])
+def test_transformers_names_are_mapped_as_vitx_maps_them(
+    tmp_path: Path, spelling: str, prefix: str
+) -> None:
+    tensors = tensors_of(square_vit(), tmp_path)
+    if not prefix:
+        del tensors["head.weight"], tensors["head.bias"]
+    theirs = hugging_face(tensors, spelling=spelling, prefix=prefix)
+    found = to_timm(theirs | {f"{prefix}pooler.dense.bias": np.ones(1)})
+    named = recognise({n: Tensor(a.shape, lambda a=a: a) for n, a in theirs.items()}).tensors
+    assert found.keys() == named.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+    if prefix:
+        back = to_transformers(found, set(theirs))
+        assert back.keys() == theirs.keys()
+        for name, array in theirs.items():
+            np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_names_by_hand() -> None:
+    qkv = np.arange(6)
+    found = to_transformers({"blocks.11.attn.qkv.bias": qkv, "other": qkv}, set())
+    assert list(found)[1] == "vit.layers.11.attention.k_proj.bias"
+    np.testing.assert_array_equal(found["vit.layers.11.attention.k_proj.bias"], [2, 3])
+    assert "other" in found
+    known = {"vit.encoder.layer.0.layernorm_before.weight"}
+    found = to_transformers({"blocks.3.norm2.weight": qkv, "blocks.3.mlp.fc2.bias": qkv}, known)
+    assert list(found) == [
+        "vit.encoder.layer.3.layernorm_after.weight",
+        "vit.encoder.layer.3.output.dense.bias",
+    ]
+
+
+# What is refused, without PyTorch.
+
+
+def with_libraries(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(pytorch_reference, "_installed", lambda name: name in names)
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "message"),
+    [
+        ((), "auto", "needs torch and timm or transformers, .*: pip install torch timm"),
+        (("torch",), "auto", "needs timm or transformers, not installed"),
+        (("torch", "timm"), "transformers", "needs transformers, .* install torch transformers"),
+        (("timm",), "timm", "needs torch, not installed here"),
+    ],
+)
+def test_missing_libraries_are_named(
+    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], wanted: str, message: str
+) -> None:
+    with_libraries(monkeypatch, *there)
+    with pytest.raises(ImportError, match=message):
+        require_library(wanted)
+
+
+def test_libraries_that_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_libraries(monkeypatch, "torch", "transformers")
+    require_library("auto")
+    require_library("transformers")
+    with pytest.raises(ValueError, match="must be auto, timm or transformers, not 'keras'"):
+        require_library("keras")
+
+
+@pytest.mark.parametrize(
+    ("origin", "there", "expected"),
+    [
+        ("timm", ("timm", "transformers"), "timm"),
+        ("transformers", ("timm", "transformers"), "transformers"),
+        ("timm", ("transformers",), "transformers"),
+        ("transformers", ("timm",), "timm"),
+        ("Google", ("timm", "transformers"), "timm"),
+    ],
+)
+def test_auto_takes_the_library_whose_names_the_file_has(
+    monkeypatch: pytest.MonkeyPatch, origin: Any, there: tuple[str, ...], expected: str
+) -> None:
+    with_libraries(monkeypatch, *there)
+    weights = Weights(Path("m"), origin, {}, 3)
+    assert choose_library("auto", weights, small_vit(), "") == expected
+
+
+def test_library_that_does_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "raise RuntimeError('operator torchvision::nms does not exist\\nmore')"
+    (tmp_path / "broken_library.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = (
+        r"broken_library is installed but does not import: operator torchvision::nms .* exist$"
+    )
+    with pytest.raises(ImportError, match=message):
+        pytorch_reference._imported("broken_library")
+
+
+def test_what_only_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_libraries(monkeypatch, "transformers")
+    hybrid, plain = resnet_hybrid(), small_vit()
+    timm, npz = Weights(Path("m"), "timm", {}, 3), Weights(Path("m"), "Google", {}, 3)
+    for weights, model, name in (
+        (timm, hybrid, ""),
+        (npz, plain, ""),
+        (timm, plain, "vit_base_patch16_224"),
+    ):
+        with pytest.raises(ImportError, match=r"m: only timm has .*: pip install timm"):
+            choose_library("auto", weights, model, name)
+        with pytest.raises(ValueError, match="m: transformers does not have"):
+            choose_library("transformers", weights, model, name)
+
+
+def test_models_that_pytorch_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_libraries(monkeypatch, "torch", "timm")
+    with pytest.raises(ValueError, match="vitx's own ConvStem, which neither timm nor"):
+        report(tmp_path, saved(small_hybrid(), tmp_path))
+    with pytest.raises(ValueError, match="an AffinityNet, which neither timm nor"):
+        report(tmp_path, saved(small_affinity_net(), tmp_path, "affinity"))
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        report(tmp_path, tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("checkpoint", "", "give --config.checkpoint=FILE"),
+        ("precision", "bfloat16", "must be float32 or float64, not 'bfloat16'"),
+        ("count", 0, "config.count must be at least 1, not 0"),
+        ("batch_size", -1, "config.batch_size must be at least 1"),
+        ("tolerance", -1.0, "must not be negative"),
+    ],
+)
+def test_options_are_checked(tmp_path: Path, option: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report(tmp_path, "m", **{option: value})
+
+
+# PyTorch itself.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_saved_model_is_equal_in_both(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], library: str, precision: str
+) -> None:
+    model = small_vit(norm_eps=1e-5, final_norm_eps=1e-3, heads=3)  # 8 x 12 pixels
+    result = report(tmp_path, saved(model, tmp_path), reference=library, precision=precision)
+    assert result["verdict"] == "equal" and result["library"] == library
+    assert [s["stage"] for s in result["stages"]][1:3] == ["blocks.0", "blocks.1"]
+    reached = max(stage["relative"] for stage in result["stages"])
+    assert 0 < reached < {"float32": 1e-5, "float64": 1e-13}[precision]
+    assert len(result["predicted"]["vitx"]) == result["images"] == 3
+    expected = {"num_heads": 3, "norm_eps": 1e-5, "final_norm_eps": 1e-3}
+    assert result["settings"] == {n: {"pytorch": v, "vitx": v} for n, v in expected.items()}
+    assert result["assumed"] == []
+    captured = capfd.readouterr()
+    assert "verdict: equal" in captured.out
+    assert all(line.startswith("parity: ") for line in captured.err.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_one_changed_weight_shows_at_its_block(tmp_path: Path, library: str) -> None:
+    model = vitx.load(saved(square_vit(depth=4), tmp_path))
+    tensors = load_file(tmp_path / "model.safetensors")
+    save = {"num_heads": "2", "norm_eps": "1e-6"}
+    tensors["blocks.3.mlp.fc1.weight"][2, 5] += 0.05
+    save_file(tensors, tmp_path / "changed.safetensors", save)
+    images = images_for(model, "", 2)
+    ours = activations(model, jnp.asarray(images))
+    for name, first in (("model", None), ("changed", "blocks.3")):
+        reference = build_reference(tmp_path / f"{name}.safetensors", model, library)
+        parity = Parity(compare(ours, reference(images)), TOLERANCES["float32"], (), {})
+        assert parity.first_off == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_wrong_heads_and_epsilons_are_off(tmp_path: Path, library: str) -> None:
+    path = saved(square_vit(depth=1), tmp_path)
+    for told, theirs, first in (
+        ({"num_heads": 4}, 2, "blocks.0"),
+        ({"norm_eps": 1e-12}, 1e-6, "blocks.0"),
+        ({"final_norm_eps": 1e-12}, 1e-6, "norm"),
+    ):
+        result = report(tmp_path, path, reference=library, **told)
+        assert (result["verdict"], result["first_off"]) == ("off", first)
+        ((name, ours),) = told.items()
+        assert f"{name} is {theirs:g} in PyTorch and {ours:g} in vitx" in result["reasons"]
+
+
+@pytest.mark.slow
+@installed("torch", "transformers")
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_what_transformers_saves(tmp_path: Path, library: str) -> None:
+    with pytorch_reference._quiet():
+        import torch
+        from transformers import ViTConfig, ViTForImageClassification
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+        config = ViTConfig(**sizes, intermediate_size=20, image_size=16, patch_size=4, num_labels=5)
+        model = ViTForImageClassification(config)
+        model.save_pretrained(tmp_path / "model")
+        torch.save(model.state_dict(), tmp_path / "state.pth")
+    result = report(tmp_path, tmp_path / "model", reference=library, images=str(IMAGE))
+    assert result["verdict"] == "equal" and result["images"] == 1
+    assert result["settings"]["norm_eps"] == {"pytorch": 1e-12, "vitx": 1e-12}
+    result = report(tmp_path, tmp_path / "model", norm_eps=1e-6, reference=library)
+    assert (result["verdict"], result["first_off"]) == ("off", "blocks.0")
+    # Beside it there is no config.json, so that nothing tells the heads but the user.
+    result = report(tmp_path, tmp_path / "state.pth", num_heads=3, reference=library)
+    assert result["verdict"] == "equal" and result["assumed"] == ["num_heads"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_file_without_a_head(tmp_path: Path, library: str) -> None:
+    tensors = tensors_of(square_vit(), tmp_path)
+    del tensors["head.weight"], tensors["head.bias"]
+    save_file(tensors, tmp_path / "m.safetensors")
+    result = report(
+        tmp_path, tmp_path / "m.safetensors", num_classes=7, num_heads=2, reference=library
+    )
+    assert result["verdict"] == "equal" and result["predicted"]["vitx"] == []
+    assert result["stages"][-1]["stage"] == "norm"
+
+
+@pytest.mark.slow
+@installed("torch", "timm")
+@pytest.mark.parametrize("as_google", [False, True])
+@pytest.mark.parametrize("make", [square_vit, resnet_hybrid])
+def test_timm_has_hybrids_and_reads_npz(tmp_path: Path, make: Any, as_google: bool) -> None:
+    model = make()
+    path = saved(model, tmp_path)
+    if as_google:
+        tensors, path = load_file(path), tmp_path / "m.npz"
+        np.savez(path, **google(tensors, model.blocks[0].attn.heads))
+    result = report(tmp_path, path)
+    assert result["verdict"] == "equal" and result["library"] == "timm"
+    assert ("stem" in [s["stage"] for s in result["stages"]]) == (model.stem is not None)
+
+
+@pytest.mark.slow
+@installed("torch", "timm")
+def test_standardisation_of_the_stem_is_the_files(tmp_path: Path) -> None:
+    path = saved(resnet_hybrid(epsilon=1e-4), tmp_path)
+    save_file(load_file(path), tmp_path / "plain.safetensors")  # says nothing: timm's own
+    model = vitx.load(path)
+    images = images_for(model, "", 1)
+    told, plain = (build_reference(file, model) for file in (path, tmp_path / "plain.safetensors"))
+    epsilons = [r.settings["weight_standardisation_eps"] for r in (told, plain)]
+    assert epsilons == [1e-4, 1e-8]
+    assert difference("stem", told(images)["stem"], plain(images)["stem"]).relative > 1e-3
+
+
+@pytest.mark.slow
+@installed("torch", "timm")
+def test_architecture_tells_timm_the_heads(tmp_path: Path) -> None:
+    """ViT tiny has 3 heads of 64; vitx is told another number."""
+    model = filled(lambda: vitx.create("vit_tiny_patch16_224", num_classes=3, image_size=32))
+    save_file(tensors_of(model, tmp_path), tmp_path / "model.safetensors")
+    model = vitx.load(tmp_path / "model.safetensors", num_heads=4)
+    reference = build_reference(tmp_path, model, architecture="vit_tiny_patch16_224")
+    assert reference.assumed == () and reference.settings["num_heads"] == 3
+    with pytest.raises(ValueError, match=r"timm does not take it: .*vit_teeny"):
+        build_reference(tmp_path, model, architecture="vit_teeny")
+    with pytest.raises(ValueError, match=r"timm does not take it: .*size mismatch for cls_token"):
+        build_reference(tmp_path, model, architecture="vit_small_patch16_224")
+
+    assert build_reference(tmp_path, model).assumed == ("num_heads",)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    assert build_reference(tmp_path, model).assumed == ()
+
+
+@pytest.mark.slow
+@installed("torch")
+@pytest.mark.parametrize("library", [TIMM, TRANSFORMERS])
+def test_files_that_cannot_be_compared(tmp_path: Path, library: str) -> None:
+    path = saved(square_vit(), tmp_path)
+    with pytest.raises(ValueError, match=r"image_size resamples its position embedding, \(1, 17"):
+        report(tmp_path, path, image_size=(32,), reference=library)
+    model = resnet_hybrid(epsilon=1e-6)
+    tensors = {
+        name.replace("patch_embed.backbone.", "resnet_backbone."): array
+        for name, array in tensors_of(model, tmp_path).items()
+    }
+    save_file(tensors, tmp_path / "published.safetensors")
+    with pytest.raises(ValueError, match=r"resnet_backbone\..* have neither timm's nor"):
+        report(tmp_path, tmp_path / "published.safetensors", reference=library)

@@ -1,0 +1,220 @@
+"""Every stage once, in a setting that is tiny: what it leaves, that it resumes, and what it refuses."""
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import evaluate
+import train
+from configs import testing
+from tests.small_models import small_vit
+from vitx.data.palette import decode_mask
+from vitx.pipeline.artifacts import padded_classes, read_cues, seeded
+from vitx.pipeline.methods import Batches, chosen_images
+from vitx.runtime.experiment import COMMANDS, DEPENDS, Run, declared, run_stages
+from vitx.runtime.progress import Stopped, StopRequest
+from vitx.runtime.workdir import Stage, Workdir
+
+STAGES = {
+    name: body for name, body in (train.STAGES | evaluate.STAGES).items() if name not in COMMANDS
+}
+
+
+def _run(folder: Path, data: Path, **changes: object) -> Run:
+    config: ConfigDict = testing.get_config()
+    config.data.root = str(data)
+    config.update_from_flattened_dict(changes)
+    return Run(config, Workdir(folder), StopRequest())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Run]:
+    run = _run(tmp_path_factory.mktemp("runs") / "tiny", data)
+    run_stages(run, STAGES)
+    yield run
+
+
+@pytest.mark.slow
+def test_every_stage_ends_and_leaves_results(finished: Run) -> None:
+    results = json.loads((finished.workdir.folder / "results.json").read_text())
+    figures = [
+        results["classifier"]["map"],
+        results["seeds"]["miou"],
+        results["masks"]["miou"],
+        results["splits"]["train"]["masks"]["miou"],
+        *results["masks"]["iou"].values(),
+    ]
+    assert all(0 <= figure <= 1 for figure in figures)
+    assert set(results["stages"]) == set(DEPENDS) - {"report"}
+    assert "ground-truth label" in results["note"]
+
+
+@pytest.mark.slow
+def test_masks_are_palette_pngs_of_present_classes(finished: Run) -> None:
+    for split in ("train", "val"):
+        source = seeded(finished, split)
+        for example in source:
+            file = finished.workdir.folder / "masks" / split / f"{example.id}.png"
+            mask = decode_mask(file.read_bytes())
+            assert mask.shape == example.image.shape[:2]
+            assert set(np.unique(mask)) <= {0, *(np.flatnonzero(example.labels) + 1)}
+
+
+@pytest.mark.slow
+def test_cues_are_in_range_and_of_the_labels(finished: Run) -> None:
+    source = seeded(finished, "val")
+    for example in source:
+        cues, classes = read_cues(finished.finished("seeds"), "val", example.id, 4)
+        present = np.flatnonzero(example.labels)
+        np.testing.assert_array_equal(classes[: len(present)], present)
+        assert (classes[len(present) :] == -1).all()
+        assert cues.min() >= 0 and cues.max() <= 1
+        assert cues[: len(present)].max() > 0
+
+
+@pytest.mark.slow
+def test_report_holds_every_section_and_picture(finished: Run) -> None:
+    class Counter(HTMLParser):
+        images = headings = 0
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.images += tag == "img" and bool(dict(attrs).get("alt"))
+            self.headings += tag == "h2"
+
+    counter = Counter()
+    counter.feed((finished.workdir.folder / "report.html").read_text())
+    assert counter.headings >= 5
+    images = finished.config.report.images
+    # From image to mask; the methods for the predicted class; those that know classes for another target.
+    methods = len(finished.config.methods.compared)  # one of them knows no classes
+    possible = {
+        (images + 2 * finished.config.report.extremes) * 8
+        + images * (1 + methods)
+        + others * methods
+        for others in range(images + 1)
+    }
+    assert counter.images in possible
+
+
+@pytest.mark.slow
+def test_second_start_does_nothing(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def forbidden(run: Run, stage: object) -> None:
+        raise AssertionError("a finished stage ran again")
+
+    run_stages(finished, dict.fromkeys(STAGES, forbidden))
+    assert capsys.readouterr().err.count("done before") == len(STAGES)
+
+
+@pytest.mark.slow
+def test_lost_masks_are_made_again_to_the_bit(finished: Run) -> None:
+    folder = finished.workdir.folder / "masks"
+    before = {path: path.read_bytes() for path in sorted((folder / "val").glob("*.png"))}
+    scores = (folder / "scores.json").read_text()
+    for path in list(before)[1::2]:
+        path.unlink()
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps(record | {"done": False}))
+
+    run_stages(finished, {"masks": STAGES["masks"]})
+
+    assert {path: path.read_bytes() for path in before} == before
+    assert (folder / "scores.json").read_text() == scores
+
+
+@pytest.mark.slow
+def test_other_options_are_refused(finished: Run, data: Path) -> None:
+    other = _run(finished.workdir.folder, data, **{"classifier.epochs": 3})
+    with pytest.raises(ValueError, match=r"classifier\.epochs 2 -> 3"):
+        run_stages(other, {"classifier": STAGES["classifier"]})
+
+
+@pytest.mark.slow
+def test_stopped_run_goes_on_to_the_same_weights(finished: Run, data: Path, tmp_path: Path) -> None:
+    run = _run(tmp_path, data)
+    with run.stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped) as stopped:
+            run_stages(run, {"classifier": STAGES["classifier"]})
+    assert stopped.value.exit_code == 143
+
+    run = _run(tmp_path, data)
+    run_stages(run, {"classifier": STAGES["classifier"]})
+
+    weights = Path("classifier") / "model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (finished.workdir.folder / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stage_reads_only_the_options_that_it_declares(
+    finished: Run, data: Path, tmp_path: Path
+) -> None:
+    """Else a changed option could leave a stale stage standing."""
+    shutil.copytree(finished.workdir.folder, tmp_path / "copy")
+    for name, body in STAGES.items():
+        # Which stages run, and how a batch is spread, decides no number.
+        free = {key: finished.config[key] for key in ("parallel", "stages")}
+        config = ConfigDict(declared(finished.config, name) | free)
+        run = _StageRun(config, Workdir(tmp_path / "copy"), StopRequest())
+        stage = run.workdir.stage(name, finished.stage(name).options)
+        body(run, stage)
+
+
+class _StageRun(Run):
+    """A run that takes the stages before it as they are."""
+
+    def finished(self, name: str) -> Stage:
+        record = json.loads((self.workdir.folder / name / "stage.json").read_text())
+        return self.workdir.stage(name, record["options"])
+
+    stage = finished
+
+
+@pytest.mark.slow
+def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path) -> None:
+    source = finished.source("val")
+    chosen = chosen_images(source, 2, one_class=True)
+    model = small_vit(size=(96, 64))
+    (batch,) = Batches(source, chosen, model, 3, with_masks=True)
+    assert batch["pixels"].shape == (3, 96, 64, 3) and batch["mask"].shape == (3, 96, 64)
+
+
+@pytest.mark.slow
+def test_choice_is_the_best_of_the_candidates(finished: Run) -> None:
+    chosen = json.loads((finished.workdir.folder / "masks" / "chosen.json").read_text())
+    best = max(walk["miou"] for walk in chosen["walks"])
+    named = {key: chosen[key] for key in ("beta", "log2_steps", "alpha")}
+    assert named | {"miou": best} in chosen["walks"]
+    config = finished.config.walk
+    assert len(chosen["walks"]) == len(config.beta) * len(config.log2_steps) * len(config.alpha)
+
+
+def test_stage_of_the_other_script_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names no stage of this script, which has classifier"):
+        run_stages(_run(tmp_path, data, stages="masks"), train.STAGES)
+
+
+def test_stage_that_needs_another_says_so(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stage 'classifier' is not done"):
+        run_stages(_run(tmp_path, data), {"seeds": STAGES["seeds"]})
+
+
+def test_unknown_stage_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stage 'seed'; there are: classifier, seeds"):
+        run_stages(_run(tmp_path, data, stages="classifier,seed"), STAGES)
+
+
+def test_padded_classes() -> None:
+    labels = np.array([[0, 1, 0, 1], [1, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(padded_classes(labels, 3), [[1, 3, -1], [0, -1, -1]])

@@ -1,0 +1,216 @@
+"""Cues and seed masks, by hand and with a small model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vitx
+from vitx.pipeline import masks_section
+from vitx.pipeline.artifacts import count_cues, write_cues
+from vitx.pseudomasks import seeds
+from vitx.pseudomasks.crf import background_channel
+from vitx.pseudomasks.seeds import class_cues, cues_from_maps, min_max, seed_mask
+from vitx.runtime.workdir import Workdir
+
+
+def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear with half-pixel centres by loops, (h, w) -> (H, W)."""
+    out = np.zeros(size)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = np.clip((i + 0.5) * x.shape[0] / size[0] - 0.5, 0, x.shape[0] - 1)
+            z = np.clip((j + 0.5) * x.shape[1] / size[1] - 0.5, 0, x.shape[1] - 1)
+            a, b = int(y), int(z)
+            c, d = min(a + 1, x.shape[0] - 1), min(b + 1, x.shape[1] - 1)
+            top = x[a, b] * (1 - (z - b)) + x[a, d] * (z - b)
+            bottom = x[c, b] * (1 - (z - b)) + x[c, d] * (z - b)
+            out[i, j] = top * (1 - (y - a)) + bottom * (y - a)
+    return out
+
+
+@pytest.mark.slow
+def test_cues_equal_loops(x64):
+    """Upsampled, cube root, min-max, resized, in this order."""
+    maps = np.random.default_rng(0).uniform(size=(2, 3, 4, 4))
+    found = cues_from_maps(jnp.asarray(maps), (8, 8), (11, 6))
+    for b in range(2):
+        for k in range(3):
+            full = np.cbrt(upsample(maps[b, k], (8, 8)))
+            stretched = (full - full.min()) / (full.max() - full.min())
+            np.testing.assert_allclose(found[b, k], upsample(stretched, (11, 6)), atol=1e-12)
+
+
+def test_root_one_leaves_the_map():
+    maps = jnp.asarray([[0.0, 1.0], [2.0, 4.0]])
+    np.testing.assert_allclose(cues_from_maps(maps, (2, 2), (2, 2), 1), maps / 4)
+    np.testing.assert_allclose(cues_from_maps(maps, (2, 2), (2, 2), 2)[0, 1], 0.5, atol=1e-6)
+    with pytest.raises(ValueError, match="root"):
+        cues_from_maps(maps, (2, 2), (2, 2), 0)
+
+
+@pytest.mark.slow
+def test_maps_without_contrast_give_zeros():
+    """Also after resizing, whose weights leave rounding noise that min-max must not stretch."""
+    flat = jnp.full((1, 7, 7), 0.1, jnp.float32)
+    assert not min_max(flat).any()
+    for value in (0.0, 0.1, 1 / 3, 123.4, 1e-20):
+        constant = jnp.full((1, 7, 7), value, jnp.float32)
+        assert not cues_from_maps(constant, (64, 64), (50, 40)).any()
+    below = jnp.full((1, 3, 3), -1.0).at[0, 1, 1].set(-0.5)  # clamped at zero before the root
+    assert not cues_from_maps(below, (3, 3), (3, 3)).any()
+
+
+@pytest.mark.slow
+def test_maps_are_stretched_alone_and_at_any_scale():
+    maps = jax.random.uniform(jax.random.key(0), (3, 2, 5, 5))
+    found = min_max(maps)
+    np.testing.assert_array_equal(found.min((-2, -1)), 0)
+    np.testing.assert_allclose(found.max((-2, -1)), 1, atol=1e-6)
+    np.testing.assert_allclose(min_max(maps * 1e-12), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_a_map_that_is_not_finite_does_not_look_flat(share, bad):
+    broken = jnp.asarray(np.random.default_rng(0).random((1, 1, 14, 14)) < share)
+    maps = jnp.where(broken, bad, 0.5).astype(jnp.float32)
+    assert jnp.isnan(cues_from_maps(maps, (64, 64), (32, 32))).any()
+
+
+def test_flat_cues_are_counted_and_told(tmp_path):
+    stage = Workdir(tmp_path).stage("seeds", {})
+    cues = np.zeros((3, 4, 4), np.float32)
+    cues[1, 2, 2] = 0.5
+    write_cues(stage, "val", "a", cues, np.array([0, 2, -1]))
+    write_cues(stage, "val", "none", cues[:0], np.array([], np.int32))
+    assert count_cues(stage, "val", "a") == (2, 1) and count_cues(stage, "val", "none") == (0, 0)
+    (told,) = masks_section._flat({"val": {"cues": 2, "flat": 1}})
+    assert told == "Cues without contrast, which point to nothing: 1 of 2 on val."
+    assert masks_section._flat({"val": {"cues": 2, "flat": 0}}) == []
+
+
+def test_seed_mask_by_hand():
+    cues = jnp.asarray([[[0.1, 0.9, 0.2, 0.5]], [[0.0, 0.3, 0.1, 0.7]], [[1.0, 1.0, 1.0, 1.0]]])
+    found = seed_mask(cues, jnp.asarray([4, 0, -1]), background=0.2)
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, [[0, 5, 0, 1]])  # the background wins its tie
+    many = seed_mask(cues[None, None], jnp.asarray([[[4, 0, -1]]]))
+    np.testing.assert_array_equal(many[0, 0], found)
+    with pytest.raises(ValueError, match="classes"):
+        seed_mask(cues, jnp.asarray([1]))
+
+
+@pytest.fixture
+def lopsided(monkeypatch):
+    """Stands in for `explain`: a map that shows a class's place in the image it is given."""
+
+    def explain(model, images, classes, **options):
+        assert options == {
+            "method": "transformer_attribution",
+            "start_layer": 1,
+            "rules": "stable",
+        }
+        left_to_right = jnp.moveaxis(images, -1, 1)[:, :1, ::2, ::2]  # (B, 1, h, w)
+        return None, jnp.abs(left_to_right - classes[..., None, None].astype(images.dtype) / 10)
+
+    monkeypatch.setattr(seeds, "explain", explain)
+
+
+@pytest.mark.slow
+def test_mirror_images_are_mirrored_back(lopsided):
+    """The stand-in commutes with mirroring up to its grid, so both cues tell the same place."""
+    images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
+    images = jnp.asarray(images.repeat(2, 1).repeat(2, 2))  # constant under each token
+    classes = jnp.asarray([[0, 3], [1, -1]])
+    options = {"size": (16, 16), "start_layer": 1, "rules": "stable"}
+    found = class_cues(None, images, classes, **options)
+    assert found.shape == (2, 2, 16, 16)
+    assert not found[1, 1].any()
+    plain = cues_from_maps(jnp.abs(images[:, ::2, ::2, 0] - 0.1)[1], (16, 16), (16, 16))
+    np.testing.assert_allclose(found[1, 0], plain, atol=1e-6)
+    other = class_cues(None, images[:, :, ::-1], classes, **options)
+    np.testing.assert_allclose(other[..., ::-1], found, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vitx.create("vit_test_conv_s4_48", num_classes=4, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def cues_of(model):
+    return jax.jit(lambda images, classes: class_cues(model, images, classes, size=(40, 24)))
+
+
+@pytest.mark.slow
+def test_cues_of_a_model(model, cues_of):
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    classes = jnp.asarray([[3, 1], [0, -1]])
+    found = cues_of(images, classes)
+    assert found.shape == (2, 2, 40, 24)
+    assert not found[1, 1].any()
+    assert 0 <= found.min() < found.max() <= 1
+    sides = []
+    for picture in (images, images[:, :, ::-1]):
+        _, maps = vitx.explain(model, picture, jnp.maximum(classes, 0))
+        sides.append(cues_from_maps(maps, (32, 32), (40, 24)))
+    expected = (sides[0] + sides[1][..., ::-1]) / 2
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+    np.testing.assert_allclose(found[1, 0], expected[1, 0], atol=1e-3)
+    assert np.abs(np.asarray(sides[0] - expected))[0].max() > 0.05  # the mirror image counts
+
+
+@pytest.mark.slow
+def test_images_do_not_see_each_other(cues_of):
+    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+    classes = jnp.asarray([[2, 0], [1, 3]])
+    before = cues_of(images, classes)
+    after = cues_of(images.at[1].set(images[1, ::-1]), classes)
+    np.testing.assert_allclose(before[0], after[0], atol=1e-3)
+    assert np.abs(np.asarray(before - after))[1].max() > 0.05
+
+
+def test_classes_must_be_a_table(model):
+    with pytest.raises(ValueError, match=r"\(B, K\)"):
+        class_cues(model, jnp.zeros((1, 32, 32, 3)), jnp.asarray([1]), size=(32, 32))
+
+
+def test_masks_on_the_host_are_those_of_jax():
+    generator = np.random.default_rng(0)
+    cues = generator.random((5, 3, 6, 7)).astype(np.float32)
+    classes = np.array([[0, 4, -1]] * 4 + [[-1, -1, -1]], np.int32)
+    found = seed_mask(cues, classes, 0.4)
+    assert isinstance(found, np.ndarray) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found, seed_mask(jnp.asarray(cues), jnp.asarray(classes), 0.4))
+    assert set(np.unique(found)) == {0, 1, 5} and not found[-1].any()
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_no_class_is_all_background(xp):
+    cues, classes = xp.zeros((0, 4, 5), np.float32), xp.zeros(0, np.int32)
+    found = seed_mask(cues, classes, 0.2)
+    assert found.shape == (4, 5) and found.dtype == np.uint8 and not found.any()
+    np.testing.assert_array_equal(background_channel(cues, 4.0), np.ones((4, 5)))
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_classes_beyond_a_byte_are_refused(xp):
+    cues = xp.ones((1, 2, 2), np.float32)
+    assert (seed_mask(cues, xp.asarray([253])) == 254).all()
+    for bad in (254, 281):
+        with pytest.raises(ValueError, match=f"class {bad} does not fit .* at most 254 classes"):
+            seed_mask(cues, xp.asarray([bad]))
+        classes = jnp.asarray([bad])
+        with pytest.raises(ValueError, match="does not fit"):
+            jax.jit(lambda cues, classes=classes: seed_mask(cues, classes))(jnp.asarray(cues))
+
+
+def test_several_backgrounds_are_as_many_masks():
+    rng = np.random.default_rng(0)
+    cues = rng.uniform(size=(3, 6, 7)).astype(np.float32)
+    classes, levels = np.array([4, -1, 0]), np.array([0.2, 0.5, 0.9], np.float32)
+    found = seed_mask(cues, classes, levels[:, None, None])
+    assert found.shape == (3, 6, 7)
+    for mask, level in zip(found, levels, strict=True):
+        np.testing.assert_array_equal(mask, seed_mask(cues, classes, float(level)))

@@ -1,0 +1,138 @@
+"""Every option of every config has a range, or is known to need none; wrong ones are named."""
+
+import fnmatch
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import shapes
+from vitx.runtime.options import MOST_WORKERS, check_options, flat, wanted_of
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("[a-z]*.py"))
+FREE = [  # names of files, splits, datasets and classes, texts, and what is true or false
+    "stages",
+    "*.name",
+    "*.root",
+    "*_split",
+    "walk.split",
+    "*checkpoint",
+    "*classes",
+    "class_names",
+    "images",
+    "font",
+    "architecture",
+    "*.flip",
+    "*.decay_norms_and_biases",
+    "report.title",
+    "report.summary",
+    "report.published",
+]
+# `Comparison` and `Explainer` look at these.
+ELSEWHERE = [
+    "methods",
+    "methods.compared",
+    "methods.explained",
+    "methods.measures",
+    "methods.directions",
+    "methods.fractions",
+    "methods.fill",
+    "methods.threshold",
+    "image_size",
+]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_option_is_looked_at(name: str) -> None:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    check_options(config)
+    free = re.compile("|".join(map(fnmatch.translate, FREE + ELSEWHERE)))
+    unwatched = [key for key, _ in flat(config) if wanted_of(key) is None]
+    assert not [key for key in unwatched if not free.match(key)]
+
+
+WRONG = {
+    "seed": (-1, r"a whole number in \[0, 2147483647\], not -1"),
+    "parallel": ("both", "one of jit, pmap, not 'both'"),
+    "on_bad_image": ("maybe", "one of stop, skip, not 'maybe'"),
+    "data.workers": (MOST_WORKERS + 1, rf"a whole number in \[0, {MOST_WORKERS}\], not"),
+    "labels.workers": (-1, r"a whole number in \[0, \d+\], not -1"),
+    "model.image_size": (-48, "a whole number from 0 up, not -48"),
+    "classifier.epochs": (0, "a whole number from 1 up, not 0"),
+    "classifier.batch_size": (-8, "a whole number from 1 up, not -8"),
+    "classifier.learning_rate": (float("nan"), "a number above 0, not nan"),
+    "affinity.learning_rate": (-0.1, "a number above 0, not -0.1"),
+    "classifier.weight_decay": (float("inf"), "a number from 0 up, not inf"),
+    "classifier.optimizer": ("adamm", "one of sgd, adamw, not 'adamm'"),
+    "affinity.compute": ("float8", "one of float32, bfloat16, not 'float8'"),
+    "classifier.jitter": ((0.2, 0.2, 0.2, 0.8), r"four numbers .* at most 0.5, not \(0.2, 0.2"),
+    "affinity.jitter": ((0.2,), r"four numbers from 0 up.*not \(0.2,\)"),
+    "methods.batch_size": (0.5, "a whole number from 1 up, not 0.5"),
+    "labels.alpha_low": ((1.0, 2.0), r"a number above 0, not \(1.0, 2.0\)"),
+    "classifier.accumulate": (True, "a whole number from 1 up, not True"),
+    "seeds.rules": ("pub", "one of published, stable, not 'pub'"),
+    "seeds.root": (0, "a number above 0, not 0"),
+    "seeds.background": ((0.2, 1.5), r"a number in \[0, 1\], or a tuple.*not \(0.2, 1.5\)"),
+    "labels.backend": ("exakt", "one of exact, jax, pydensecrf, not 'exakt'"),
+    "labels.crf.srgb": (0.0, "a number above 0, not 0.0"),
+    "labels.crf.iterations": (-1, "a whole number from 0 up, not -1"),
+    "affinity.radius": (1, "a whole number from 2 up, not 1"),
+    "affinity.features": (-3, "a whole number from 1 up, not -3"),
+    "walk.beta": ((4.0, -1.0), r"a number above 0, or a tuple of such candidates, not"),
+    "walk.log2_steps": (
+        (),
+        r"a whole number in \[0, 30\], or a tuple of such candidates, not \(\)",
+    ),
+    "walk.method": ("power", "one of exact, chebyshev, not 'power'"),
+    "methods.start_layer.rollout": (-1, "a whole number from 0 up, not -1"),
+    "report.extremes": (-1, "a whole number from 0 up, not -1"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_value_out_of_range_is_named(key: str) -> None:
+    value, message = WRONG[key]
+    with pytest.raises(ValueError, match=f"^config.{key} must be {message}"):
+        check_options(_changed({key: value}))
+
+
+TOGETHER = {
+    r"config.classifier.warmup_epochs must be less than classifier.epochs, 2, not 2": {
+        "classifier.epochs": 2,
+        "classifier.warmup_epochs": 2,
+    },
+    "config.model.image_size must be above 0 to train at, not 0": {"model.image_size": 0},
+    "config.labels.alpha_low must be at most alpha_high, 64, not 65": {"labels.alpha_low": 65.0},
+    "config.affinity.grid 13 must divide model.image_size 48": {"affinity.grid": 13},
+    "config.affinity.radius or grid: .* no pairs at radius 20": {"affinity.radius": 20},
+    "methods.compared has 'x'; there are rollout": {"methods.compared": ("rollout", "x")},
+    r"methods.fractions \(0.5, 0.1\) must increase": {"methods.fractions": (0.5, 0.1)},
+    "config.stages has no stage 'seed'; there are: classifier": {"stages": "classifier,seed"},
+}
+
+
+@pytest.mark.parametrize("message", TOGETHER)
+def test_what_does_not_fit_together_is_named(message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check_options(_changed(TOGETHER[message]))
+
+
+def _changed(options: dict) -> ConfigDict:
+    config = shapes.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(options)
+    return config
+
+
+def test_stages_that_do_not_run_are_left_alone() -> None:
+    odd = {"affinity.grid": 13, "affinity.radius": 20, "labels.alpha_low": 65.0}
+    check_options(_changed(odd | {"stages": "classifier,seeds"}))
+    check_options(_changed({"affinity.warmup_epochs": 99, "stages": "classifier"}))
+
+
+def test_the_limit_on_pixels_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITX_MAX_PIXELS", "many")
+    with pytest.raises(ValueError, match="VITX_MAX_PIXELS=many is no number of pixels"):
+        check_options(shapes.get_config())

@@ -1,0 +1,1046 @@
+"""Checkpoints: each family of names against its own layout, what is written, what is refused."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+import vitx
+from tests.small_models import filled, images_for, small_hybrid, small_vit
+from vitx.models.affinitynet import AffinityNet
+from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitx.models.resnet import ConvStem, ResNetV2
+from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.pipeline.affinity import initial_net
+from vitx.pipeline.classifier import _initial_model as initial_classifier
+from vitx.pipeline.seeds import make_seeds
+from vitx.weights import digest, load_classifier
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def resnet_hybrid(epsilon=1e-8):
+    return filled(
+        lambda: VisionTransformer(
+            width=64,
+            depth=1,
+            heads=1,
+            hidden=16,
+            patch=1,
+            num_classes=3,
+            preprocess=Preprocess(size=(32, 32)),
+            stem=ResNetV2((1, 2, 1), epsilon, rngs=nnx.Rngs(0)),
+            rngs=nnx.Rngs(0),
+        )
+    )
+
+
+def small_affinity_net(stem=lambda rngs: ConvStem((8, 16), stride=4, rngs=rngs), **changes):
+    options = {
+        "grid": (4, 6),
+        "preprocess": Preprocess(size=(16, 24)),
+        "hidden": 16,
+        "features": 8,
+        "groups": 4,
+    } | changes
+    return filled(lambda: AffinityNet(stem(nnx.Rngs(0)), rngs=nnx.Rngs(0), **options))
+
+
+def published_affinity_net():
+    return small_affinity_net(
+        lambda rngs: ResNetV2((1, 1, 1), 1e-6, rngs=rngs),
+        grid=(56, 56),
+        preprocess=Preprocess(size=(448, 448)),
+        hidden=32,
+        groups=32,
+    )
+
+
+def tensors_of(model, folder):
+    """The model's tensors under timm's names, which `test_written_axes` checks by hand."""
+    vitx.save(model, folder / "tensors_of.safetensors")
+    return load_file(folder / "tensors_of.safetensors")
+
+
+def weights_of(model):
+    return dict(nnx.to_flat_state(nnx.state(model)))
+
+
+def assert_same_weights(found, expected):
+    found, expected = weights_of(found), weights_of(expected)
+    assert found.keys() == expected.keys()
+    for path, variable in expected.items():
+        array, other = np.asarray(variable[...]), np.asarray(found[path][...])
+        assert array.dtype == other.dtype, path
+        np.testing.assert_array_equal(other, array, err_msg=str(path))
+
+
+def assert_one_line(error, *parts):
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 1000
+    for part in parts:
+        assert part in message
+
+
+MODELS = {
+    "vit": small_vit,
+    "light hybrid": small_hybrid,
+    "hybrid": resnet_hybrid,
+    "affinity": small_affinity_net,
+    "published affinity": published_affinity_net,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_load_gives_back_what_save_wrote(name, tmp_path):
+    model = MODELS[name]()
+    mean, std = (0.1, 0.2, 0.30000000000000004), (0.4, 1.5, 0.6)
+    model.preprocess = replace(model.preprocess, mean=mean, std=std)
+    vitx.save(model, tmp_path / "model.safetensors")
+    loaded = vitx.load(tmp_path)
+    assert type(loaded) is type(model)
+    assert_same_weights(loaded, model)
+    # The same heads, epsilons, preprocessing and grids: nothing would be traced anew.
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+
+
+def test_numbers_of_numpy_come_back_equal(tmp_path):
+    model = small_vit(norm_eps=np.float32(1e-5), heads=np.int64(2))
+    statistics = np.float32([0.1, 0.2, 0.3])
+    model.preprocess = Preprocess(statistics, statistics + 1, np.array([8, 12]))
+    vitx.save(model, tmp_path)
+    loaded = vitx.load(tmp_path)
+    assert loaded.preprocess == model.preprocess
+    assert loaded.preprocess.mean == tuple(statistics.tolist())
+    assert (loaded.norm.epsilon, loaded.blocks[0].attn.heads) == (np.float32(1e-5), 2)
+
+
+@pytest.mark.slow
+def test_the_same_model_makes_the_same_file(tmp_path):
+    model = vitx.create("vit_test_conv_s4_48", num_classes=3)
+    for name in ("a", "b"):
+        vitx.save(model, tmp_path / f"{name}.safetensors")
+    first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_load_gives_back_epsilons_and_heads(tmp_path):
+    model = small_vit(norm_eps=1e-12, final_norm_eps=3e-5, heads=3)
+    vitx.save(model, tmp_path / "new folder")
+    loaded = vitx.load(tmp_path / "new folder" / "model.safetensors")
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    told = vitx.load(tmp_path / "new folder", norm_eps=1e-6, num_heads=4)
+    assert nnx.graphdef(told) != nnx.graphdef(model)
+    assert (told.norm.epsilon, told.blocks[1].norm2.epsilon) == (1e-6, 1e-6)
+    assert told.blocks[0].attn.heads == 4
+    assert vitx.load(tmp_path / "new folder", final_norm_eps=1e-5).norm.epsilon == 1e-5
+    images, predict = images_for(model, 2), jax.jit(lambda model, images: model(images))
+    np.testing.assert_array_equal(predict(loaded, images), predict(model, images))
+    assert not np.array_equal(predict(told, images), predict(model, images))
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_stays_where_it_is_on(tmp_path):
+    model = filled(small_vit)
+    assert model.head.bias.dtype == np.float64
+    vitx.save(model, tmp_path / "m.safetensors")
+    assert_same_weights(vitx.load(tmp_path / "m.safetensors"), model)
+    single = vitx.load(tmp_path / "m.safetensors", dtype="float32")
+    assert {v.dtype for v in weights_of(single).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.slow
+@settings(max_examples=5)
+@given(
+    heads=st.integers(1, 3),
+    head_width=st.integers(1, 5),
+    depth=st.integers(1, 3),
+    hidden=st.integers(1, 9),
+    patch=st.integers(1, 4),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    num_classes=st.integers(1, 4),
+)
+def test_any_sizes_are_read_off_the_tensors(
+    tmp_path_factory, heads, head_width, depth, hidden, patch, grid, num_classes
+):
+    model = small_vit(
+        width=heads * head_width,
+        heads=heads,
+        depth=depth,
+        hidden=hidden,
+        patch=patch,
+        size=(grid[0] * patch, grid[1] * patch),
+        num_classes=num_classes,
+    )
+    path = tmp_path_factory.mktemp("sizes") / "model.safetensors"
+    vitx.save(model, path)
+    assert nnx.graphdef(vitx.load(path)) == nnx.graphdef(model)
+
+
+def test_written_axes(tmp_path):
+    model = resnet_hybrid()
+    tensors = tensors_of(model, tmp_path)
+    kernel = np.asarray(model.stem.stages[1][0].conv2.kernel[...])
+    written = tensors["patch_embed.backbone.stages.1.blocks.0.conv2.weight"]
+    for o, i, y, x in [(0, 1, 2, 0), (5, 100, 1, 2)]:
+        assert written[o, i, y, x] == kernel[y, x, i, o]
+    assert tensors["blocks.0.mlp.fc1.weight"][3, 60] == model.blocks[0].mlp.fc1.kernel[60, 3]
+
+    model = small_vit()  # 4 x 4 patches
+    written = tensors_of(model, tmp_path)["patch_embed.proj.weight"]
+    assert written.shape == (12, 3, 4, 4)
+    for d, c, y, x in [(0, 1, 2, 3), (11, 2, 0, 1)]:
+        assert written[d, c, y, x] == model.patch_embed.kernel[(y * 4 + x) * 3 + c, d]
+
+
+def test_torch_reads_what_save_wrote(tmp_path):
+    pytest.importorskip("torch")
+    from safetensors.torch import load_file as load_torch
+
+    vitx.save(small_vit(), tmp_path / "m.safetensors")
+    tensors = load_torch(tmp_path / "m.safetensors")
+    for name, array in load_file(tmp_path / "m.safetensors").items():
+        np.testing.assert_array_equal(tensors[name].numpy(), array)
+
+
+def test_save_refuses(tmp_path):
+    with pytest.raises(ValueError, match="cannot save a Linear"):
+        vitx.save(small_vit().head, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"m\.pth: vitx writes \.safetensors"):
+        vitx.save(small_vit(), tmp_path / "m.pth")
+    model = small_vit()
+    model.norm.bias.set_value(model.norm.bias[...].at[3].set(jnp.inf))
+    with pytest.raises(ValueError, match=r"norm\.bias has NaN or infinite"):
+        vitx.save(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_refuses_an_empty_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^the path is empty: give a \.safetensors file or a folder"
+    ):
+        vitx.save(small_vit(), "")
+    assert not list(tmp_path.iterdir())
+    vitx.save(small_vit(), ".")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_save_follows_a_link(tmp_path):
+    target, link = tmp_path / "store" / "weights", tmp_path / "m.safetensors"
+    link.symlink_to(target)  # which is not there yet
+    for model in (small_vit(), small_vit(depth=1)):
+        vitx.save(model, link)
+        assert link.is_symlink() and not target.is_symlink()
+        assert_same_weights(vitx.load(target), model)
+    assert [path.name for path in target.parent.iterdir()] == ["weights"]
+
+
+# Other families' names. Each is made from timm's tensors by its own documented layout.
+
+
+def split_qkv(tensors, block):
+    for kind in ("weight", "bias"):
+        parts = np.split(tensors[f"blocks.{block}.attn.qkv.{kind}"], 3)
+        yield kind, dict(zip(("query", "key", "value"), parts, strict=True))
+
+
+def hugging_face(tensors, spelling="file", prefix="vit."):
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "norm": "layernorm",
+    }
+    depth = 2
+    layer = {"file": "encoder.layer", "memory": "layers"}[spelling]
+    inner = {
+        "file": ("attention.output.dense", "intermediate.dense", "output.dense"),
+        "memory": ("attention.o_proj", "mlp.fc1", "mlp.fc2"),
+    }[spelling]
+    for n in range(depth):
+        names |= {
+            f"blocks.{n}.norm1": f"{layer}.{n}.layernorm_before",
+            f"blocks.{n}.norm2": f"{layer}.{n}.layernorm_after",
+            f"blocks.{n}.attn.proj": f"{layer}.{n}.{inner[0]}",
+            f"blocks.{n}.mlp.fc1": f"{layer}.{n}.{inner[1]}",
+            f"blocks.{n}.mlp.fc2": f"{layer}.{n}.{inner[2]}",
+        }
+    out = {}
+    for old, new in names.items():
+        for suffix in ("", ".weight", ".bias"):
+            if old + suffix in tensors:
+                out[prefix + new + suffix] = tensors[old + suffix]
+    for n in range(depth):
+        for kind, parts in split_qkv(tensors, n):
+            for part, array in parts.items():
+                name = (
+                    f"attention.attention.{part}"
+                    if spelling == "file"
+                    else f"attention.{part[0]}_proj"
+                )
+                out[f"{prefix}{layer}.{n}.{name}.{kind}"] = array
+    if "head.weight" in tensors and prefix:
+        out |= {f"classifier.{kind}": tensors[f"head.{kind}"] for kind in ("weight", "bias")}
+    return out
+
+
+def google(tensors, heads):
+    """Flax's axes: Dense (in, out), attention (in, heads, d) and (heads, d, out), Conv HWIO."""
+    names = {
+        "cls_token": "cls",
+        "pos_embed": "Transformer/posembed_input/pos_embedding",
+        "patch_embed.proj": "embedding",
+        "norm": "Transformer/encoder_norm",
+        "head": "head",
+        "patch_embed.backbone.stem.conv": "conv_root",
+        "patch_embed.backbone.stem.norm": "gn_root",
+    }
+    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    for n in range(depth):
+        block = f"Transformer/encoderblock_{n}"
+        names |= {
+            f"blocks.{n}.norm1": f"{block}/LayerNorm_0",
+            f"blocks.{n}.norm2": f"{block}/LayerNorm_2",
+            f"blocks.{n}.mlp.fc1": f"{block}/MlpBlock_3/Dense_0",
+            f"blocks.{n}.mlp.fc2": f"{block}/MlpBlock_3/Dense_1",
+        }
+    for s in range(3):
+        for b in range(4):
+            old, new = f"patch_embed.backbone.stages.{s}.blocks.{b}", f"block{s + 1}/unit{b + 1}"
+            names |= {f"{old}.downsample.conv": f"{new}/conv_proj"}
+            names |= {f"{old}.downsample.norm": f"{new}/gn_proj"}
+            names |= {f"{old}.conv{i}": f"{new}/conv{i}" for i in (1, 2, 3)}
+            names |= {f"{old}.norm{i}": f"{new}/gn{i}" for i in (1, 2, 3)}
+    out = {}
+    for old, new in names.items():
+        if old in tensors:
+            out[new] = tensors[old]
+        if f"{old}.weight" in tensors:
+            array = tensors[f"{old}.weight"]
+            leaf = "scale" if array.ndim == 1 else "kernel"
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            out[f"{new}/{leaf}"] = array
+        if f"{old}.bias" in tensors:
+            out[f"{new}/bias"] = tensors[f"{old}.bias"]
+    for name in out:
+        if "gn" in name:
+            out[name] = out[name].reshape(1, 1, 1, -1)
+    width = len(tensors["norm.weight"])
+    split = (heads, width // heads)
+    for n in range(depth):
+        attention = f"Transformer/encoderblock_{n}/MultiHeadDotProductAttention_1"
+        for kind, parts in split_qkv(tensors, n):
+            for part, array in parts.items():
+                if kind == "weight":
+                    out[f"{attention}/{part}/kernel"] = array.T.reshape(width, *split)
+                else:
+                    out[f"{attention}/{part}/bias"] = array.reshape(split)
+        proj = tensors[f"blocks.{n}.attn.proj.weight"]
+        out[f"{attention}/out/kernel"] = proj.T.reshape(*split, width)
+        out[f"{attention}/out/bias"] = tensors[f"blocks.{n}.attn.proj.bias"]
+    return out
+
+
+def square_vit(**changes):
+    return small_vit(**{"size": (16, 16), **changes})
+
+
+@pytest.mark.parametrize("spelling", ["file", "memory"])
+def test_hugging_face(tmp_path, spelling):
+    model = square_vit(norm_eps=1e-12)
+    tensors = hugging_face(tensors_of(model, tmp_path), spelling)
+    ignored = {"vit.pooler.dense.weight": np.ones((2, 2)), "vit.embeddings.mask_token": np.ones(3)}
+    save_file(tensors | ignored, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="give num_heads"):
+        vitx.load(tmp_path)
+    assert nnx.graphdef(vitx.load(tmp_path, num_heads=2)) == nnx.graphdef(model)
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    assert_same_weights(vitx.load(tmp_path), model)
+
+
+def test_hugging_face_files_beside_the_weights(tmp_path):
+    model = small_vit()
+    tensors = hugging_face(tensors_of(model, tmp_path))
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"num_attention_heads": 4, "layer_norm_eps": 1e-7, "image_size": [8, 12]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    loaded = vitx.load(tmp_path / "model.safetensors")
+    assert loaded.preprocess == Preprocess((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), (8, 12))
+    assert loaded.blocks[0].attn.heads == 4
+    assert (loaded.blocks[0].norm1.epsilon, loaded.norm.epsilon) == (1e-7, 1e-7)
+
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu_new"}))
+    with pytest.raises(ValueError, match="'gelu_new'"):
+        vitx.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"qkv_bias": False}))
+    with pytest.raises(
+        ValueError, match=r"config\.json: qkv_bias=False, which vitx does not compute"
+    ):
+        vitx.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": "12"}))
+    with pytest.raises(ValueError, match="num_heads must be a positive whole number, not '12'"):
+        vitx.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json beside it is damaged"):
+        vitx.load(tmp_path)
+
+
+def test_hugging_face_without_head_or_prefix(tmp_path):
+    model = square_vit()
+    path = tmp_path / "model.safetensors"
+    save_file(hugging_face(tensors_of(model, tmp_path), prefix=""), path)
+    with pytest.raises(ValueError, match=r"head\.weight is missing: give num_classes"):
+        vitx.load(path, num_heads=2)
+    loaded = vitx.load(path, num_heads=2, num_classes=3)
+    loaded.head = model.head
+    assert_same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("make", [square_vit, resnet_hybrid])
+def test_google(tmp_path, make):
+    model = make()
+    heads = model.blocks[0].attn.heads
+    np.savez(tmp_path / "weights.npz", **google(tensors_of(model, tmp_path), heads))
+    loaded = vitx.load(tmp_path / "weights.npz")
+    assert_same_weights(loaded, model)
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+
+
+def test_reproduction_hybrid(tmp_path):
+    model = resnet_hybrid(epsilon=1e-6)
+    tensors = {
+        name.replace("patch_embed.backbone.", "resnet_backbone."): array
+        for name, array in tensors_of(model, tmp_path).items()
+    }
+    save_file(tensors, tmp_path / "hybrid.safetensors")
+    loaded = vitx.load(tmp_path / "hybrid.safetensors")
+    assert_same_weights(loaded, model)
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+
+
+def test_reproduction_affinity_net(tmp_path):
+    model = published_affinity_net()
+    path = tmp_path / "affinity.safetensors"
+    save_file(tensors_of(model, tmp_path), path)  # without the metadata
+    loaded = vitx.load(path)
+    assert_same_weights(loaded, model)
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    other = vitx.load(path, image_size=(224, 448))
+    assert (other.grid, other.preprocess.size) == ((28, 56), (224, 448))
+    with pytest.raises(ValueError, match="AffinityNet, which has no num_classes"):
+        vitx.load(path, num_classes=20)
+
+
+def test_timm_conventions(tmp_path):
+    model = resnet_hybrid()
+    tensors = tensors_of(model, tmp_path)
+    save_file({f"module.{k}": v for k, v in tensors.items()}, tmp_path / "w.safetensors")
+    loaded = vitx.load(tmp_path / "w.safetensors")
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    assert loaded.preprocess == Preprocess(HALF, HALF, (32, 32))
+    for name in ("deit_small.safetensors", "facebook-dino.safetensors", "DeiT-x/model.safetensors"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path)
+        statistics = vitx.load(path).preprocess
+        assert (statistics.mean, statistics.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    config = {"pretrained_cfg": {"mean": [0.0, 0.1, 0.2], "std": [1.0, 1.0, 1.0]}}
+    (tmp_path / "DeiT-x" / "config.json").write_text(json.dumps(config))
+    assert vitx.load(tmp_path / "DeiT-x").preprocess.mean == (0.0, 0.1, 0.2)
+
+
+# timm's config.json: what the architecture and its arguments say beyond the tensors.
+
+
+def timm_folder(folder, model, config):
+    """A folder as timm's hub has it: model.safetensors without metadata, and config.json."""
+    save_file(tensors_of(model, folder), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "heads"),
+    [
+        ("vit_huge_patch14_224", 1280, 16),
+        ("vit_giant_patch14_224", 1408, 16),
+        ("vit_gigantic_patch14_224", 1664, 16),
+        ("vit_so400m_patch14_siglip_224", 1152, 16),
+        ("vit_giantopt_patch16_siglip_256", 1536, 16),
+        ("test_vit.r160_in1k", 64, 2),
+        ("deit_small_patch16_224", 384, 6),
+        ("vit_unknown_patch16_224", 128, 2),  # width / 64
+    ],
+)
+def test_timm_architectures_have_their_heads(tmp_path, architecture, width, heads):
+    model = square_vit(width=width, heads=heads, depth=1)
+    # A file with timm's metadata, "format" alone, is what timm's hub has.
+    for config in (
+        {"architecture": architecture},
+        {"pretrained_cfg": {"architecture": architecture}},
+    ):
+        loaded = vitx.load(timm_folder(tmp_path, model, config))
+        assert loaded.blocks[0].attn.heads == heads
+        assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    said = {"architecture": architecture, "model_args": {"num_heads": 1}}
+    assert vitx.load(timm_folder(tmp_path, model, said)).blocks[0].attn.heads == 1
+    assert vitx.load(tmp_path, num_heads=4).blocks[0].attn.heads == 4
+
+
+def test_timm_arguments_that_vitx_computes(tmp_path):
+    model = square_vit()
+    arguments = {
+        "num_heads": 2,
+        "img_size": 16,
+        "patch_size": [4, 4],
+        "embed_dim": 12,
+        "depth": 2,
+        "mlp_ratio": 20 / 12,
+        "in_chans": 3,
+        "num_classes": 3,
+        "global_pool": "token",
+        "qkv_bias": True,
+        "qk_norm": False,
+        "init_values": None,
+        "class_token": True,
+        "no_embed_class": False,
+        "reg_tokens": 0,
+        "pre_norm": False,
+        "fc_norm": None,
+        "act_layer": "gelu",
+        "norm_layer": "LayerNorm",
+        "drop_rate": 0.5,
+        "drop_path_rate": 0.1,
+        "dynamic_img_size": True,
+        "weight_init": "jax",
+        "anything": None,
+    }
+    statistics = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "input_size": [3, 99, 99]}
+    config = {"architecture": "vit_x", "global_pool": "token", "model_args": arguments}
+    loaded = vitx.load(timm_folder(tmp_path, model, config | {"pretrained_cfg": statistics}))
+    assert_same_weights(loaded, model)
+    assert loaded.preprocess == Preprocess((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (16, 16))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("act_layer", "quick_gelu", "act_layer='quick_gelu'"),
+        ("act_layer", "gelu_tanh", "act_layer='gelu_tanh'"),
+        ("norm_layer", "rmsnorm", "norm_layer='rmsnorm'"),
+        ("norm_layer", {"eps": 1e-5}, "norm_layer={'eps': 1e-05}"),
+        ("qkv_bias", False, "qkv_bias=False"),
+        ("proj_bias", False, "proj_bias=False"),
+        ("qk_norm", True, "qk_norm=True"),
+        ("init_values", 1e-5, "init_values=1e-05"),
+        ("class_token", False, "class_token=False"),
+        ("no_embed_class", True, "no_embed_class=True"),
+        ("reg_tokens", 4, "reg_tokens=4"),
+        ("pre_norm", True, "pre_norm=True"),
+        ("final_norm", False, "final_norm=False"),
+        ("fc_norm", True, "fc_norm=True"),
+        ("pos_embed", "none", "pos_embed='none'"),
+        ("patch_size", 8, "patch_size=8"),
+        ("in_chans", 1, "in_chans=1"),
+        ("global_pool", "avg", "global_pool='avg'"),
+        ("global_pool", "map", "global_pool='map'"),
+        ("global_pool", "", "global_pool=''"),
+        ("rope_type", "mixed", "rope_type='mixed'"),
+    ],
+)
+def test_timm_arguments_that_vitx_does_not_compute(tmp_path, key, value, shown):
+    config = {"architecture": "vit_x", "model_args": {"num_heads": 2, key: value}}
+    with pytest.raises(ValueError) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), config))
+    assert_one_line(
+        error, str(tmp_path), "config.json", f"model_args {shown}", "vitx does not compute"
+    )
+
+
+def test_timm_pooling_outside_of_the_arguments(tmp_path):
+    model = square_vit()
+    for pool in ("avg", "map", "", 3):
+        for config in ({"global_pool": pool}, {"pretrained_cfg": {"global_pool": pool}}):
+            with pytest.raises(ValueError, match=f"config.json.*global_pool={pool!r}"):
+                vitx.load(timm_folder(tmp_path, model, config), num_heads=2)
+    # The arguments count before what stands at the top, that before pretrained_cfg, as in timm.
+    said = {"global_pool": "avg", "model_args": {"global_pool": "token"}}
+    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
+    said = {"global_pool": "token", "pretrained_cfg": {"global_pool": "avg"}}
+    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
+
+
+def test_timm_lists_all_that_it_does_not_compute(tmp_path):
+    arguments = {"qk_norm": True, "act_layer": "silu", **{f"new_{n}": "x" * 99 for n in range(20)}}
+    with pytest.raises(ValueError) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), {"model_args": arguments}), num_heads=2)
+    assert_one_line(error, "model_args qk_norm=True, act_layer='silu', new_0=", "and 10 more")
+
+
+def test_timm_image_size(tmp_path):
+    model = square_vit()
+    config = {
+        "model_args": {"num_heads": 2, "img_size": [32, 8]}
+    }  # other cells: resampled, as in timm
+    loaded = vitx.load(timm_folder(tmp_path, model, config))
+    assert (loaded.preprocess.size, loaded.grid) == ((32, 8), (8, 2))
+    np.testing.assert_array_equal(loaded.pos_embed[...], model.pos_embed[...])  # as many cells
+    config = {"model_args": {"num_heads": 2, "img_size": 8}}
+    loaded = vitx.load(timm_folder(tmp_path, model, config))
+    assert_same_weights(loaded, vitx.load(tmp_path, image_size=8))
+    assert loaded.grid == (2, 2)
+    assert vitx.load(tmp_path, image_size=(16, 16)).grid == (4, 4)
+    wide = small_vit()  # 2 x 3 cells
+    config = {"model_args": {"num_heads": 2, "img_size": [8, 12]}}
+    assert nnx.graphdef(vitx.load(timm_folder(tmp_path, wide, config))) == nnx.graphdef(wide)
+    config = {"model_args": {"num_heads": 2, "img_size": 10**6}}
+    with pytest.raises(ValueError, match="img_size must be at most 8192"):
+        vitx.load(timm_folder(tmp_path, model, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"model_args": []}, "config.json: model_args must be an object, not \\[\\]"),
+        ({"pretrained_cfg": "x"}, "config.json: pretrained_cfg must be an object, not 'x'"),
+        ({"architecture": 3}, "config.json: architecture must be a text, not 3"),
+        ({"model_args": {"num_heads": "2"}}, "num_heads must be a positive whole number, not '2'"),
+    ],
+)
+def test_timm_configs_of_another_form(tmp_path, config, what):
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(timm_folder(tmp_path, square_vit(), config))
+    assert_one_line(error)
+
+
+def test_metadata_counts_before_timm_s_config(tmp_path):
+    vitx.save(square_vit(), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit3"}))
+    assert vitx.load(tmp_path).blocks[0].attn.heads == 2
+
+
+# What a caller may change.
+
+
+def cubic_matrix(old, new):
+    """Antialiased bicubic, (new, old): Keys' kernel with a = -1/2, widened when shrinking."""
+    scale = old / new
+    width = max(scale, 1.0)
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        for j in range(old):
+            t = abs((j + 0.5) - (i + 0.5) * scale) / width
+            if t < 1:
+                matrix[i, j] = 1.5 * t**3 - 2.5 * t**2 + 1
+            elif t < 2:
+                matrix[i, j] = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (20, 12), (4, 40)])
+def test_image_size_resamples_the_position_embedding(tmp_path, size):
+    model = square_vit()
+    save_file(tensors_of(model, tmp_path), tmp_path / "w.safetensors")
+    loaded = vitx.load(tmp_path / "w.safetensors", num_heads=2, image_size=size)
+    assert loaded.preprocess.size == size
+    grid = (size[0] // 4, size[1] // 4)
+    assert loaded.grid == grid
+    table = np.asarray(model.pos_embed[...], np.float64)[0]
+    rows, columns = cubic_matrix(4, grid[0]), cubic_matrix(4, grid[1])
+    cells = np.einsum("ia,jb,abd->ijd", rows, columns, table[1:].reshape(4, 4, -1))
+    expected = np.concatenate([table[:1], cells.reshape(-1, 12)])
+    np.testing.assert_allclose(loaded.pos_embed[0], expected, atol=1e-6)
+
+
+def test_image_size(tmp_path):
+    path, plain = tmp_path / "own.safetensors", tmp_path / "plain.safetensors"
+    model = small_vit()  # 2 x 3 patches
+    vitx.save(model, path)
+    save_file(load_file(path), plain)
+    assert vitx.load(path, image_size=(16, 24)).grid == (4, 6)
+    with pytest.raises(ValueError, match="pos_embed has 7 entries"):
+        vitx.load(plain, num_heads=2)
+    assert_same_weights(vitx.load(plain, num_heads=2, image_size=(8, 12)), model)
+    with pytest.raises(ValueError, match=r"\(10, 12\) is not a multiple of the patch, 4 pixels"):
+        vitx.load(path, image_size=(10, 12))
+    for equal in (np.array([16, 24]), [16, 24], (np.int64(16), 24), jnp.array([16, 24])):
+        assert vitx.load(path, image_size=equal).preprocess.size == (16, 24)
+    for side in (np.int64(12), np.array(12), jnp.array(12)):
+        assert vitx.load(path, image_size=side).preprocess.size == (12, 12)
+    for wrong in (0, (8, 12, 3), "224", (8, -12), 8.0, np.array([8.0, 12.0]), True, {8: 1, 12: 1}):
+        with pytest.raises(ValueError, match=r"^image_size must be a side or \(H, W\)"):
+            vitx.load(path, image_size=wrong)
+
+
+def test_counts_may_be_of_any_library(tmp_path):
+    path = tmp_path / "m.safetensors"
+    vitx.save(small_vit(), path)
+    for three in (np.int64(3), np.array(3), jnp.array(3)):
+        model = vitx.load(path, num_heads=three, num_classes=three, norm_eps=np.float32(0.5))
+        assert (model.blocks[0].attn.heads, model.num_classes) == (3, 3)
+        assert model.norm.epsilon == 0.5 and type(model.norm.epsilon) is float
+    for name in ("num_heads", "num_classes"):
+        for wrong in (3.0, np.float64(3), True, np.True_, np.array([3]), "3", 0):
+            with pytest.raises(ValueError, match=f"^{name} must be a positive whole number"):
+                vitx.load(path, **{name: wrong})
+    for wrong in (True, "1", 0, np.nan):
+        with pytest.raises(ValueError, match=r"^norm_eps must be a positive number"):
+            vitx.load(path, norm_eps=wrong)
+
+
+@pytest.mark.slow
+def test_num_classes_replaces_the_head(tmp_path):
+    model = small_vit()
+    path = tmp_path / "m.safetensors"
+    vitx.save(model, path)
+    assert_same_weights(vitx.load(path, num_classes=3), model)
+    loaded = vitx.load(path, num_classes=7)
+    assert loaded.num_classes == 7 and loaded.head.kernel.shape == (12, 7)
+    assert 0 < np.abs(loaded.head.kernel[...]).max() < 1
+    np.testing.assert_array_equal(loaded.head.bias[...], 0)
+    assert_same_weights(vitx.load(path, num_classes=7), loaded)
+    loaded.head = model.head
+    assert_same_weights(loaded, model)
+
+
+def test_hidden_layer_of_the_head(tmp_path):
+    tensors = tensors_of(square_vit(), tmp_path)
+    hidden = {"pre_logits.fc.weight": np.ones((12, 12), np.float32)}
+    save_file(tensors | hidden, tmp_path / "in21k.safetensors")
+    with pytest.raises(ValueError, match=r"pre_logits\.fc\.weight.* give num_classes"):
+        vitx.load(tmp_path / "in21k.safetensors", num_heads=2)
+    # The file's head reads the hidden layer, so it goes even where it has as many outputs.
+    loaded = vitx.load(tmp_path / "in21k.safetensors", num_heads=2, num_classes=3)
+    assert not np.array_equal(loaded.head.kernel[...].T, tensors["head.weight"])
+
+
+def test_dtype(tmp_path):
+    tensors = tensors_of(square_vit(), tmp_path)
+    path = tmp_path / "half.safetensors"
+    for half in (np.float16, ml_dtypes.bfloat16):
+        save_file({name: array.astype(half) for name, array in tensors.items()}, path)
+        loaded = vitx.load(path, num_heads=2)
+        assert loaded.norm.bias.dtype == np.float32
+        rounded = tensors["norm.bias"].astype(half).astype(np.float32)
+        np.testing.assert_array_equal(loaded.norm.bias[...], rounded)
+        assert vitx.load(path, num_heads=2, dtype=half).norm.bias.dtype == half
+    save_file({name: array.astype(np.float64) for name, array in tensors.items()}, path)
+    assert vitx.load(path, num_heads=2).norm.bias.dtype == np.float32
+    with pytest.raises(ValueError, match="float64 needs jax_enable_x64"):
+        vitx.load(path, num_heads=2, dtype="float64")
+    for wrong in ("int32", "floaty", 3):
+        with pytest.raises(ValueError, match="dtype must be a float type"):
+            vitx.load(path, num_heads=2, dtype=wrong)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["cls_token", "dist_token", "head_dist.weight"], "distilled DeiT"),
+        (["deit.embeddings.distillation_token"], "distilled DeiT"),
+        (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin"),
+        (["swin.encoder.layers.0.blocks.0.layernorm_before.weight"], "Swin"),
+        (["blocks.0.attn.q_bias", "blocks.0.gamma_1"], "BEiT"),
+        (["stem.0.weight", "stages.0.blocks.0.conv_dw.weight"], "ConvNeXt"),
+        (["cls_token", "blocks.0.ls1.gamma"], "layer scale"),
+        (["embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"], "layer scale"),
+        (["visual.class_embedding", "logit_scale"], "CLIP"),
+        (["vision_model.embeddings.class_embedding"], "CLIP"),
+        (["blocks.0.attn.qkv.weight", "fc_norm.weight"], "averages its tokens"),
+        (["blocks.0.attn.qkv.weight", "decoder_blocks.0.norm1.weight"], "masked autoencoder"),
+        (["blocks.0.mlp_tokens.fc1.weight"], "MLP-Mixer"),
+        (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "ResNet"),
+        (["bert.encoder.weight"], "no Vision Transformer's names.*bert.encoder.weight"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(tmp_path, names, what):
+    path = tmp_path / "w.safetensors"
+    save_file({f"module.{name}": np.ones((2, 2), np.float32) for name in names}, path)
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(path)
+    assert_one_line(error, str(path))
+
+
+def test_another_stem_is_refused(tmp_path):
+    tensors = tensors_of(resnet_hybrid(), tmp_path)
+    deeper = {"patch_embed.backbone.stages.3.blocks.0.conv1.weight": np.ones((2, 2, 1, 1))}
+    save_file(tensors | deeper, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no ResNetV2 of three stages"):
+        vitx.load(tmp_path / "w.safetensors")
+
+
+def safetensors_bytes(tensors):
+    from safetensors.numpy import save
+
+    return save(tensors)
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def zip_bytes():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("notes.txt", "no weights")
+    return buffer.getvalue()
+
+
+ONE = {"cls_token": np.ones((1, 1, 64), np.float32)}
+BAD_FILES = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"these are not the weights", "no .safetensors, PyTorch or .npz file"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    "truncated safetensors": (safetensors_bytes(ONE)[:-7], "damaged or no .safetensors file"),
+    "cut header": (safetensors_bytes(ONE)[:30], "damaged or no .safetensors file"),
+    "no tensors": (safetensors_bytes({}), "no tensors"),
+    "truncated npz": (npz_bytes(**ONE)[:-40], "damaged"),
+    "objects": (npz_bytes(cls=np.array([{}], object)), "cls is an array of objects"),
+    "another zip": (zip_bytes(), "a zip archive, but neither"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files(tmp_path, kind):
+    content, what = BAD_FILES[kind]
+    path = tmp_path / "weights.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        vitx.load(path)
+    assert_one_line(error, str(path), what)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder") as error:
+        vitx.load(tmp_path / "nothing.safetensors")
+    assert_one_line(error, "nothing.safetensors")
+    with pytest.raises(ValueError, match=r"the folder has no checkpoint.*model\.safetensors"):
+        vitx.load(tmp_path)
+
+
+def test_mismatch_lists_names_and_shapes(tmp_path):
+    tensors = tensors_of(square_vit(), tmp_path)
+    path = tmp_path / "w.safetensors"
+    changed = dict(tensors)
+    del changed["blocks.1.norm2.bias"]
+    changed["blocks.1.attn.proj.weight"] = np.ones((12, 13), np.float32)
+    changed["blocks.1.extra.weight"] = np.ones((2, 3), np.float32)
+    save_file(changed, path)
+    with pytest.raises(ValueError) as error:
+        vitx.load(path, num_heads=2)
+    assert_one_line(
+        error,
+        "- blocks.1.norm2.bias (12,)",
+        "- blocks.1.attn.proj.weight (12, 12)",
+        "+ blocks.1.attn.proj.weight (12, 13)",
+        "+ blocks.1.extra.weight (2, 3)",
+    )
+    far = {"blocks.999999999.norm1.bias": np.ones(12, np.float32)}
+    save_file(tensors | far, path)
+    with pytest.raises(ValueError, match=r"\+ blocks\.999999999\.norm1\.bias \(12,\)"):
+        vitx.load(path, num_heads=2)
+    save_file(tensors | {f"extra{i}": np.ones(1) for i in range(40)}, path)
+    with pytest.raises(ValueError, match="and 28 more"):
+        vitx.load(path, num_heads=2)
+    for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "head.weight"):
+        save_file({key: value for key, value in tensors.items() if key != name}, path)
+        with pytest.raises(ValueError, match=f"- {name} is missing"):
+            vitx.load(path, num_heads=2)
+    save_file(tensors | {"pos_embed": np.ones((17, 12), np.float32)}, path)
+    with pytest.raises(ValueError, match=r"pos_embed has shape \(17, 12\), where 3 axes"):
+        vitx.load(path, num_heads=2)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="width 12 is not a multiple of the number of heads, 5"):
+        vitx.load(path, num_heads=5)
+
+
+def test_values_that_are_no_weights(tmp_path):
+    tensors = tensors_of(square_vit(), tmp_path)
+    path = tmp_path / "w.safetensors"
+    for value in (np.nan, -np.inf):
+        bad = tensors["blocks.1.mlp.fc2.bias"].copy()
+        bad[4] = value
+        save_file(tensors | {"blocks.1.mlp.fc2.bias": bad}, path)
+        with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc2\.bias has NaN or infinite"):
+            vitx.load(path, num_heads=2)
+    save_file(tensors | {"norm.bias": np.ones(12, np.int8)}, path)
+    with pytest.raises(ValueError, match=r"norm\.bias holds int8"):
+        vitx.load(path, num_heads=2)
+    for metadata, what in (
+        ({"num_heads": "two"}, "metadata num_heads is no JSON"),
+        ({"std": "[0.5, 0, 0.5]"}, "std must be positive"),
+        ({"mean": "[0.5, 0.5]"}, "mean must be three numbers"),
+        ({"norm_eps": "-1"}, "norm_eps must be a positive number"),
+    ):
+        save_file(tensors, path, metadata)
+        with pytest.raises(ValueError, match=what):
+            vitx.load(path)
+
+
+# PyTorch's files.
+
+
+def test_torch_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"torch is missing: install vitx\[torch\]") as error:
+        vitx.load(tmp_path / "w.pth")
+    assert_one_line(error, "w.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_torch_files(tmp_path, zipped, wrapper):
+    torch = pytest.importorskip("torch")
+    model = square_vit()
+    state = {
+        f"module.{name}": torch.from_numpy(array.copy())
+        for name, array in tensors_of(model, tmp_path).items()
+    }
+    value = {"epoch": 3, wrapper: state} if wrapper else state
+    path = tmp_path / "w.pth"
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    assert_same_weights(vitx.load(path, num_heads=2), model)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError) as error:
+        vitx.load(path, num_heads=2)
+    assert_one_line(error, "damaged")
+
+
+class Planted:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_run_no_code(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "w.pth"
+    torch.save({"a": Planted(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError) as error:
+        vitx.load(path)
+    assert_one_line(error, "mkdir", "may run code")
+    path.write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    with pytest.raises(ValueError):
+        vitx.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torch_half_and_other_contents(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    state = {
+        name: torch.from_numpy(array.copy()).bfloat16()
+        for name, array in tensors_of(square_vit(), tmp_path).items()
+    }
+    torch.save(state, path)
+    loaded = vitx.load(path, num_heads=2)
+    np.testing.assert_array_equal(loaded.norm.bias[...], state["norm.bias"].float().numpy())
+    for value, what in (([1, 2], "holds a list"), ({"epoch": 3}, "no tensors")):
+        torch.save(value, path)
+        with pytest.raises(ValueError, match=what):
+            vitx.load(path)
+
+
+@pytest.mark.slow
+def test_vit_base_loads_in_seconds_and_twice_its_size(tmp_path):
+    path = tmp_path / "base.safetensors"
+    vitx.save(filled(lambda: vitx.create("vit_base_patch16_224")), path)
+    script = """
+        import sys, time
+        import jax, jax.numpy as jnp, vitx
+        from flax import nnx
+
+        def peak():
+            lines = open("/proc/self/status").read().splitlines()
+            return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+        jnp.zeros(1).block_until_ready()
+        before, start = peak(), time.perf_counter()
+        model = vitx.load(sys.argv[1])
+        jax.block_until_ready(nnx.state(model))
+        print(time.perf_counter() - start, peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    seconds, memory = map(float, done.stdout.split())
+    assert seconds < 5
+    assert memory <= 2 * path.stat().st_size
+
+
+def test_digest_follows_whatever_a_model_is_made_from(tmp_path):
+    def put(name, beside=None):
+        folder = tmp_path / name
+        vitx.save(small_vit(), folder)
+        if beside is not None:
+            (folder / "config.json").write_text(beside)
+        return digest(folder)
+
+    plain = put("a")
+    assert plain == put("b") == digest(tmp_path / "b" / "model.safetensors")
+    assert len({plain, put("c", "{}"), put("d", '{"mean": 1}'), put("deit")}) == 4
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        digest(tmp_path / "e")
+
+
+def test_an_affinity_net_is_no_classifier(tmp_path):
+    path = tmp_path / "model.safetensors"
+    vitx.save(small_affinity_net(), path)
+    for options in ({}, {"num_classes": 3}, {"num_heads": 2}, {"num_classes": 3, "image_size": 16}):
+        with pytest.raises(ValueError) as error:
+            load_classifier(path, **options)
+        assert_one_line(error, str(path), "holds an AffinityNet", "give a classifier's weights")
+    vitx.save(small_vit(), path)
+    loaded = load_classifier(path, num_heads=0, image_size=np.array([16, 24]), num_classes=0)
+    assert loaded.preprocess.size == (16, 24)
+
+
+def test_no_stage_takes_an_affinity_net_for_a_classifier(tmp_path):
+    vitx.save(small_affinity_net(), tmp_path)
+    model = SimpleNamespace(checkpoint=str(tmp_path), image_size=16)
+    sections = {"model": model, "seeds": None, "affinity": None}
+    finished = SimpleNamespace(folder=tmp_path)
+    run = SimpleNamespace(config=SimpleNamespace(**sections), finished=lambda name: finished)
+    for start in (
+        lambda: initial_classifier(run, 2),
+        lambda: initial_net(run),
+        lambda: make_seeds(run, finished),
+    ):
+        with pytest.raises(ValueError) as error:
+            start()
+        assert_one_line(error, str(tmp_path), "holds an AffinityNet", "give a classifier's weights")

@@ -1,0 +1,252 @@
+"""Loaders: batches of a source's examples.
+
+`training_loader` shuffles and augments: its batches follow from the seed alone, wherever it starts
+and however many workers it has. `evaluation_batches` goes through a split once, in order.
+"""
+
+import dataclasses
+import functools
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+
+from vitx.data import transforms
+from vitx.data.source import Example, Source, open_source
+from vitx.data.transforms import IGNORED, Augment, Preprocess
+from vitx.runtime.files import WorkdirError
+from vitx.runtime.workers import end_with
+
+__all__ = [
+    "Augment",
+    "EvaluationBatches",
+    "Example",
+    "Source",
+    "TrainingBatches",
+    "evaluation_batches",
+    "open_source",
+    "read_ahead",
+    "training_loader",
+]
+
+Batch = TypeVar("Batch")
+Extra = Callable[[str, bool], Mapping[str, np.ndarray]]
+
+
+def training_loader(
+    source: Source,
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    augment: Augment,
+    with_mask: bool | None = None,
+    extra: Extra | None = None,
+    workers: int = 0,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> "TrainingBatches":
+    """Shuffled, augmented batches from step `start_step` to the last of `epochs` epochs.
+
+    An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
+    (B, C) float32; with `with_mask` mask (B, H, W) uint8, moved like the image, 255 where that
+    moved in; and whatever arrays `extra(id, flipped)` returns, which is to mirror them itself.
+
+    The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
+    `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
+    epoch leaves out a random remainder of fewer than `batch_size` examples. `workers` other
+    processes decode and augment; 0 leaves that to a thread. Raises ValueError where sizes do
+    not fit.
+    """
+    index, count = shard
+    steps_per_epoch = len(source) // max(batch_size, 1)
+    steps = epochs * steps_per_epoch
+    if batch_size < 1 or not steps_per_epoch:
+        raise ValueError(
+            f"batch_size {batch_size} does not fit the source's {len(source)} examples"
+        )
+    if not 0 <= index < count or batch_size % count:
+        raise ValueError(f"shard {shard} does not divide a batch of {batch_size}")
+    if not 0 <= start_step <= steps:
+        raise ValueError(f"start_step {start_step} is not among the {steps} steps of training")
+    if extra is not None and augment.shift:
+        raise ValueError("augment.shift cannot move what `extra` adds; set it to 0")
+    if start_step == steps:
+        return TrainingBatches(iter(()))
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .slice(slice(0, steps_per_epoch * batch_size))
+        .repeat(epochs)  # shuffled anew each time
+        .random_map(_Prepare(preprocess, augment, bool(with_mask), extra))
+        .slice(slice(start_step * batch_size + index, None, count))
+        .batch(batch_size // count, drop_remainder=True)
+    )
+    if not workers:
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return TrainingBatches(iter(dataset.to_iter_dataset(reading)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    reading = grain.ReadOptions(num_threads=0)
+    begin = functools.partial(_begin, os.getpid())
+    return TrainingBatches(iter(dataset.to_iter_dataset(reading).mp_prefetch(options, begin)))
+
+
+def _begin(parent: int, worker: int, workers: int) -> None:
+    """What each loader process does first."""
+    del worker, workers
+    end_with(parent)
+
+
+class TrainingBatches(Iterator[dict[str, np.ndarray]]):
+    """See `training_loader`. `close`, or dropping the iterator, ends its thread or processes.
+
+    Raises WorkdirError where one of them died.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches = [batches]
+        # Also run when Python exits, before the modules that grain needs for closing are gone.
+        self.close = weakref.finalize(self, _close, self._batches)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self._batches:
+            raise StopIteration
+        try:
+            return next(self._batches[0])
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # grain's words
+                raise
+            raise WorkdirError(
+                "a loader process died (out of memory, or killed); with a smaller --config.data.workers there is "
+                "more memory for each. Start again with the same --workdir: finished work is kept"
+            ) from error
+
+
+def _close(batches: list[Iterator]) -> None:
+    iterator = batches.pop()
+    if isinstance(iterator, grain.DatasetIterator):
+        iterator.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    """Example and generator -> what the model trains on; always draws the same numbers."""
+
+    preprocess: Preprocess
+    augment: Augment
+    with_mask: bool
+    extra: Extra | None
+
+    def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        augment, size = self.augment, self.preprocess.size
+        flipped = bool(generator.random() < 0.5) and augment.flip
+        down, right = generator.integers(-augment.shift, augment.shift + 1, 2)
+
+        def move(array: np.ndarray, outside: int | None = None) -> np.ndarray:
+            array = transforms.mirror(array) if flipped else array
+            return transforms.shift(array, down, right, outside) if augment.shift else array
+
+        pixels = transforms.to_fractions(move(transforms.resize_image(example.image, size)))
+        pixels = transforms.colour_jitter(pixels, augment, generator)
+        prepared = {
+            "image": transforms.normalise_fractions(pixels, self.preprocess),
+            "labels": example.labels,
+        }
+        if self.with_mask:
+            prepared["mask"] = move(_mask(example, size), IGNORED)
+        if self.extra is not None:
+            prepared.update(self.extra(example.id, flipped))
+        return prepared
+
+
+def _mask(example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
+    if example.mask is None:
+        raise ValueError(f"{example.id} has no mask, but with_mask asks for one")
+    return example.mask if size is None else transforms.resize_mask(example.mask, size)
+
+
+class EvaluationBatches(Sequence[dict[str, Any]]):
+    """See `evaluation_batches`; `source` is what it goes through."""
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, batch_size: int, with_mask: bool
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but at least 1 is wanted")
+        self.source, self._preprocess = source, preprocess
+        self._batch_size, self._with_mask = batch_size, with_mask
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self._batch_size)
+
+    def places(self, index: int) -> range:
+        """Where in the source a batch's examples are, without repeats."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        start = index * self._batch_size
+        return range(start, min(start + self._batch_size, len(self.source)))
+
+    def ids(self, index: int) -> list[str]:
+        """The ids of a batch's examples, without repeats; nothing is decoded."""
+        return [self.source.identifier(place) for place in self.places(index)]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        places = self.places(index)
+        rows = np.arange(self._batch_size)
+        valid = rows < len(places)
+        examples = [self.source[places[row]] for row in np.minimum(rows, len(places) - 1)]
+        size = self._preprocess.size
+        images = np.stack([transforms.resize_image(example.image, size) for example in examples])
+        batch = {
+            "id": [example.id for example in examples],
+            "image": transforms.normalise(images, self._preprocess),
+            "labels": np.stack([example.labels for example in examples]),
+            "valid": valid,
+        }
+        if self._with_mask:
+            masks = [_mask(example) for example in examples]
+            if len({mask.shape for mask in masks}) == 1:
+                batch["mask"] = np.stack(masks)
+        return batch
+
+
+def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batch]:
+    """`batches[place]` for each place in order, read by threads while the device computes.
+
+    An error in reading is raised as it is, in the batch's turn. Then, or once the iterator is
+    closed, no further batch is begun.
+    """
+    ahead = min(4, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(ahead)
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for place in places:
+            waiting.append(pool.submit(batches.__getitem__, place))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def evaluation_batches(
+    source: Source, *, preprocess: Preprocess, batch_size: int, with_mask: bool = False
+) -> EvaluationBatches:
+    """The batches of a split, in order, all of one size: the last repeats its last example.
+
+    A sequence of dicts of id (list of B), image (B, H, W, 3) float32, normalised, at
+    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats; and with `with_mask`
+    mask (B, H, W) uint8 at the images' own size, where that is one size in the batch.
+    """
+    return EvaluationBatches(source, preprocess, batch_size, with_mask)

@@ -1,0 +1,124 @@
+"""Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from vitx import parallel, processes, weights
+from vitx.data import loader
+from vitx.models.affinitynet import AffinityNet
+from vitx.ops import Array
+from vitx.pipeline.artifacts import SPLITS, read_mask, seeded
+from vitx.pipeline.classifier import NO_STEM, WEIGHTS, augmentation
+from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
+from vitx.runtime.experiment import Run
+from vitx.runtime.workdir import Stage
+from vitx.training.optimizer import Loss, at_least_float32, minimise
+
+
+def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
+    """The loss of AffinityNet over the pairs of a batch of image (B, H, W, 3) and label (B, h, w)."""
+
+    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        pixel_features = nnx.merge(graph, params)(batch["image"])  # (B, h, w, C)
+        affinity = affinities(at_least_float32(pixel_features), radius)  # (B, P, h, w)
+        pairs = pair_labels(batch["label"], radius)
+        return affinity_loss(affinity, *pairs, axis_name=axis)["loss"]
+
+    return loss
+
+
+def train_affinity(run: Run, stage: Stage) -> None:
+    """Trains the classifier's stem and AffinityNet's head; keeps the weights of least validation loss."""
+    config = run.config.affinity
+    train, val = run.source(config.train_split), run.source(config.val_split)
+    labels = _Labels(run, train, val)
+    net = initial_net(run)
+    steps_per_epoch = len(train) // config.batch_size
+    graph, params = nnx.split(net)
+    loss, mode = pair_loss(graph, config.radius), run.config.parallel
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return loader.training_loader(
+            train,
+            preprocess=net.preprocess,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=run.config.seed + 1,
+            augment=augmentation(config),
+            workers=run.config.data.workers,
+            start_step=start_step,
+            extra=labels,
+            shard=processes.shard(),
+        )
+
+    def batch_loss(params: Any, batch: Mapping[str, Array]) -> Array:
+        axis = parallel.axis_of(mode)
+        return parallel.total(loss(params, batch, axis), axis)
+
+    here = parallel.local_mesh()
+    validation_loss = parallel.data_parallel(batch_loss, over=here, mode=mode)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        # The loss is a mean over the pairs of a batch, so its value is one of this batch size.
+        params = parallel.replicate(params, here)
+        batches = loader.evaluation_batches(
+            val, preprocess=net.preprocess, batch_size=config.batch_size
+        )
+        weighted = 0.0
+        for batch in loader.read_ahead(batches, processes.share(range(len(batches)))):
+            label = np.stack([labels(identifier, False)["label"] for identifier in batch["id"]])
+            label = np.where(batch["valid"][:, None, None], label, np.uint8(255))
+            arrays = {"image": batch["image"], "label": label}
+            padded, valid = parallel.pad_batch(arrays, here.size)
+            padded["label"][~valid] = 255
+            weighted += float(validation_loss(params, padded)) * batch["valid"].sum()
+        return {"loss": float(processes.total(np.array(weighted))) / len(val)}
+
+    best = minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch)
+    if processes.is_first():
+        weights.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
+
+
+def initial_net(run: Run) -> AffinityNet:
+    """AffinityNet on the trained classifier's stem, with a fresh head."""
+    config = run.config.affinity
+    classifier = weights.load_classifier(run.finished("classifier").folder)
+    if classifier.stem is None:
+        raise ValueError(NO_STEM)
+    return AffinityNet(
+        classifier.stem,
+        (config.grid, config.grid),
+        preprocess=classifier.preprocess,
+        hidden=config.features,
+        features=config.features,
+        rngs=nnx.Rngs(run.config.seed + 1),
+    )
+
+
+class _Labels:
+    """The confident labels by image id, in memory: one byte a grid cell."""
+
+    def __init__(self, run: Run, *sources: loader.Source):
+        stage = run.finished("labels")
+        labelled = {split: {*_ids(seeded(run, split))} for split in SPLITS}
+        self._labels = {}
+        for source in sources:
+            for identifier in _ids(source):
+                split = next((name for name in SPLITS if identifier in labelled[name]), None)
+                if split is None:
+                    raise ValueError(
+                        f"image {identifier} of affinity's split {source.split} has no label: its "
+                        "splits must lie within seeds.train_split and data.val_split"
+                    )
+                self._labels[identifier] = read_mask(stage, split, identifier)
+
+    def __call__(self, identifier: str, flipped: bool) -> dict[str, np.ndarray]:
+        label = self._labels[identifier]
+        return {"label": np.ascontiguousarray(label[:, ::-1]) if flipped else label}
+
+
+def _ids(source: loader.Source) -> list[str]:
+    return list(map(source.identifier, range(len(source))))

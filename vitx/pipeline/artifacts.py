@@ -1,0 +1,195 @@
+"""Per-image outputs of the pipeline: paths, reading and writing."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from vitx import processes
+from vitx.data import loader
+from vitx.data.palette import decode_mask, encode_mask, mask_text
+from vitx.runtime.experiment import Run
+from vitx.runtime.workdir import Stage, read_npz, write_bytes, write_npz
+
+SPLITS = ("train", "val")
+ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
+_STAMP = "stamp"  # of an .npz file: what made it, see `Stage.stamp`
+
+
+def seeded(run: Run, split: str) -> loader.Source:
+    """The images of "train" or "val" that get seeds and masks."""
+    config = run.config
+    return run.source(config.seeds.train_split if split == "train" else config.data.val_split)
+
+
+def missing_batches(
+    stage: Stage, batches: loader.EvaluationBatches, suffix: str, split: str
+) -> tuple[list[int], int, int]:
+    """This process's batches that lack the file of an image, how many images it has, and how many lie in other batches.
+
+    Batches are whole, so that an image's bits do not depend on when the run was stopped.
+
+    Raises:
+      ValueError: where a file that exists was made for another image or with other options.
+    """
+    mine = processes.share(range(len(batches)))
+    ids = {number: batches.ids(number) for number in mine}
+    finished = items_done(stage, suffix, split, [name for number in mine for name in ids[number]])
+    missing, images, left = [], 0, 0
+    for number in mine:
+        images += len(ids[number])
+        if not finished.issuperset(ids[number]):
+            missing.append(number)
+            left += len(ids[number])
+    return missing, images, images - left
+
+
+def items_done(stage: Stage, suffix: str, folder: str, identifiers: Sequence[str]) -> set[str]:
+    """The given ids whose file exists in a folder of the stage, each checked for its stamp.
+
+    Raises:
+      ValueError: where a file was made for another image or with other options.
+    """
+    there = stage.items_done(suffix, folder)
+    found = [identifier for identifier in identifiers if identifier in there]
+
+    def check(identifier: str) -> None:
+        if suffix == ".npz":
+            read_arrays(stage, folder, identifier, only=())
+        else:
+            _read_png(stage, folder, identifier)
+
+    with ThreadPoolExecutor(8) as pool:  # most of the time is spent on waiting for the disk
+        list(pool.map(check, found))
+    return set(found)
+
+
+def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
+    """Multi-hot labels (B, C) -> class indices int32 (B, width), -1 where an image has fewer."""
+    classes = np.full((len(labels), width), -1, np.int32)
+    for row, hot in enumerate(labels):
+        present = np.flatnonzero(hot)
+        classes[row, : len(present)] = present
+    return classes
+
+
+def cue_file(seeds: Stage, split: str, identifier: str) -> Path:
+    """The file of one image's cues in the folder of stage `seeds`."""
+    return seeds.item(identifier, ".npz", split)
+
+
+def write_cues(
+    seeds: Stage, split: str, identifier: str, cues: np.ndarray, classes: np.ndarray
+) -> None:
+    """Writes an image's cues (K, H, W) of the classes (K,) that are not padding, in half precision.
+
+    Raises:
+      FloatingPointError: where a cue is not finite.
+    """
+    path = cue_file(seeds, split, identifier)
+    if not np.isfinite(cues).all():
+        raise FloatingPointError(f"seeds: a cue is not finite, {path} is not written")
+    present = classes >= 0
+    arrays = {"cues": cues[present].astype(np.float16), "classes": classes[present]}
+    write_arrays(seeds, split, identifier, arrays)
+
+
+def read_cues(
+    seeds: Stage, split: str, identifier: str, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cues float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another image or with other options.
+    """
+    file = read_arrays(seeds, split, identifier)
+    count, *size = file["cues"].shape
+    width = count if width is None else width
+    cues = np.zeros((width, *size), np.float32)
+    classes = np.full(width, -1, np.int32)
+    cues[:count], classes[:count] = file["cues"], file["classes"]
+    return cues, classes
+
+
+def count_cues(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
+    """How many cues an image has, and how many of them are flat: zero everywhere, of no contrast."""
+    cues = read_arrays(seeds, split, identifier)["cues"]
+    return len(cues), int((~cues.any((1, 2))).sum())
+
+
+def write_arrays(
+    stage: Stage, folder: str, identifier: str, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes an item's arrays as an .npz file in a folder of the stage, with the stage's stamp."""
+    stamp = np.array(stage.stamp(identifier, folder))
+    write_npz(stage.item(identifier, ".npz", folder), {**arrays, _STAMP: stamp})
+
+
+def read_arrays(
+    stage: Stage, folder: str, identifier: str, only: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """An item's arrays, all or the named ones, as `write_arrays` wrote them.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another item or with other options.
+    """
+    path = stage.item(identifier, ".npz", folder)
+    try:
+        arrays = read_npz(path, None if only is None else (*only, _STAMP))
+    except FileNotFoundError:
+        raise stage.missing(path) from None
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+    stamp = arrays.pop(_STAMP, None)
+    stage.require_stamp(path, None if stamp is None else str(stamp), identifier, folder)
+    return arrays
+
+
+def crf_folder(alpha: str, split: str) -> str:
+    """The folder of the masks by the CRF of "low" or "high" alpha, in the folder of stage `labels`."""
+    return f"{alpha}/{split}"
+
+
+def write_mask(stage: Stage, folder: str, identifier: str, mask: np.ndarray) -> None:
+    """Writes an image's mask or labels uint8 (H, W) as a palette PNG in a folder of the stage."""
+    data = encode_mask(mask, stage.stamp(identifier, folder))
+    write_bytes(stage.item(identifier, ".png", folder), data)
+
+
+def read_mask(stage: Stage, folder: str, identifier: str) -> np.ndarray:
+    """An image's mask or labels uint8 (H, W), as `write_mask` wrote it.
+
+    Raises:
+      ValueError: where the file is missing or damaged, or was made for another image or with other options.
+    """
+    data = _read_png(stage, folder, identifier)
+    try:
+        return decode_mask(data, str(stage.item(identifier, ".png", folder)))
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+
+
+def _read_png(stage: Stage, folder: str, identifier: str) -> bytes:
+    """The bytes of an item's PNG, checked for its stamp."""
+    path = stage.item(identifier, ".png", folder)
+    try:
+        data = path.read_bytes()
+        stamp = mask_text(data, str(path))
+    except FileNotFoundError:
+        raise stage.missing(path) from None
+    except ValueError as error:
+        raise ValueError(f"{error}; {stage.remedy()}") from error
+    stage.require_stamp(path, stamp, identifier, folder)
+    return data
+
+
+def pool_factor(image_size: int, grid: int) -> int:
+    """Pixels of the model's input along a cell of AffinityNet's grid, 8 as published.
+
+    Raises:
+      ValueError: where the grid does not divide the input.
+    """
+    if grid < 1 or image_size % grid:
+        raise ValueError(f"config.affinity.grid {grid} must divide model.image_size {image_size}")
+    return image_size // grid

@@ -1,0 +1,149 @@
+"""Stage `classifier`: a hybrid ViT learns which classes an image shows, from image-level labels."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from vitx import parallel, processes, weights
+from vitx.data import loader
+from vitx.evaluation.metrics import average_precision_multilabel, by_class
+from vitx.models.registry import create
+from vitx.ops import Array
+from vitx.runtime.experiment import Run, wanted_stages
+from vitx.runtime.workdir import Stage, write_json
+from vitx.training.optimizer import Loss, at_least_float32, minimise
+
+WEIGHTS = "model.safetensors"
+NO_STEM = (
+    "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity out of "
+    "config.stages"
+)
+
+
+def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
+    """Mean over classes of the binary cross-entropy of sigmoid(logits): (B, C), (B, C) in {0, 1} -> (B,)."""
+    return optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+
+
+def image_loss(graph: nnx.GraphDef) -> Loss:
+    """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C)."""
+
+    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        logits = nnx.merge(graph, params)(batch["image"])
+        losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
+        return losses.sum() / parallel.total(jnp.ones_like(losses).sum(), axis)
+
+    return loss
+
+
+def train_classifier(run: Run, stage: Stage) -> None:
+    """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
+    config = run.config.classifier
+    train, selection = run.source(config.train_split), run.source(config.val_split)
+    model = _initial_model(run, len(train.classes) - 1)
+    if model.stem is None and "affinity" in wanted_stages(run.config):
+        raise ValueError(NO_STEM)
+    seeded = "seeds" in run.config and "seeds" in wanted_stages(run.config)
+    start = run.config.seeds.start_layer if seeded else 0
+    if start >= len(model.blocks):
+        raise ValueError(
+            f"config.seeds.start_layer {start} must be less than the model's {len(model.blocks)} blocks"
+        )
+    steps_per_epoch = len(train) // config.batch_size
+    graph, params = nnx.split(model)
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return loader.training_loader(
+            train,
+            preprocess=model.preprocess,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=run.config.seed,
+            augment=augmentation(config),
+            workers=run.config.data.workers,
+            start_step=start_step,
+            shard=processes.shard(),
+        )
+
+    def evaluate(params: Any) -> dict[str, float]:
+        model = nnx.merge(graph, params)
+        scores = validate(model, selection, config.batch_size, run.config.parallel)
+        return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
+
+    best = nnx.merge(
+        graph,
+        minimise(run, stage, config, params, image_loss(graph), batches, evaluate, steps_per_epoch),
+    )
+    scores = validate(
+        best, run.source(run.config.data.val_split), config.batch_size, run.config.parallel
+    )
+    if processes.is_first():
+        weights.save(best, stage.folder / WEIGHTS)
+        write_json(stage.folder / "scores.json", scores)
+
+
+def validate(
+    model: Any, source: loader.Source, batch_size: int, mode: str = "jit"
+) -> dict[str, Any]:
+    """Multi-label scores of a classifier.
+
+    Returns:
+      loss, map (mean over classes of the average precision) and average_precision by class name, fractions,
+      None where no image shows the class, or any.
+    """
+    batches = loader.evaluation_batches(source, preprocess=model.preprocess, batch_size=batch_size)
+    local, predict = parallel.replicate(model, parallel.local_mesh()), _predictor(mode)
+    numbers = processes.share(range(len(batches))) or [0]  # none to do: one whose rows are dropped
+    rows = []
+    for batch in loader.read_ahead(batches, numbers):
+        logits, losses = predict(local, batch["image"], batch["labels"])
+        rows.append((logits, losses, batch["labels"], batch["valid"]))
+    stacked = [np.stack(column) for column in zip(*rows, strict=True)]  # (batches, B, ...)
+    columns = processes.gather_rows(stacked, len(batches))
+    logits, losses, labels, valid = (x.reshape(-1, *x.shape[2:]) for x in columns)
+    if labels[valid].any():
+        precision, mean = average_precision_multilabel(logits[valid], labels[valid])
+    else:  # images of nothing but background: there is a loss all the same
+        precision, mean = np.full(labels.shape[1], np.nan), None
+    return {
+        "loss": float(losses[valid].mean()),
+        "map": mean,
+        "average_precision": by_class(source.classes[1:], precision),
+    }
+
+
+@functools.cache
+def _predictor(mode: str) -> Callable[..., Any]:
+    def predict(model: Any, images: Array, labels: Array) -> tuple[Array, Array]:
+        logits = model(images)
+        return logits, multilabel_soft_margin(logits, labels)
+
+    return parallel.per_example(predict, mode=mode)
+
+
+def augmentation(config: Any) -> loader.Augment:
+    """The augmentation that a stage's config names."""
+    brightness, contrast, saturation, hue = config.jitter
+    return loader.Augment(
+        flip=config.flip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+    )
+
+
+def _initial_model(run: Run, num_classes: int) -> Any:
+    config = run.config.model
+    if config.checkpoint:
+        return weights.load_classifier(
+            config.checkpoint, image_size=config.image_size, num_classes=num_classes
+        )
+    if processes.is_first():
+        print(
+            "classifier: config.model.checkpoint is empty, so it learns from random weights",
+            file=sys.stderr,
+        )
+    return create(config.name, num_classes, config.image_size, seed=run.config.seed)

@@ -1,0 +1,121 @@
+"""A grid of images against methods, as in the papers' appendices: a row for the predicted, one for the target class."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vitx import parallel
+from vitx.data import loader
+from vitx.data.class_names import IMAGENET_CLASSES, imagenet_names
+from vitx.evaluation.comparison import Comparison
+from vitx.evaluation.perturbation import explain_pixels
+from vitx.models.vit import VisionTransformer
+from vitx.pipeline.methods import Batches, chosen_images, classifier, fits, precision
+from vitx.pipeline.methods_section import title
+from vitx.report import page as report
+from vitx.report.page import Section
+from vitx.runtime.experiment import Run
+from vitx.runtime.paths import absolute
+from vitx.runtime.workdir import Stage
+
+
+def write_gallery(run: Run, stage: Stage) -> None:
+    """Command `gallery`: writes the grid alone, `gallery.html` in the workdir."""
+    page = stage.folder / "gallery.html"
+    report.write_report(
+        page,
+        title=f"vitx: explanation methods on {run.config.data.name}",
+        results={"options": run.config.to_dict()},
+        sections=[Section("Explanation methods", pictures(run))],
+    )
+    print(f"page: {absolute(page)}")
+
+
+def pictures(run: Run) -> list[object]:
+    """The grid of `config.report.images` images, evenly spaced over val, and what explains it.
+
+    There are rows for the target class only where the dataset's classes are the model's.
+    """
+    config, source = run.config, run.source(run.config.data.val_split)
+    comparison = Comparison.from_config(config.methods)
+    if config.report.images < 1:
+        return []
+    with precision(config.model):
+        model = classifier(run)
+        if not fits(model, source):
+            comparison = replace(comparison, explained=("predicted",))
+        by_class = "target" in comparison.explained
+        chosen = chosen_images(source, config.report.images, one_class=by_class)
+        rows, names = [], []
+        for name, row in _rows(run, source, model, comparison, chosen):
+            rows.append(row)
+            names.append(name)
+    grid = report.picture_rows(
+        ["image", *map(title, comparison.methods)], rows, "Each method's map", names=names
+    )
+    return [
+        f"{len(chosen)} images, evenly spaced over {source.split}. Methods that know no class have one map an image.",
+        grid,
+        report.colour_scale(),
+    ]
+
+
+def _rows(
+    run: Run,
+    source: loader.Source,
+    model: VisionTransformer,
+    comparison: Comparison,
+    chosen: Sequence[int],
+) -> Iterator[tuple[str, list[Any]]]:
+    """The name and the cells of each row."""
+    batch_size = min(run.config.methods.batch_size, len(chosen))
+    batches = Batches(source, chosen, model, batch_size, with_masks=False)
+    names = _class_names(model.num_classes, source)
+    mean, std = model.preprocess.mean, model.preprocess.std
+    spread = parallel.replicate(model, parallel.local_mesh())
+    explain = parallel.per_example(
+        lambda model, pixels, targets: explain_pixels(
+            model, comparison, pixels, targets, mean, std
+        ),
+        mode=run.config.parallel,
+    )
+    for number, batch in enumerate(batches):
+        run.stop.check()
+        logits, maps = explain(spread, batch["pixels"], batch["target"])
+        for row, place in enumerate(batches.places(number)):
+            classes = {"predicted": int(logits[row].argmax()), "target": int(batch["target"][row])}
+            for kinds in _grouped(comparison.explained, classes):
+                named = f"{' and '.join(kinds)}: {names[classes[kinds[0]]]}"
+                yield named, _cells(source[place], comparison, kinds[0], maps[row], named)
+
+
+def _cells(
+    example: loader.Example, comparison: Comparison, kind: str, maps: np.ndarray, named: str
+) -> list[Any]:
+    cells: list[Any] = [(example.image, f"image {example.id}")]
+    for method in comparison.methods:
+        if (method, kind) not in comparison.columns:
+            cells.append(None)
+            continue
+        heatmap = maps[comparison.columns.index((method, kind))]
+        overlay = report.heatmap_overlay(example.image, heatmap)
+        cells.append((overlay, f"{title(method)} of image {example.id}, {named}"))
+    return cells
+
+
+def _class_names(count: int, source: loader.Source) -> Sequence[str]:
+    """Of the model's outputs: the dataset's where there are as many, or ImageNet's."""
+    if count == len(source.classes) - 1:
+        return source.classes[1:]
+    if count == IMAGENET_CLASSES:
+        return imagenet_names()
+    return [f"class {index}" for index in range(count)]
+
+
+def _grouped(explained: Sequence[str], classes: dict[str, int]) -> list[list[str]]:
+    """The kinds of class that get a row each: one row where predicted and target are the same."""
+    if len({classes[kind] for kind in explained}) == 1:
+        return [list(explained)]
+    return [[kind] for kind in explained]

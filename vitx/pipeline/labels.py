@@ -1,0 +1,169 @@
+"""Stage `labels`: a dense CRF turns cues into masks, and into confident labels for AffinityNet to learn from."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitx import processes
+from vitx.data import loader
+from vitx.data.transforms import resize_maps
+from vitx.device_memory import remedy
+from vitx.pipeline.artifacts import (
+    ALPHAS,
+    SPLITS,
+    crf_folder,
+    items_done,
+    pool_factor,
+    read_cues,
+    seeded,
+    write_mask,
+)
+from vitx.pseudomasks.crf import (
+    CRFParameters,
+    background_channel,
+    confident_labels,
+    dense_crf,
+    pool_posteriors,
+)
+from vitx.runtime import workers
+from vitx.runtime.experiment import Run
+from vitx.runtime.progress import progress
+from vitx.runtime.workdir import Stage
+
+
+class CRFOptions(NamedTuple):
+    """What decides an image's labels.
+
+    Attributes:
+      parameters: of the CRF.
+      alphas: of the background, low and high.
+      backend: see `dense_crf`.
+      grid: side of AffinityNet's grid.
+      pool: pixels of the classifier's input along a cell of the grid.
+    """
+
+    parameters: CRFParameters
+    alphas: tuple[float, float]
+    backend: str
+    grid: int
+    pool: int
+
+    @classmethod
+    def from_config(cls, config: Any) -> "CRFOptions":
+        """As `config.labels`, `config.affinity.grid` and `config.model` say."""
+        labels = config.labels
+        return cls(
+            CRFParameters(**labels.crf),
+            (labels.alpha_low, labels.alpha_high),
+            labels.backend,
+            config.affinity.grid,
+            pool_factor(config.model.image_size, config.affinity.grid),
+        )
+
+
+class Cued(NamedTuple):
+    """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding.
+
+    K is the image's own number with pydensecrf, and otherwise padded, since JAX compiles for each.
+    """
+
+    id: str
+    image: np.ndarray
+    cues: np.ndarray
+    classes: np.ndarray
+
+
+class Labelled(NamedTuple):
+    """An image's id, its masks uint8 (2, H, W) at low and at high alpha, and its labels uint8 (h, w), 255 neutral."""
+
+    id: str
+    masks: np.ndarray
+    labels: np.ndarray
+
+
+def make_labels(run: Run, stage: Stage) -> None:
+    """Writes masks by the CRF, and labels, for each seeded image.
+
+    `low/<split>/<id>.png` and `high/<split>/<id>.png` are masks at the image's size, with the background's low and high
+    alpha; `<split>/<id>.png` labels on AffinityNet's grid, 255 neutral.
+    """
+    config, options = run.config.labels, CRFOptions.from_config(run.config)
+    label = partial(crf_labels, options)
+    for split in SPLITS:
+        source = seeded(run, split)
+        mine = processes.share(range(len(source)))
+        ids = [source.identifier(place) for place in mine]
+        folders = (split, *(crf_folder(name, split) for name in ALPHAS))
+        done = set.intersection(*(items_done(stage, ".png", folder, ids) for folder in folders))
+        missing = [place for place, name in zip(mine, ids, strict=True) if name not in done]
+        apart = config.backend == "pydensecrf"
+        cued = _cued(run, source, split, missing, None if apart else source.most_classes)
+        results = (
+            workers.in_processes(label, cued, config.workers)
+            if apart
+            # Products of whole kernels keep all cores busy, and take gigabytes.
+            else workers.on_devices(label, cued, 1 if config.backend == "exact" else config.workers)
+        )
+        with (
+            progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar,
+            contextlib.closing(results),
+        ):
+            for found in results:
+                for name, mask in zip(ALPHAS, found.masks, strict=True):
+                    write_mask(stage, crf_folder(name, split), found.id, mask)
+                write_mask(stage, split, found.id, found.labels)
+                bar.advance()
+                run.stop.check()
+
+
+def _cued(
+    run: Run, source: loader.Source, split: str, places: list[int], width: int | None
+) -> Iterator[Cued]:
+    seeds = run.finished("seeds")
+    for example in loader.read_ahead(source, places):
+        yield Cued(example.id, example.image, *read_cues(seeds, split, example.id, width))
+
+
+def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
+    """The masks and the labels of one image.
+
+    Raises:
+      FloatingPointError: where its cues or posteriors are not finite.
+      MemoryError: where its CRF does not fit in the device's memory.
+    """
+    if not np.isfinite(item.cues).all():
+        raise FloatingPointError(f"labels: the cues of image {item.id} are not finite")
+    height, width = item.image.shape[:2]
+    with remedy(
+        f"labels: the CRF of image {item.id} ({height} x {width}, {1 + len(item.classes)} labels) does not fit in the "
+        "device's memory: scale the image down, or take --config.labels.backend=pydensecrf. Finished work is kept"
+    ):
+        posteriors = crf_posteriors(options, item)
+    if not np.isfinite(posteriors).all():
+        raise FloatingPointError(f"labels: the CRF's posteriors of image {item.id} are not finite")
+    names = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
+    pooled = pool_posteriors(posteriors, (options.grid, options.grid), options.pool)
+    labels = confident_labels(pooled[:1], pooled[1:], item.classes[None])[0]
+    return Labelled(item.id, names[posteriors.argmax(1)], labels)
+
+
+def crf_probabilities(options: CRFOptions, item: Cued) -> np.ndarray:
+    """What the CRF starts from, (2, 1 + K, H, W): background and classes, at low and at high alpha."""
+    foreground = resize_maps(item.cues, item.image.shape[:2])  # (K, H, W)
+    backgrounds = np.stack([background_channel(foreground, alpha) for alpha in options.alphas])
+    foregrounds = np.broadcast_to(foreground, (2, *foreground.shape))
+    return np.concatenate([backgrounds[:, None], foregrounds], 1)
+
+
+def crf_posteriors(options: CRFOptions, item: Cued) -> np.ndarray:
+    """Posteriors (2, 1 + K, H, W) of background and classes, 0 for padding, at low and at high alpha."""
+    return dense_crf(
+        item.image[None],
+        crf_probabilities(options, item)[None],
+        parameters=options.parameters,
+        present=np.concatenate([[True], item.classes >= 0])[None],
+        backend=options.backend,
+    )[0]

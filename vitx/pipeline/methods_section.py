@@ -1,0 +1,199 @@
+"""The comparison of methods for readers: tables, the papers' figures beside ours, curves."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vitx.evaluation.comparison import STABLE, Comparison, method_of
+from vitx.evaluation.published import PUBLISHED
+from vitx.relevance.methods import REGISTRY
+from vitx.report import page as report
+from vitx.report.page import Section
+
+_PERTURBED = {
+    "negative_predicted": "negative, predicted",
+    "negative_target": "negative, target",
+    "positive_predicted": "positive, predicted",
+    "positive_target": "positive, target",
+}
+_SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
+_CAPTIONS = {"perturbation": "Perturbation AUC", "segmentation": "Segmentation"}
+_PUBLISHED_FINAL_NORM_EPS = 1e-5
+_BETTER = {"positive": "lower is better", "negative": "higher is better"}
+
+
+def title(method: str) -> str:
+    """A method's name on the page: "LRP, stable" for "lrp/stable"."""
+    name = method_of(method).title
+    return f"{name}, stable" if method.endswith(STABLE) else name
+
+
+def methods_table(
+    methods: dict[str, Any], *, intervals: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows (one a method) of the comparison in percent, or of its 95 % intervals."""
+    shown = {
+        (measure, key): header
+        for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED))
+        for key, header in headers.items()
+        if any(key in figures for figures in methods.get(measure, {}).values())
+    }
+    rows = []
+    for method in _names(methods):
+        figures = [methods[measure][method].get(key, {}) for measure, key in shown]
+        rows.append([title(method), *(_cell(figure, intervals) for figure in figures)])
+    return ["method", *shown.values()], rows
+
+
+def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows (one a figure that [Re] printed): ours with its interval, the paper's, the difference."""
+    rows = []
+    for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED)):
+        for method, figures in methods.get(measure, {}).items():
+            for key, paper in PUBLISHED[measure].get(method, {}).items():
+                if key in figures:
+                    ours = _value(figures[key])
+                    rows.append(
+                        [
+                            title(method),
+                            headers[key],
+                            report.percent(ours, 2),
+                            _cell(figures[key], interval=True),
+                            report.percent(paper, 2),
+                            f"{100 * (ours - paper):+.2f}",
+                        ]
+                    )
+    return ["method", "figure", "ours", "95 % interval", "published", "difference"], rows
+
+
+def departures(config: Any) -> list[str]:
+    """Settings that differ from the published tables ([Re], Tables 2 and 3); data and weights are not compared."""
+    ours, usual = Comparison.from_config(config.methods), Comparison()
+    names = ("explained", "fractions", "fill", "threshold")
+    found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]
+    if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
+        found = [text for text in found if not text.startswith("explained")]
+    starts = dict(ours.start_layers)
+    for name, method in REGISTRY.items():
+        if method.published_start_layer not in (None, start := starts.get(name, 0)):
+            found.append(f"start layer of {name} {start}")
+    if (epsilon := config.model.get("final_norm_eps")) != _PUBLISHED_FINAL_NORM_EPS:
+        found.append(f"epsilon of the final norm {epsilon or 'as in the file'}")
+    if config.methods.images:
+        found.append(f"{config.methods.images} images")
+    return found
+
+
+def methods_section(
+    methods: dict[str, Any], *, differing: Sequence[str] | None, pictures: Sequence[object] = ()
+) -> Section:
+    """All figures and curves of the comparison; `pictures` come last.
+
+    `differing` is what `departures` found, None where the published figures are no yardstick.
+    """
+    body: list[object] = [_explained(methods)]
+    body.append(
+        report.table(
+            *methods_table(methods),
+            " and ".join(_CAPTIONS[m] for m in _CAPTIONS if m in methods) + ", %",
+        )
+    )
+    body.append(
+        report.fold(
+            "95 % bootstrap intervals over the images",
+            report.table(*methods_table(methods, intervals=True), "Intervals, %"),
+        )
+    )
+    if differing is not None:
+        if differing:
+            body.append(f"Not as published: {', '.join(differing)}.")
+        body.append(report.table(*beside_published(methods), "Beside the published figures, %"))
+    if methods["constant_maps"]:
+        counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
+        body.append(f"Maps without any contrast, which tell nothing: {counts}.")
+    body.append(report.charts(*_curves(methods)))
+    if "perturbation" in methods:
+        accuracies = report.table(*accuracies_table(methods), "Accuracy, %")
+        body.append(report.fold("Accuracy at each fraction of pixels removed", accuracies))
+    return Section("Explanation methods", [*body, *pictures])
+
+
+def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the accuracy at each fraction of pixels removed."""
+    fractions = [f"{100 * fraction:g} %" for fraction in methods["fractions"]]
+    rows = [
+        [title(method), _PERTURBED[key], *map(report.percent, figures[key]["accuracy"])]
+        for method, figures in methods["perturbation"].items()
+        for key in _PERTURBED
+        if key in figures
+    ]
+    return ["method", "perturbation", *fractions], rows
+
+
+def _names(methods: dict[str, Any]) -> list[str]:
+    return list(methods.get("perturbation") or methods["segmentation"])
+
+
+def _value(figure: dict[str, Any]) -> Any:
+    return figure.get("auc", figure.get("value"))
+
+
+def _cell(figure: dict[str, Any], interval: bool) -> str:
+    if interval and figure:
+        return f"[{', '.join(map(report.percent, figure['interval']))}]"
+    return report.percent(_value(figure))
+
+
+def _explained(methods: dict[str, Any]) -> str:
+    text = [f"{methods['images']} images."]
+    if "perturbation" in methods:
+        text.append(
+            "Each shows one class. "
+            f"Accuracy of the unperturbed model on them: {report.percent(methods['accuracy'], 2)} %. "
+            "Perturbation: area under the accuracy as pixels are removed, most relevant first (positive, lower is "
+            "better) or least relevant first (negative, higher is better)."
+        )
+    if "segmentation" in methods:
+        text.append(
+            f"Segmentation: the map of the {methods['segmented']} class, above its threshold, against the object."
+        )
+    return " ".join(text)
+
+
+def _curves(methods: dict[str, Any]) -> Iterator[object]:
+    names = [title(method) for method in _names(methods)]
+    for key, header in _PERTURBED.items():
+        series = {
+            title(method): figures[key]["accuracy"]
+            for method, figures in methods.get("perturbation", {}).items()
+            if key in figures
+        }
+        if series:
+            yield report.line_chart(
+                series,
+                [100 * x for x in methods["fractions"]],
+                ("% of pixels removed", "accuracy"),
+                f"Perturbation: {header} class ({_BETTER[key.split('_')[0]]})",
+                among=names,
+            )
+    if "segmentation" in methods:
+        curves = {m: f["precision_recall"] for m, f in methods["segmentation"].items()}
+        recalls = [x / 50 for x in range(51)]
+        yield report.line_chart(
+            {title(method): _precision_at(curve, recalls) for method, curve in curves.items()},
+            [100 * x for x in recalls],
+            ("recall, %", "precision"),
+            "Precision and recall of the foreground over all thresholds",
+            among=names,
+        )
+
+
+def _precision_at(curve: dict[str, list[float]], recalls: Sequence[float]) -> list[float | None]:
+    """Precision at the highest threshold that still reaches a recall."""
+    recall, precision = np.array(curve["recall"]), curve["precision"]
+    found: list[float | None] = []
+    for wanted in recalls:
+        reached = np.flatnonzero(recall >= wanted - 1e-12)
+        found.append(precision[reached[-1]] if reached.size else None)
+    return found

@@ -1,0 +1,1 @@
+"""The report page: template, charts, pictures."""

@@ -1,0 +1,1 @@
+"""Command line, experiment, workdir, progress, files."""

@@ -1,0 +1,179 @@
+"""The command line that `train.py` and `evaluate.py` share."""
+
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vitx import processes
+from vitx.runtime.experiment import Run, run_stages
+from vitx.runtime.files import first_line
+from vitx.runtime.options import check_options
+from vitx.runtime.progress import StopRequest, clean_exit
+from vitx.runtime.workdir import Stage, Workdir, WriteError, write_bytes
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run, or gs://BUCKET/FOLDER; the same one resumes. Default: runs/ and the config's name.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "Several hosts: host:port of process 0, the same for all."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: this process, from 0.")
+_MULTIHOST = flags.DEFINE_boolean(
+    "multihost", False, "Several hosts, where the cluster tells JAX the three values above."
+)
+
+
+def launch(
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Run], None] = lambda run: None,
+    check: Callable[[Run], None] = lambda run: None,
+) -> None:
+    """Reads the flags, locks the workdir, calls `check`, runs the stages that are not done, and calls `finish`.
+
+    Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
+    input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
+    Several processes lock the workdir together, and all stop where one of them does.
+    """
+    flags.mark_flags_as_required(["config"])
+    app.run(lambda argv: _main(argv, stages, finish, check), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The flags, or one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        getattr(_CONFIG.value, "stages", None)  # a config that could not be read says so only now
+        return rest
+    except OSError as error:
+        message = f"cannot read the config: {str(error).splitlines()[-1].strip()}"
+    except flags.Error as error:
+        message = " ".join(str(error).split())
+    except (AttributeError, KeyError) as error:
+        if not (message := _unknown(argv, str(error))):
+            raise  # an error of the config file's own
+    print(f"error: {message} (--helpshort tells of the flags)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _unknown(argv: list[str], error: str) -> str:
+    """Names the override of an option that the config has not; "" where the error is not of that."""
+    if not (name := re.search(r"'(\w+)\\*'", error)):
+        return ""
+    options = (argument.partition("=")[0] for argument in argv)
+    told = [option for option in options if re.match(rf"--?(no)?config\..*\b{name[1]}\b", option)]
+    meant = re.search(r'Did you mean "(\w+)"', error)
+    hint = f": did you mean {meant[1]!r}?" if meant else ""
+    return f"{told[0]}: the config has no option {name[1]!r}{hint}" if told else ""
+
+
+def _main(
+    argv: list[str],
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Run], None],
+    check: Callable[[Run], None],
+) -> None:
+    if len(argv) > 1:
+        print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
+        raise SystemExit(2)
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
+    _keep_compiled_programs()
+    with processes.together(), clean_exit():
+        if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
+            _start()
+        workdir = _workdir()
+        with _locked(workdir), StopRequest() as stop:
+            processes.barrier()  # the first has removed what killed runs left
+            _run(Run(_CONFIG.value, workdir, stop), stages, finish, check)
+
+
+def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
+    """Process 0 holds the lock for all of a run."""
+    return workdir.lock() if processes.is_first() else contextlib.nullcontext()
+
+
+def _run(
+    run: Run,
+    stages: Mapping[str, Callable[[Run, Stage], None]],
+    finish: Callable[[Run], None],
+    check: Callable[[Run], None],
+) -> None:
+    number = processes.shard()[0]
+    report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
+    report.unlink(missing_ok=True)
+    try:
+        check_options(run.config)
+        run_stages(run, stages, check)
+        if processes.is_first():
+            finish(run)
+    except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
+        print(f"error: {error}\n(details: {report})", file=sys.stderr)
+        with contextlib.suppress(WriteError):
+            write_bytes(report, traceback.format_exc().encode(errors="backslashreplace"))
+        raise SystemExit(2) from None
+
+
+def _start() -> None:
+    try:
+        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: cannot start the processes together: {first_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _workdir() -> Workdir:
+    config = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    try:
+        return Workdir(Path("runs", config.stem) if _WORKDIR.value is None else _named_folder())
+    except (ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _named_folder() -> str | Path:
+    """The folder that --workdir names; "~" and "~user" are home folders.
+
+    Raises:
+        ValueError: It names none.
+    """
+    named = _WORKDIR.value or ""
+    if not named.strip():
+        raise ValueError(
+            "--workdir is empty: name a folder, or leave the flag out for runs/ and the config's name"
+        )
+    try:
+        return Path(named).expanduser() if named.startswith("~") else named
+    except RuntimeError:
+        raise ValueError(
+            f"--workdir={named}: the home folder is not known; write the folder's whole path"
+        ) from None
+
+
+def _keep_compiled_programs() -> None:
+    """A second start should not compile again; JAX_COMPILATION_CACHE_DIR names another folder."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(caches) if caches else Path.home() / ".cache") / "vitx" / "jax"
+    except RuntimeError:  # no HOME, and a user that the system does not list
+        print(
+            "compiled programs are not kept: the home folder is not known; JAX_COMPILATION_CACHE_DIR=FOLDER in the "
+            "environment names a place",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))

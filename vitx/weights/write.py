@@ -1,0 +1,89 @@
+"""A model into a .safetensors file with timm's names and PyTorch's axes."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as serialise
+
+from vitx.models.affinitynet import AffinityNet
+from vitx.models.resnet import ResNetV2
+from vitx.models.vit import VisionTransformer
+from vitx.runtime.files import plain_json
+from vitx.runtime.paths import as_path
+from vitx.runtime.workdir import write_bytes
+from vitx.weights.files import FOLDER_FILES
+from vitx.weights.layout import entries
+
+
+def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
+    """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
+
+    The file appears whole or not at all. What the tensors do not tell (heads, epsilons,
+    preprocessing) is in the metadata, each value as JSON. AffinityNet has the names of [Re], a stem
+    that timm does not have its own.
+
+    Args:
+      model: a `VisionTransformer` or an `AffinityNet`.
+      path: a .safetensors file, or a folder, in which it becomes model.safetensors. If it is a
+        symbolic link, its target is replaced, and the link stays.
+
+    Raises:
+      ValueError: for a model of another kind, a weight that is not finite, or a path that is empty
+        or ends otherwise.
+      vitx.runtime.workdir.WriteError: if it cannot be written.
+    """
+    if not isinstance(model, VisionTransformer | AffinityNet):
+        raise ValueError(
+            f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
+        )
+    if not os.fspath(path):
+        raise ValueError(
+            'the path is empty: give a .safetensors file or a folder ("." is this one)'
+        )
+    path = as_path(path)
+    if path.is_dir() or not path.suffix:
+        path = path / FOLDER_FILES[0]
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: vitx writes .safetensors files, or folders with one")
+    tensors = {}
+    for entry in entries(model):
+        array = np.asarray(entry.parameter[...])
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path} is not written: {entry.name} has NaN or infinite values")
+        tensors[entry.name] = np.ascontiguousarray(entry.to_file(array))
+    # "pt" is what transformers and timm look for; the tensors do have PyTorch's axes.
+    metadata = {"format": "pt"} | {
+        name: json.dumps(value, default=plain_json) for name, value in _describe(model).items()
+    }
+    write_bytes(path, _in_one_order(serialise(tensors, metadata)))
+
+
+def _in_one_order(file: bytes) -> bytes:
+    """The same file with a sorted header: the library's order changes from run to run."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of eight
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(file)[end:]])
+
+
+def _describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
+    preprocess = model.preprocess
+    facts: dict[str, Any] = {
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "image_size": preprocess.size,
+    }
+    if isinstance(model.stem, ResNetV2):
+        facts["weight_standardisation_eps"] = model.stem.conv.epsilon
+    elif model.stem is not None:
+        facts["stem_stride"] = model.stem.stride
+    if isinstance(model, AffinityNet):
+        return facts | {"grid": model.grid, "groups": model.gn.groups}
+    return facts | {
+        "num_heads": model.blocks[0].attn.heads,
+        "norm_eps": model.blocks[0].norm1.epsilon,
+        "final_norm_eps": model.norm.epsilon,
+    }

@@ -14,15 +14,15 @@ from functools import partial
 import numpy as np
 
 from benchmarks.timing import alternate, median_ratio
-from vitx.pipeline.labels import CRFOptions, Cued, crf_labels, crf_probabilities
+from vitx.pipeline.labels import CRFOptions, Seeded, crf_labels, crf_probabilities
 from vitx.pseudomasks.crf import CRFParameters, dense_crf
 from vitx.runtime import workers
 
 SIZE = (375, 500)
 
 
-def made(number: int, size: tuple[int, int] = SIZE) -> Cued:
-    """Smooth cues of two classes, and an image of blocks with noise."""
+def made(number: int, size: tuple[int, int] = SIZE) -> Seeded:
+    """Smooth seed maps of two classes, and an image of blocks with noise."""
     generator = np.random.default_rng(number)
     y, x = np.mgrid[: size[0], : size[1]]
     cells = generator.integers(0, 256, (8, 10, 3))
@@ -30,8 +30,8 @@ def made(number: int, size: tuple[int, int] = SIZE) -> Cued:
     centres = generator.uniform(0.2, 0.8, (2, 2)) * 448
     grid = np.mgrid[:448, :448].astype(np.float32)
     distances = ((grid - centres[:, :, None, None]) ** 2).sum(1)
-    cues = np.exp(-distances / 2 / 90**2).astype(np.float32)
-    return Cued(str(number), image.astype(np.uint8), cues, np.array([3, 7], np.int32))
+    seed_maps = np.exp(-distances / 2 / 90**2).astype(np.float32)
+    return Seeded(str(number), image.astype(np.uint8), seed_maps, np.array([3, 7], np.int32))
 
 
 def options(backend: str) -> CRFOptions:

@@ -10,7 +10,7 @@ from absl import app, flags
 from configs import shapes
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
-from vitx.pipeline.artifacts import read_cues, seeded
+from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pseudomasks.crf import background_channel, dense_crf
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import StopRequest
@@ -28,13 +28,13 @@ def main(argv: list[str]) -> None:
     tables = {alpha: np.zeros((len(source.classes),) * 2, np.int64) for alpha in ALPHAS}
     for index in range(_IMAGES.value):
         example = source[index]
-        stored, classes = read_cues(seeds, "train", example.id, source.most_classes)
-        cues = resize_maps(jnp.asarray(stored), example.image.shape[:2])
-        backgrounds = jnp.stack([background_channel(cues, alpha) for alpha in ALPHAS])
-        cues = jnp.broadcast_to(cues, (len(ALPHAS), *cues.shape))
+        stored, classes = read_seed_maps(seeds, "train", example.id, source.most_classes)
+        seed_maps = resize_maps(jnp.asarray(stored), example.image.shape[:2])
+        backgrounds = jnp.stack([background_channel(seed_maps, alpha) for alpha in ALPHAS])
+        seed_maps = jnp.broadcast_to(seed_maps, (len(ALPHAS), *seed_maps.shape))
         posteriors = dense_crf(
             example.image[None],
-            jnp.concatenate([backgrounds[:, None], cues], 1)[None],
+            jnp.concatenate([backgrounds[:, None], seed_maps], 1)[None],
             present=np.concatenate([[True], classes >= 0])[None],
         )[0]
         names = np.concatenate([[0], np.maximum(classes, 0) + 1])

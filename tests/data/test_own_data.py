@@ -18,7 +18,7 @@ from vitx.data import loader
 from vitx.data.palette import encode_mask
 from vitx.pipeline import labels
 from vitx.pipeline.classifier import validate
-from vitx.pipeline.labels import CRFOptions, Cued, crf_labels
+from vitx.pipeline.labels import CRFOptions, Seeded, crf_labels
 from vitx.pipeline.preflight import preflight
 from vitx.pipeline.seeds import width_of
 from vitx.pseudomasks.crf import BACKENDS, CRFParameters
@@ -162,7 +162,7 @@ def test_few_widths_are_compiled() -> None:
 def test_the_crf_labels_an_image_that_shows_no_class(backend: str) -> None:
     options = CRFOptions(CRFParameters(), (4.0, 32.0), backend, grid=4, pool=4)
     image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
-    item = Cued("bare", image, np.zeros((0, 16, 16), np.float32), np.zeros(0, np.int32))
+    item = Seeded("bare", image, np.zeros((0, 16, 16), np.float32), np.zeros(0, np.int32))
     found = crf_labels(options, item)
     assert found.masks.shape == (2, 12, 20) and not found.masks.any()
     assert found.labels.shape == (4, 4) and not found.labels.any()
@@ -174,9 +174,9 @@ def test_a_crf_that_does_not_fit_names_its_image(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(labels, "dense_crf", full)
     options = CRFOptions(CRFParameters(), (4.0, 32.0), "jax", grid=4, pool=4)
-    cues, classes = np.ones((2, 16, 16), np.float32), np.arange(2)
-    item = Cued("large", np.zeros((12, 20, 3), np.uint8), cues, classes)
+    seed_maps, classes = np.ones((2, 16, 16), np.float32), np.arange(2)
+    item = Seeded("large", np.zeros((12, 20, 3), np.uint8), seed_maps, classes)
     with pytest.raises(MemoryError, match=r"image large \(12 x 20, 3 labels\) .*pydensecrf"):
         crf_labels(options, item)
-    with pytest.raises(FloatingPointError, match="cues of image large"):
-        crf_labels(options, item._replace(cues=cues * np.nan))
+    with pytest.raises(FloatingPointError, match="seed maps of image large"):
+        crf_labels(options, item._replace(seed_maps=seed_maps * np.nan))

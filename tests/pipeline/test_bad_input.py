@@ -27,7 +27,7 @@ from vitx.pipeline.preflight import preflight
 from vitx.pipeline.preflight_methods import preflight as comparison_preflight
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import dense_crf
-from vitx.pseudomasks.seeds import cues_from_maps, seed_mask
+from vitx.pseudomasks.seeds import seed_maps_of, seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import WorkdirError
@@ -456,10 +456,10 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "seed mask: another batch": (
         lambda: seed_mask(MAPS, np.zeros(3, int)),
-        r"classes \(3,\) must be \(2,\), as of the cues",
+        r"classes \(3,\) must be \(2,\), as of the seed maps",
     ),
-    "cues: root": (
-        lambda: cues_from_maps(MAPS, (8, 12), (8, 12), root=0),
+    "seed maps: root": (
+        lambda: seed_maps_of(MAPS, (8, 12), (8, 12), root=0),
         "root must be above 0, not 0",
     ),
     "metrics: another size": (

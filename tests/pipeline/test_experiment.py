@@ -16,7 +16,7 @@ import train
 from configs import testing
 from tests.small_models import small_vit
 from vitx.data.palette import decode_mask
-from vitx.pipeline.artifacts import padded_classes, read_cues, seeded
+from vitx.pipeline.artifacts import padded_classes, read_seed_maps, seeded
 from vitx.pipeline.methods import Batches, chosen_images
 from vitx.runtime.experiment import COMMANDS, DEPENDS, Run, declared, run_stages
 from vitx.runtime.progress import Stopped, StopRequest
@@ -73,15 +73,15 @@ def test_masks_are_palette_pngs_of_present_classes(finished: Run) -> None:
 
 
 @pytest.mark.slow
-def test_cues_are_in_range_and_of_the_labels(finished: Run) -> None:
+def test_seed_maps_are_in_range_and_of_the_labels(finished: Run) -> None:
     source = seeded(finished, "val")
     for example in source:
-        cues, classes = read_cues(finished.finished("seeds"), "val", example.id, 4)
+        seed_maps, classes = read_seed_maps(finished.finished("seeds"), "val", example.id, 4)
         present = np.flatnonzero(example.labels)
         np.testing.assert_array_equal(classes[: len(present)], present)
         assert (classes[len(present) :] == -1).all()
-        assert cues.min() >= 0 and cues.max() <= 1
-        assert cues[: len(present)].max() > 0
+        assert seed_maps.min() >= 0 and seed_maps.max() <= 1
+        assert seed_maps[: len(present)].max() > 0
 
 
 @pytest.mark.slow

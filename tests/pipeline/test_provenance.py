@@ -12,7 +12,14 @@ from PIL import Image
 from configs import testing
 from vitx.data.palette import encode_mask
 from vitx.pipeline.affinity import _Labels
-from vitx.pipeline.artifacts import SPLITS, read_cues, read_mask, seeded, write_cues, write_mask
+from vitx.pipeline.artifacts import (
+    SPLITS,
+    read_mask,
+    read_seed_maps,
+    seeded,
+    write_mask,
+    write_seed_maps,
+)
 from vitx.pipeline.labels import make_labels
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pipeline.masks import read_choice
@@ -36,8 +43,8 @@ def _write_seeds(run: Run) -> Stage:
         for split in SPLITS:
             for example in seeded(run, split):
                 classes = np.flatnonzero(example.labels).astype(np.int32)
-                cues = generator.random((len(classes), 12, 12), np.float32)
-                write_cues(stage, split, example.id, cues, classes)
+                seed_maps = generator.random((len(classes), 12, 12), np.float32)
+                write_seed_maps(stage, split, example.id, seed_maps, classes)
     return stage
 
 
@@ -210,7 +217,7 @@ def test_a_file_of_other_options_is_refused(copied: Run, data: Path, tmp_path: P
     seeds = copied.finished("seeds")
     shutil.copy(other.item(name, ".npz", "val"), seeds.item(name, ".npz", "val"))
     with pytest.raises(ValueError, match=rf"{name}\.npz was made for .* with other options"):
-        read_cues(seeds, "val", name)
+        read_seed_maps(seeds, "val", name)
 
 
 @pytest.mark.parametrize("folder", ["val", "low/val"])
@@ -237,7 +244,7 @@ def test_files_of_an_older_version_are_refused(copied: Run) -> None:
     mask.write_bytes(encode_mask(read_mask(labels, "val", one)))
     older = r"was made by an older version of vitx .*delete .*/"
     with pytest.raises(ValueError, match=rf"{one}\.npz {older}seeds and the folders"):
-        read_cues(seeds, "val", one)
+        read_seed_maps(seeds, "val", one)
     with pytest.raises(ValueError, match=rf"{one}\.png {older}labels and the folders"):
         read_mask(labels, "val", one)
 
@@ -264,7 +271,7 @@ def test_a_lost_or_damaged_file_of_a_done_stage_is_named(
     copied: Run, spoil: Callable[[Path], None], message: str
 ) -> None:
     one, _ = _two_ids(copied)
-    for name, suffix, read in (("seeds", ".npz", read_cues), ("labels", ".png", None)):
+    for name, suffix, read in (("seeds", ".npz", read_seed_maps), ("labels", ".png", None)):
         stage = copied.finished(name)
         path = stage.item(one, suffix, "val")
         spoil(path)

@@ -46,21 +46,21 @@ def reference(
 
 
 def scene(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A shaded ground with three noisy discs, and blurred, shifted cues of them: (3, H, W)."""
+    """A shaded ground with three noisy discs, and blurred, shifted seed maps of them: (3, H, W)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = rng.uniform(60, 200, 3) + 20 * np.sin(x / 9)[..., None] * np.cos(y / 7)[..., None]
-    cues = []
+    seed_maps = []
     for _ in range(3):
         centre = rng.uniform(0.2, 0.8, 2) * (height, width)
         size = rng.uniform(0.12, 0.25) * height
         inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < size**2
         image[inside] = rng.uniform(0, 255, 3) + rng.normal(0, 8, (inside.sum(), 3))
-        cues.append(
+        seed_maps.append(
             np.exp(-((y - centre[0] - 2) ** 2 + (x - centre[1] + 2) ** 2) / (1.2 * size) ** 2)
         )
     image += rng.normal(0, 6, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8), np.stack(cues)
+    return np.clip(image, 0, 255).astype(np.uint8), np.stack(seed_maps)
 
 
 def noise(seed: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +87,8 @@ def test_exact_equals_the_definition(parameters, x64):
 
 
 def test_single_precision_is_close_to_the_definition():
-    image, cues = scene(0, 20, 24)
-    probabilities = np.concatenate([(1 - cues.max(0, keepdims=True)) ** 4, cues])
+    image, seed_maps = scene(0, 20, 24)
+    probabilities = np.concatenate([(1 - seed_maps.max(0, keepdims=True)) ** 4, seed_maps])
     found = dense_crf(image[None], probabilities[None].astype(np.float32))
     assert found.dtype == jnp.float32
     expected = reference(
@@ -102,11 +102,13 @@ def test_single_precision_is_close_to_the_definition():
 @pytest.mark.parametrize("alpha", [4, 32])
 def test_backends_agree_on_scenes(alpha):
     """The published code approximates its kernels, so single pixels at borders may differ."""
-    images, cues = (
+    images, seed_maps = (
         np.stack(part) for part in zip(*(scene(s, 40, 48) for s in range(4)), strict=True)
     )
-    cues = jnp.asarray(cues, jnp.float32)
-    probabilities = jnp.concatenate([background_channel(cues, alpha)[:, None], cues], axis=1)
+    seed_maps = jnp.asarray(seed_maps, jnp.float32)
+    probabilities = jnp.concatenate(
+        [background_channel(seed_maps, alpha)[:, None], seed_maps], axis=1
+    )
     exact = dense_crf(images, probabilities)
     published = dense_crf(images, probabilities, backend="pydensecrf")
     agreement = np.mean(exact.argmax(1) == published.argmax(1))
@@ -247,8 +249,8 @@ def test_missing_package_names_the_extra(monkeypatch):
 
 
 def test_background_channel_by_hand():
-    cues = jnp.asarray([[[0.5, 0.0]], [[0.2, 1.0]]])  # (2, 1, 2)
-    np.testing.assert_allclose(background_channel(cues, 4), [[0.5**4, 0]])
+    seed_maps = jnp.asarray([[[0.5, 0.0]], [[0.2, 1.0]]])  # (2, 1, 2)
+    np.testing.assert_allclose(background_channel(seed_maps, 4), [[0.5**4, 0]])
     assert np.isfinite(background_channel(jnp.full((1, 1, 1), 1 + 1e-6), 2.5)).all()
 
 
@@ -302,9 +304,11 @@ def test_labels_on_the_host_are_those_of_jax():
     assert isinstance(labels, np.ndarray) and labels.dtype == np.uint8
     expected = confident_labels(*map(jnp.asarray, pooled), jnp.asarray(classes))
     np.testing.assert_array_equal(labels, expected)
-    cues = posteriors[0, :, 1:]
+    seed_maps = posteriors[0, :, 1:]
     np.testing.assert_allclose(
-        background_channel(cues, 4.0), background_channel(jnp.asarray(cues), 4.0), rtol=1e-5
+        background_channel(seed_maps, 4.0),
+        background_channel(jnp.asarray(seed_maps), 4.0),
+        rtol=1e-5,
     )
 
 

@@ -42,10 +42,13 @@ def probabilities_of(seed: int, labels: int, height: int, width: int) -> np.ndar
         (height, width), (2, 1, 1)
     )
     distance = np.square(np.mgrid[:height, :width] - centres).sum(1)
-    cues = np.exp(-distance / 2 / (0.25 * height) ** 2) * generator.uniform(
+    seed_maps = np.exp(-distance / 2 / (0.25 * height) ** 2) * generator.uniform(
         0.7, 1, (labels - 1, 1, 1)
     )
-    sets = [np.concatenate([background_channel(cues, alpha)[None], cues]) for alpha in (4.0, 32.0)]
+    sets = [
+        np.concatenate([background_channel(seed_maps, alpha)[None], seed_maps])
+        for alpha in (4.0, 32.0)
+    ]
     return np.stack(sets)[None].astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Cues and seed masks, by hand and with a small model."""
+"""Seed maps and seed masks, by hand and with a small model."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ import pytest
 
 import vitx
 from vitx.pipeline import masks_section
-from vitx.pipeline.artifacts import count_cues, write_cues
+from vitx.pipeline.artifacts import count_seed_maps, write_seed_maps
 from vitx.pseudomasks import seeds
 from vitx.pseudomasks.crf import background_channel
-from vitx.pseudomasks.seeds import class_cues, cues_from_maps, min_max, seed_mask
+from vitx.pseudomasks.seeds import class_seed_maps, min_max, seed_maps_of, seed_mask
 from vitx.runtime.workdir import Workdir
 
 
@@ -30,10 +30,10 @@ def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_cues_equal_loops(x64):
+def test_seed_maps_equal_loops(x64):
     """Upsampled, cube root, min-max, resized, in this order."""
     maps = np.random.default_rng(0).uniform(size=(2, 3, 4, 4))
-    found = cues_from_maps(jnp.asarray(maps), (8, 8), (11, 6))
+    found = seed_maps_of(jnp.asarray(maps), (8, 8), (11, 6))
     for b in range(2):
         for k in range(3):
             full = np.cbrt(upsample(maps[b, k], (8, 8)))
@@ -43,10 +43,10 @@ def test_cues_equal_loops(x64):
 
 def test_root_one_leaves_the_map():
     maps = jnp.asarray([[0.0, 1.0], [2.0, 4.0]])
-    np.testing.assert_allclose(cues_from_maps(maps, (2, 2), (2, 2), 1), maps / 4)
-    np.testing.assert_allclose(cues_from_maps(maps, (2, 2), (2, 2), 2)[0, 1], 0.5, atol=1e-6)
+    np.testing.assert_allclose(seed_maps_of(maps, (2, 2), (2, 2), 1), maps / 4)
+    np.testing.assert_allclose(seed_maps_of(maps, (2, 2), (2, 2), 2)[0, 1], 0.5, atol=1e-6)
     with pytest.raises(ValueError, match="root"):
-        cues_from_maps(maps, (2, 2), (2, 2), 0)
+        seed_maps_of(maps, (2, 2), (2, 2), 0)
 
 
 @pytest.mark.slow
@@ -56,9 +56,9 @@ def test_maps_without_contrast_give_zeros():
     assert not min_max(flat).any()
     for value in (0.0, 0.1, 1 / 3, 123.4, 1e-20):
         constant = jnp.full((1, 7, 7), value, jnp.float32)
-        assert not cues_from_maps(constant, (64, 64), (50, 40)).any()
+        assert not seed_maps_of(constant, (64, 64), (50, 40)).any()
     below = jnp.full((1, 3, 3), -1.0).at[0, 1, 1].set(-0.5)  # clamped at zero before the root
-    assert not cues_from_maps(below, (3, 3), (3, 3)).any()
+    assert not seed_maps_of(below, (3, 3), (3, 3)).any()
 
 
 @pytest.mark.slow
@@ -75,30 +75,34 @@ def test_maps_are_stretched_alone_and_at_any_scale():
 def test_a_map_that_is_not_finite_does_not_look_flat(share, bad):
     broken = jnp.asarray(np.random.default_rng(0).random((1, 1, 14, 14)) < share)
     maps = jnp.where(broken, bad, 0.5).astype(jnp.float32)
-    assert jnp.isnan(cues_from_maps(maps, (64, 64), (32, 32))).any()
+    assert jnp.isnan(seed_maps_of(maps, (64, 64), (32, 32))).any()
 
 
-def test_flat_cues_are_counted_and_told(tmp_path):
+def test_flat_seed_maps_are_counted_and_reported(tmp_path):
     stage = Workdir(tmp_path).stage("seeds", {})
-    cues = np.zeros((3, 4, 4), np.float32)
-    cues[1, 2, 2] = 0.5
-    write_cues(stage, "val", "a", cues, np.array([0, 2, -1]))
-    write_cues(stage, "val", "none", cues[:0], np.array([], np.int32))
-    assert count_cues(stage, "val", "a") == (2, 1) and count_cues(stage, "val", "none") == (0, 0)
+    seed_maps = np.zeros((3, 4, 4), np.float32)
+    seed_maps[1, 2, 2] = 0.5
+    write_seed_maps(stage, "val", "a", seed_maps, np.array([0, 2, -1]))
+    write_seed_maps(stage, "val", "none", seed_maps[:0], np.array([], np.int32))
+    assert count_seed_maps(stage, "val", "a") == (2, 1) and count_seed_maps(
+        stage, "val", "none"
+    ) == (0, 0)
     (told,) = masks_section._flat({"val": {"cues": 2, "flat": 1}})
-    assert told == "Cues without contrast, which point to nothing: 1 of 2 on val."
+    assert told == "Seed maps without contrast, which point to nothing: 1 of 2 on val."
     assert masks_section._flat({"val": {"cues": 2, "flat": 0}}) == []
 
 
 def test_seed_mask_by_hand():
-    cues = jnp.asarray([[[0.1, 0.9, 0.2, 0.5]], [[0.0, 0.3, 0.1, 0.7]], [[1.0, 1.0, 1.0, 1.0]]])
-    found = seed_mask(cues, jnp.asarray([4, 0, -1]), background=0.2)
+    seed_maps = jnp.asarray(
+        [[[0.1, 0.9, 0.2, 0.5]], [[0.0, 0.3, 0.1, 0.7]], [[1.0, 1.0, 1.0, 1.0]]]
+    )
+    found = seed_mask(seed_maps, jnp.asarray([4, 0, -1]), background=0.2)
     assert found.dtype == jnp.uint8
     np.testing.assert_array_equal(found, [[0, 5, 0, 1]])  # the background wins its tie
-    many = seed_mask(cues[None, None], jnp.asarray([[[4, 0, -1]]]))
+    many = seed_mask(seed_maps[None, None], jnp.asarray([[[4, 0, -1]]]))
     np.testing.assert_array_equal(many[0, 0], found)
     with pytest.raises(ValueError, match="classes"):
-        seed_mask(cues, jnp.asarray([1]))
+        seed_mask(seed_maps, jnp.asarray([1]))
 
 
 @pytest.fixture
@@ -119,17 +123,17 @@ def lopsided(monkeypatch):
 
 @pytest.mark.slow
 def test_mirror_images_are_mirrored_back(lopsided):
-    """The stand-in commutes with mirroring up to its grid, so both cues tell the same place."""
+    """The stand-in commutes with mirroring up to its grid, so both seed maps tell the same place."""
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
     images = jnp.asarray(images.repeat(2, 1).repeat(2, 2))  # constant under each token
     classes = jnp.asarray([[0, 3], [1, -1]])
     options = {"size": (16, 16), "start_layer": 1, "rules": "stable"}
-    found = class_cues(None, images, classes, **options)
+    found = class_seed_maps(None, images, classes, **options)
     assert found.shape == (2, 2, 16, 16)
     assert not found[1, 1].any()
-    plain = cues_from_maps(jnp.abs(images[:, ::2, ::2, 0] - 0.1)[1], (16, 16), (16, 16))
+    plain = seed_maps_of(jnp.abs(images[:, ::2, ::2, 0] - 0.1)[1], (16, 16), (16, 16))
     np.testing.assert_allclose(found[1, 0], plain, atol=1e-6)
-    other = class_cues(None, images[:, :, ::-1], classes, **options)
+    other = class_seed_maps(None, images[:, :, ::-1], classes, **options)
     np.testing.assert_allclose(other[..., ::-1], found, atol=1e-6)
 
 
@@ -139,22 +143,22 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def cues_of(model):
-    return jax.jit(lambda images, classes: class_cues(model, images, classes, size=(40, 24)))
+def seed_maps_of_batch(model):
+    return jax.jit(lambda images, classes: class_seed_maps(model, images, classes, size=(40, 24)))
 
 
 @pytest.mark.slow
-def test_cues_of_a_model(model, cues_of):
+def test_seed_maps_of_a_model(model, seed_maps_of_batch):
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     classes = jnp.asarray([[3, 1], [0, -1]])
-    found = cues_of(images, classes)
+    found = seed_maps_of_batch(images, classes)
     assert found.shape == (2, 2, 40, 24)
     assert not found[1, 1].any()
     assert 0 <= found.min() < found.max() <= 1
     sides = []
     for picture in (images, images[:, :, ::-1]):
         _, maps = vitx.explain(model, picture, jnp.maximum(classes, 0))
-        sides.append(cues_from_maps(maps, (32, 32), (40, 24)))
+        sides.append(seed_maps_of(maps, (32, 32), (40, 24)))
     expected = (sides[0] + sides[1][..., ::-1]) / 2
     np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
     np.testing.assert_allclose(found[1, 0], expected[1, 0], atol=1e-3)
@@ -162,55 +166,59 @@ def test_cues_of_a_model(model, cues_of):
 
 
 @pytest.mark.slow
-def test_images_do_not_see_each_other(cues_of):
+def test_images_do_not_see_each_other(seed_maps_of_batch):
     images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
     classes = jnp.asarray([[2, 0], [1, 3]])
-    before = cues_of(images, classes)
-    after = cues_of(images.at[1].set(images[1, ::-1]), classes)
+    before = seed_maps_of_batch(images, classes)
+    after = seed_maps_of_batch(images.at[1].set(images[1, ::-1]), classes)
     np.testing.assert_allclose(before[0], after[0], atol=1e-3)
     assert np.abs(np.asarray(before - after))[1].max() > 0.05
 
 
 def test_classes_must_be_a_table(model):
     with pytest.raises(ValueError, match=r"\(B, K\)"):
-        class_cues(model, jnp.zeros((1, 32, 32, 3)), jnp.asarray([1]), size=(32, 32))
+        class_seed_maps(model, jnp.zeros((1, 32, 32, 3)), jnp.asarray([1]), size=(32, 32))
 
 
 def test_masks_on_the_host_are_those_of_jax():
     generator = np.random.default_rng(0)
-    cues = generator.random((5, 3, 6, 7)).astype(np.float32)
+    seed_maps = generator.random((5, 3, 6, 7)).astype(np.float32)
     classes = np.array([[0, 4, -1]] * 4 + [[-1, -1, -1]], np.int32)
-    found = seed_mask(cues, classes, 0.4)
+    found = seed_mask(seed_maps, classes, 0.4)
     assert isinstance(found, np.ndarray) and found.dtype == np.uint8
-    np.testing.assert_array_equal(found, seed_mask(jnp.asarray(cues), jnp.asarray(classes), 0.4))
+    np.testing.assert_array_equal(
+        found, seed_mask(jnp.asarray(seed_maps), jnp.asarray(classes), 0.4)
+    )
     assert set(np.unique(found)) == {0, 1, 5} and not found[-1].any()
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_no_class_is_all_background(xp):
-    cues, classes = xp.zeros((0, 4, 5), np.float32), xp.zeros(0, np.int32)
-    found = seed_mask(cues, classes, 0.2)
+    seed_maps, classes = xp.zeros((0, 4, 5), np.float32), xp.zeros(0, np.int32)
+    found = seed_mask(seed_maps, classes, 0.2)
     assert found.shape == (4, 5) and found.dtype == np.uint8 and not found.any()
-    np.testing.assert_array_equal(background_channel(cues, 4.0), np.ones((4, 5)))
+    np.testing.assert_array_equal(background_channel(seed_maps, 4.0), np.ones((4, 5)))
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_classes_beyond_a_byte_are_refused(xp):
-    cues = xp.ones((1, 2, 2), np.float32)
-    assert (seed_mask(cues, xp.asarray([253])) == 254).all()
+    seed_maps = xp.ones((1, 2, 2), np.float32)
+    assert (seed_mask(seed_maps, xp.asarray([253])) == 254).all()
     for bad in (254, 281):
         with pytest.raises(ValueError, match=f"class {bad} does not fit .* at most 254 classes"):
-            seed_mask(cues, xp.asarray([bad]))
+            seed_mask(seed_maps, xp.asarray([bad]))
         classes = jnp.asarray([bad])
         with pytest.raises(ValueError, match="does not fit"):
-            jax.jit(lambda cues, classes=classes: seed_mask(cues, classes))(jnp.asarray(cues))
+            jax.jit(lambda seed_maps, classes=classes: seed_mask(seed_maps, classes))(
+                jnp.asarray(seed_maps)
+            )
 
 
 def test_several_backgrounds_are_as_many_masks():
     rng = np.random.default_rng(0)
-    cues = rng.uniform(size=(3, 6, 7)).astype(np.float32)
+    seed_maps = rng.uniform(size=(3, 6, 7)).astype(np.float32)
     classes, levels = np.array([4, -1, 0]), np.array([0.2, 0.5, 0.9], np.float32)
-    found = seed_mask(cues, classes, levels[:, None, None])
+    found = seed_mask(seed_maps, classes, levels[:, None, None])
     assert found.shape == (3, 6, 7)
     for mask, level in zip(found, levels, strict=True):
-        np.testing.assert_array_equal(mask, seed_mask(cues, classes, float(level)))
+        np.testing.assert_array_equal(mask, seed_mask(seed_maps, classes, float(level)))

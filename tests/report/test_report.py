@@ -117,7 +117,7 @@ def test_hundred_images_stay_below_ten_megabytes(tmp_path):
     made, explained = [], []
     for index in range(100):
         image, drawn, mask = (kind[index % 4] for kind in (photographs, maps, masks))
-        made.append([(image, "image"), (mask, "truth"), (drawn, "cue"), *[(mask, "mask")] * 5])
+        made.append([(image, "image"), (mask, "truth"), (drawn, "seed map"), *[(mask, "mask")] * 5])
         explained.append([(image, "image"), *[(drawn, "map")] * 9])
     body = [
         report.picture_rows(["c"] * 8, made, "From image to mask"),

@@ -25,7 +25,7 @@ from tests.small_models import small_vit
 from vitx import weights
 from vitx.data.palette import decode_mask
 from vitx.models.registry import IMAGENET_MEAN
-from vitx.pipeline.artifacts import SPLITS, seeded, write_cues
+from vitx.pipeline.artifacts import SPLITS, seeded, write_seed_maps
 from vitx.pipeline.labels import make_labels
 from vitx.report.page import write_report
 from vitx.runtime import locks
@@ -384,8 +384,8 @@ def test_a_stage_runs_in_a_bucket_and_makes_lost_objects_again(bucket, tmp_path)
             for split in SPLITS:
                 for example in seeded(run, split):
                     classes = np.flatnonzero(example.labels)
-                    cues = generator.random((len(classes), 12, 12), np.float32)
-                    write_cues(seeds, split, example.id, cues, classes)
+                    seed_maps = generator.random((len(classes), 12, 12), np.float32)
+                    write_seed_maps(seeds, split, example.id, seed_maps, classes)
         run_stages(run, {"labels": make_labels})
 
         labels = run.finished("labels")

@@ -74,31 +74,31 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
-def cue_file(seeds: Stage, split: str, identifier: str) -> Path:
-    """The file of one image's cues in the folder of stage `seeds`."""
+def seed_map_file(seeds: Stage, split: str, identifier: str) -> Path:
+    """The file of one image's seed maps in the folder of stage `seeds`."""
     return seeds.item(identifier, ".npz", split)
 
 
-def write_cues(
-    seeds: Stage, split: str, identifier: str, cues: np.ndarray, classes: np.ndarray
+def write_seed_maps(
+    seeds: Stage, split: str, identifier: str, seed_maps: np.ndarray, classes: np.ndarray
 ) -> None:
-    """Writes an image's cues (K, H, W) of the classes (K,) that are not padding, in half precision.
+    """Writes an image's seed maps (K, H, W) of the classes (K,) that are not padding, in half precision.
 
     Raises:
-      FloatingPointError: where a cue is not finite.
+      FloatingPointError: where a seed map is not finite.
     """
-    path = cue_file(seeds, split, identifier)
-    if not np.isfinite(cues).all():
-        raise FloatingPointError(f"seeds: a cue is not finite, {path} is not written")
+    path = seed_map_file(seeds, split, identifier)
+    if not np.isfinite(seed_maps).all():
+        raise FloatingPointError(f"seeds: a seed map is not finite, {path} is not written")
     present = classes >= 0
-    arrays = {"cues": cues[present].astype(np.float16), "classes": classes[present]}
+    arrays = {"cues": seed_maps[present].astype(np.float16), "classes": classes[present]}
     write_arrays(seeds, split, identifier, arrays)
 
 
-def read_cues(
+def read_seed_maps(
     seeds: Stage, split: str, identifier: str, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cues float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
+    """Seed maps float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
 
     Raises:
       ValueError: where the file is missing or damaged, or was made for another image or with other options.
@@ -106,16 +106,16 @@ def read_cues(
     file = read_arrays(seeds, split, identifier)
     count, *size = file["cues"].shape
     width = count if width is None else width
-    cues = np.zeros((width, *size), np.float32)
+    seed_maps = np.zeros((width, *size), np.float32)
     classes = np.full(width, -1, np.int32)
-    cues[:count], classes[:count] = file["cues"], file["classes"]
-    return cues, classes
+    seed_maps[:count], classes[:count] = file["cues"], file["classes"]
+    return seed_maps, classes
 
 
-def count_cues(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
-    """How many cues an image has, and how many of them are flat: zero everywhere, of no contrast."""
-    cues = read_arrays(seeds, split, identifier)["cues"]
-    return len(cues), int((~cues.any((1, 2))).sum())
+def count_seed_maps(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
+    """How many seed maps an image has, and how many of them are flat: zero everywhere, of no contrast."""
+    seed_maps = read_arrays(seeds, split, identifier)["cues"]
+    return len(seed_maps), int((~seed_maps.any((1, 2))).sum())
 
 
 def write_arrays(

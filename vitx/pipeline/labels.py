@@ -1,4 +1,4 @@
-"""Stage `labels`: a dense CRF turns cues into masks, and into confident labels for AffinityNet to learn from."""
+"""Stage `labels`: a dense CRF turns seed maps into masks, and into confident labels for AffinityNet to learn from."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from vitx.pipeline.artifacts import (
     crf_folder,
     items_done,
     pool_factor,
-    read_cues,
+    read_seed_maps,
     seeded,
     write_mask,
 )
@@ -64,15 +64,15 @@ class CRFOptions(NamedTuple):
         )
 
 
-class Cued(NamedTuple):
-    """An image's id, the image uint8 (H, W, 3), its cues (K, h, w) and their classes (K,), -1 for padding.
+class Seeded(NamedTuple):
+    """An image's id, the image uint8 (H, W, 3), its seed maps (K, h, w) and their classes (K,), -1 for padding.
 
     K is the image's own number with pydensecrf, and otherwise padded, since JAX compiles for each.
     """
 
     id: str
     image: np.ndarray
-    cues: np.ndarray
+    seed_maps: np.ndarray
     classes: np.ndarray
 
 
@@ -100,12 +100,14 @@ def make_labels(run: Run, stage: Stage) -> None:
         done = set.intersection(*(items_done(stage, ".png", folder, ids) for folder in folders))
         missing = [place for place, name in zip(mine, ids, strict=True) if name not in done]
         apart = config.backend == "pydensecrf"
-        cued = _cued(run, source, split, missing, None if apart else source.most_classes)
+        seeded_image = _seeded(run, source, split, missing, None if apart else source.most_classes)
         results = (
-            workers.in_processes(label, cued, config.workers)
+            workers.in_processes(label, seeded_image, config.workers)
             if apart
             # Products of whole kernels keep all cores busy, and take gigabytes.
-            else workers.on_devices(label, cued, 1 if config.backend == "exact" else config.workers)
+            else workers.on_devices(
+                label, seeded_image, 1 if config.backend == "exact" else config.workers
+            )
         )
         with (
             progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar,
@@ -119,23 +121,23 @@ def make_labels(run: Run, stage: Stage) -> None:
                 run.stop.check()
 
 
-def _cued(
+def _seeded(
     run: Run, source: loader.Source, split: str, places: list[int], width: int | None
-) -> Iterator[Cued]:
+) -> Iterator[Seeded]:
     seeds = run.finished("seeds")
     for example in loader.read_ahead(source, places):
-        yield Cued(example.id, example.image, *read_cues(seeds, split, example.id, width))
+        yield Seeded(example.id, example.image, *read_seed_maps(seeds, split, example.id, width))
 
 
-def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
+def crf_labels(options: CRFOptions, item: Seeded) -> Labelled:
     """The masks and the labels of one image.
 
     Raises:
-      FloatingPointError: where its cues or posteriors are not finite.
+      FloatingPointError: where its seed maps or posteriors are not finite.
       MemoryError: where its CRF does not fit in the device's memory.
     """
-    if not np.isfinite(item.cues).all():
-        raise FloatingPointError(f"labels: the cues of image {item.id} are not finite")
+    if not np.isfinite(item.seed_maps).all():
+        raise FloatingPointError(f"labels: the seed maps of image {item.id} are not finite")
     height, width = item.image.shape[:2]
     with remedy(
         f"labels: the CRF of image {item.id} ({height} x {width}, {1 + len(item.classes)} labels) does not fit in the "
@@ -150,15 +152,15 @@ def crf_labels(options: CRFOptions, item: Cued) -> Labelled:
     return Labelled(item.id, names[posteriors.argmax(1)], labels)
 
 
-def crf_probabilities(options: CRFOptions, item: Cued) -> np.ndarray:
+def crf_probabilities(options: CRFOptions, item: Seeded) -> np.ndarray:
     """What the CRF starts from, (2, 1 + K, H, W): background and classes, at low and at high alpha."""
-    foreground = resize_maps(item.cues, item.image.shape[:2])  # (K, H, W)
+    foreground = resize_maps(item.seed_maps, item.image.shape[:2])  # (K, H, W)
     backgrounds = np.stack([background_channel(foreground, alpha) for alpha in options.alphas])
     foregrounds = np.broadcast_to(foreground, (2, *foreground.shape))
     return np.concatenate([backgrounds[:, None], foregrounds], 1)
 
 
-def crf_posteriors(options: CRFOptions, item: Cued) -> np.ndarray:
+def crf_posteriors(options: CRFOptions, item: Seeded) -> np.ndarray:
     """Posteriors (2, 1 + K, H, W) of background and classes, 0 for padding, at low and at high alpha."""
     return dense_crf(
         item.image[None],

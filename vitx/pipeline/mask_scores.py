@@ -9,7 +9,7 @@ from vitx import processes
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
-from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_cues, read_mask, seeded
+from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_mask, read_seed_maps, seeded
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import progress
@@ -49,12 +49,12 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
     with progress(len(mine), f"scores {split}") as bar:
         for row, example in enumerate(loader.read_ahead(source, mine)):
             if example.mask is not None:
-                stored, classes = read_cues(seeds, split, example.id)
-                cues = resize_maps(stored, example.image.shape[:2])
+                stored, classes = read_seed_maps(seeds, split, example.id)
+                seed_maps = resize_maps(stored, example.image.shape[:2])
                 found = stored_masks(run, stage, split, example.id)
                 levels = (background, PUBLISHED_BACKGROUND, *BACKGROUNDS)
                 found["seeds"], found["published"], *others = seed_mask(
-                    cues, classes, thresholds(levels)
+                    seed_maps, classes, thresholds(levels)
                 )
                 for name, mask in found.items():
                     tables[name] += confusion_matrix(mask, example.mask, count)

@@ -1,4 +1,4 @@
-"""Stage `masks`: cues walk along AffinityNet's affinities and become masks, which are scored."""
+"""Stage `masks`: seed maps walk along AffinityNet's affinities and become masks, which are scored."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from vitx.pipeline.artifacts import (
     SPLITS,
     missing_batches,
     pool_factor,
-    read_cues,
+    read_seed_maps,
     seeded,
     write_mask,
 )
@@ -39,11 +39,11 @@ _NOT_KEPT = np.empty((0, 0, 0), np.float32)
 
 
 class Item(NamedTuple):
-    """An image on its way, its K classes, and their cues (K, H, W) at its own size where they are still needed."""
+    """An image on its way, its K classes, and their seed maps (K, H, W) at its own size where they are still needed."""
 
     example: loader.Example
     classes: np.ndarray
-    cues: np.ndarray
+    seed_maps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,12 @@ class Refiner:
         numbers: Sequence[int],
         split: str,
         alphas: Sequence[float],
-        keep_cues: bool = False,
+        keep_seed_maps: bool = False,
     ) -> Iterator[tuple[list[Item], np.ndarray, np.ndarray]]:
         """Of each numbered batch the items, their affinities (B, P, h, w) and the maps that walk (B, A + K, h, w).
 
-        The maps are a background for each alpha, made at the image's size, the cues, and zeros up to the split's most
-        classes. `keep_cues`: also in the items, at the images' sizes.
+        The maps are a background for each alpha, made at the image's size, the seed maps, and zeros up to the
+        split's most classes. `keep_seed_maps`: also in the items, at the images' sizes.
         """
         width = seeded(self.run, split).most_classes
         for number, batch in zip(numbers, loader.read_ahead(batches, numbers), strict=True):
@@ -153,10 +153,10 @@ class Refiner:
             maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
             for row, place in zip(maps, places, strict=True):
                 example = batches.source[place]
-                stored, classes = read_cues(self.seeds, split, example.id)
-                cues = resize_maps(stored, example.image.shape[:2])
-                row[: len(alphas) + len(cues)] = self._pooled(cues, alphas)
-                items.append(Item(example, classes, cues if keep_cues else _NOT_KEPT))
+                stored, classes = read_seed_maps(self.seeds, split, example.id)
+                seed_maps = resize_maps(stored, example.image.shape[:2])
+                row[: len(alphas) + len(seed_maps)] = self._pooled(seed_maps, alphas)
+                items.append(Item(example, classes, seed_maps if keep_seed_maps else _NOT_KEPT))
             affinity = self._affinities(self._spread, batch["image"])[: len(items)]
             yield items, affinity, maps
 
@@ -174,9 +174,9 @@ class Refiner:
             raise FloatingPointError(f"masks: a map is not finite after {walk}")
         return walked
 
-    def _pooled(self, cues: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-        backgrounds = np.stack([background_channel(cues, alpha) for alpha in alphas])
-        return pool_posteriors(np.concatenate([backgrounds, cues]), self.net.grid, self.pool)
+    def _pooled(self, seed_maps: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+        backgrounds = np.stack([background_channel(seed_maps, alpha) for alpha in alphas])
+        return pool_posteriors(np.concatenate([backgrounds, seed_maps]), self.net.grid, self.pool)
 
 
 def refined_masks(walked: np.ndarray, item: Item, alphas: int = 1) -> np.ndarray:
@@ -188,9 +188,9 @@ def refined_masks(walked: np.ndarray, item: Item, alphas: int = 1) -> np.ndarray
     if not count:
         return np.zeros((alphas, *size), np.uint8)
     maps = resize_maps(walked[: alphas + count], size)
-    backgrounds, cues = maps[:alphas], maps[alphas:]
+    backgrounds, seed_maps = maps[:alphas], maps[alphas:]
     labels = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
-    return labels[np.where(cues.max(0) > backgrounds, 1 + cues.argmax(0), 0)]
+    return labels[np.where(seed_maps.max(0) > backgrounds, 1 + seed_maps.argmax(0), 0)]
 
 
 def choose(run: Run, refine: Refiner) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     mine = processes.share(range(len(batches)))
     with progress(sum(len(batches.places(number)) for number in mine), "choice") as bar:
         for items, affinity, maps in refine.prepared(
-            batches, mine, "train", alphas, keep_cues=True
+            batches, mine, "train", alphas, keep_seed_maps=True
         ):
             masked = [item.example.mask is not None for item in items]
             for number, walk in enumerate(walks):
@@ -238,7 +238,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
                     for alpha, mask in enumerate(refined_masks(item_maps, item, len(alphas))):
                         tables[number, alpha] += confusion_matrix(mask, item.example.truth, count)
             for item in itertools.compress(items, masked):
-                masks = seed_mask(item.cues, item.classes, thresholds(levels))
+                masks = seed_mask(item.seed_maps, item.classes, thresholds(levels))
                 for table, mask in zip(seeds, masks, strict=True):
                     table += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))

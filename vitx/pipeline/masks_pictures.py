@@ -8,7 +8,7 @@ import numpy as np
 from vitx.data import loader
 from vitx.data.palette import voc_palette
 from vitx.data.transforms import resize_maps
-from vitx.pipeline.artifacts import read_cues, seeded
+from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.report import page as report
@@ -18,7 +18,7 @@ from vitx.runtime.experiment import Run
 _COLUMNS = (
     "image",
     "truth",
-    "cue",
+    "seed map",
     "sure object",
     "sure background",
     "labels",
@@ -46,7 +46,7 @@ def pictures_section(run: Run, results: dict[str, Any]) -> Section:
     return Section(
         "Pictures",
         [
-            f"{len(evenly)} val images, evenly spaced over the split. The cue is of the class under the image. Sure "
+            f"{len(evenly)} val images, evenly spaced over the split. The seed map is of the class named. Sure "
             "object and sure background: what the dense CRF says at low and (black) at high alpha; where neither is "
             "sure, the label is neutral.",
             report.class_legend(source.classes, voc_palette(), neutral="neutral"),
@@ -77,10 +77,10 @@ def _rows(
 def _picture_row(
     run: Run, results: dict[str, Any], source: loader.Source, index: int
 ) -> tuple[list[Any], str]:
-    # The cells of a row, and the class whose cue it shows.
+    # The cells of a row, and the class whose seed map it shows.
     example = source[index]
-    stored_cues, classes = read_cues(run.finished("seeds"), "val", example.id)
-    cues = resize_maps(stored_cues, example.image.shape[:2])
+    stored_seed_maps, classes = read_seed_maps(run.finished("seeds"), "val", example.id)
+    seed_maps = resize_maps(stored_seed_maps, example.image.shape[:2])
     name = source.classes[classes[0] + 1] if len(classes) else "no class"
     stored = stored_masks(run, run.finished("masks"), "val", example.id)
     low, high = stored["crf_low"], stored["crf_high"]
@@ -93,15 +93,18 @@ def _picture_row(
     def mask(values: np.ndarray, what: str) -> tuple[np.ndarray, str]:
         return palette[values], f"{what} of image {example.id}"
 
-    cue = cues[0] if len(cues) else np.zeros(cues.shape[1:], np.float32)
+    seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
     row: list[Any] = [
         (example.image, f"image {example.id}"),
         None if example.mask is None else mask(example.mask, "ground truth"),
-        (report.heatmap_overlay(example.image, cue), f"cue of {name} in image {example.id}"),
+        (
+            report.heatmap_overlay(example.image, seed_map),
+            f"seed map of {name} in image {example.id}",
+        ),
         mask(object_sure, "confident objects"),
         mask(background_sure, "confident background (black)"),
         mask(label, "labels"),
-        mask(seed_mask(cues, classes, background), "seed mask"),
+        mask(seed_mask(seed_maps, classes, background), "seed mask"),
         mask(stored["masks"], "refined mask"),
     ]
     return row, name

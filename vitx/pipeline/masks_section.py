@@ -67,13 +67,15 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
 
 
 def _flat(counts: dict[str, dict[str, int]]) -> list[str]:
-    """A sentence, where some cues say nothing."""
+    """A sentence, where some seed maps say nothing."""
     told = [
         f"{count['flat']} of {count['cues']} on {split}"
         for split, count in counts.items()
         if count["flat"]
     ]
-    return [f"Cues without contrast, which point to nothing: {', '.join(told)}."] if told else []
+    return (
+        [f"Seed maps without contrast, which point to nothing: {', '.join(told)}."] if told else []
+    )
 
 
 def _beside_published(results: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Stage `seeds`: for every image-level label of an image, a cue of where it is."""
+"""Stage `seeds`: for every image-level label of an image, a seed map of where it is."""
 
 import sys
 from typing import Any
@@ -10,13 +10,13 @@ from vitx.data import loader
 from vitx.ops import Array
 from vitx.pipeline.artifacts import (
     SPLITS,
-    count_cues,
+    count_seed_maps,
     missing_batches,
     padded_classes,
     seeded,
-    write_cues,
+    write_seed_maps,
 )
-from vitx.pseudomasks.seeds import class_cues
+from vitx.pseudomasks.seeds import class_seed_maps
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import Stage, write_json
@@ -32,15 +32,15 @@ def width_of(labels: np.ndarray) -> int:
 
 
 def make_seeds(run: Run, stage: Stage) -> None:
-    """Writes `<split>/<id>.npz` for each image: classes (K,), and cues (K, H, W) at the input size; counts flat ones.
+    """Writes `<split>/<id>.npz` for each image: classes (K,), seed maps (K, H, W) at the input size; counts flat ones.
 
     Which classes an image shows is taken from its labels, on val too.
     """
     config = run.config.seeds
     model = weights.load_classifier(run.finished("classifier").folder)
 
-    def cues_of(model: Any, images: Array, classes: Array) -> Array:
-        return class_cues(
+    def seed_maps_of_batch(model: Any, images: Array, classes: Array) -> Array:
+        return class_seed_maps(
             model,
             images,
             classes,
@@ -50,7 +50,7 @@ def make_seeds(run: Run, stage: Stage) -> None:
             rules=config.rules,
         )
 
-    cue = parallel.per_example(cues_of, mode=run.config.parallel)
+    seed_map = parallel.per_example(seed_maps_of_batch, mode=run.config.parallel)
     spread = parallel.replicate(model, parallel.local_mesh())
     for split in SPLITS:
         source = seeded(run, split)
@@ -61,33 +61,33 @@ def make_seeds(run: Run, stage: Stage) -> None:
         with progress(images, f"seeds {split}", start=done) as bar:
             for batch in loader.read_ahead(batches, missing):
                 classes = padded_classes(batch["labels"], width_of(batch["labels"]))
-                cues = cue(spread, batch["image"], classes)
+                seed_maps = seed_map(spread, batch["image"], classes)
                 for row in np.flatnonzero(batch["valid"]):
-                    write_cues(stage, split, batch["id"][row], cues[row], classes[row])
+                    write_seed_maps(stage, split, batch["id"][row], seed_maps[row], classes[row])
                 bar.advance(int(batch["valid"].sum()))
                 run.stop.check()
     _count(run, stage)
 
 
 def _count(run: Run, stage: Stage) -> None:
-    """Counts cues and flat ones of all images, each process its share, and writes `scores.json`."""
-    processes.barrier()  # all cues are there
+    """Counts seed maps and flat ones of all images, each process its share, and writes `scores.json`."""
+    processes.barrier()  # all seed maps are there
     counts = {}
     for split in SPLITS:
         source = seeded(run, split)
         mine = processes.share(range(len(source)))
-        cues = flat = 0
-        with progress(len(mine), f"cues {split}") as bar:
+        seed_maps = flat = 0
+        with progress(len(mine), f"seed maps {split}") as bar:
             for place in mine:
-                found = count_cues(stage, split, source.identifier(place))
-                cues, flat = cues + found[0], flat + found[1]
+                found = count_seed_maps(stage, split, source.identifier(place))
+                seed_maps, flat = seed_maps + found[0], flat + found[1]
                 bar.advance()
                 run.stop.check()
-        cues, flat = map(int, processes.total((np.array(cues), np.array(flat))))
-        counts[split] = {"cues": cues, "flat": flat}
+        seed_maps, flat = map(int, processes.total((np.array(seed_maps), np.array(flat))))
+        counts[split] = {"cues": seed_maps, "flat": flat}
         if flat and processes.is_first():
             print(
-                f"seeds {split}: {flat} of {cues} cues have no contrast, and point to nothing",
+                f"seeds {split}: {flat} of {seed_maps} seed maps have no contrast, and point to nothing",
                 file=sys.stderr,
             )
     if processes.is_first():

@@ -1,1 +1,1 @@
-"""From class maps to masks: cues, confident labels, affinities, and the walk along them."""
+"""From class maps to masks: seed maps, confident labels, affinities, and the walk along them."""

@@ -149,9 +149,9 @@ def _pydensecrf(
     return posteriors
 
 
-def background_channel(cues: Maps, alpha: float) -> Maps:
-    """Background's score (1 - max_k cue)^alpha: cues (..., K, H, W) in [0, 1] -> (..., H, W), 1 where K is 0."""
-    return (1 - cues.max(-3, initial=0).clip(0, 1)) ** alpha
+def background_channel(seed_maps: Maps, alpha: float) -> Maps:
+    """Background's score (1 - max_k map)^alpha: seed maps (..., K, H, W) in [0, 1] -> (..., H, W), 1 where K is 0."""
+    return (1 - seed_maps.max(-3, initial=0).clip(0, 1)) ** alpha
 
 
 def pool_posteriors(posteriors: Maps, grid: tuple[int, int], pool: int = 8) -> Maps:

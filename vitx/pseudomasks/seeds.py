@@ -1,4 +1,4 @@
-"""Cues and seed masks: what the classifier's explanations say about where its classes are."""
+"""Seed maps and seed masks: what the classifier's explanations say about where its classes are."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from vitx.relevance.explain import explain
 Array = jax.Array
 
 
-def class_cues(
+def class_seed_maps(
     model: Any,
     images: Array,
     classes: Array,
@@ -22,13 +22,13 @@ def class_cues(
     root: float = 3,
     rules: str = "published",
 ) -> Array:
-    """Cues of an image's classes, the mean over the image and its mirror image (docs/protocol.md, "Cues").
+    """Seed maps of an image's classes, the mean over the image and its mirror image (docs/protocol.md, "Seed maps").
 
     Args:
       model: a vitx classifier.
       images: normalised, (B, S, S, 3).
       classes: ints (B, K), the classifier's outputs to look for; -1 is padding.
-      size: (H, W) of the cues, the image's own.
+      size: (H, W) of the seed maps, the image's own.
       start_layer: see `vitx.explain`.
       root: exponent 1 / root before min-max: 3 is the cube root, 1 none.
       rules: see `vitx.explain`.
@@ -49,16 +49,16 @@ def class_cues(
         start_layer=start_layer,
         rules=rules,
     )  # (2 B, K, h, w)
-    cues = cues_from_maps(maps, images.shape[1:3], size, root)
-    plain, mirrored = jnp.split(cues, 2)
+    seed_maps = seed_maps_of(maps, images.shape[1:3], size, root)
+    plain, mirrored = jnp.split(seed_maps, 2)
     mean = (plain + mirrored[..., ::-1]) / 2
     return jnp.where((classes >= 0)[..., None, None], mean, 0)
 
 
-def cues_from_maps(
+def seed_maps_of(
     maps: Array, input_size: tuple[int, ...], size: tuple[int, int], root: float = 3
 ) -> Array:
-    """Raw maps (..., h, w) to cues (..., H, W) in [0, 1].
+    """Raw maps (..., h, w) to seed maps (..., H, W) in [0, 1].
 
     Upsampled to the network's input, root, min-max, resized to `size`. A map without contrast
     becomes zero.
@@ -82,11 +82,11 @@ def min_max(maps: Array) -> Array:
     return jnp.where(jnp.isfinite(maps), stretched, jnp.nan)  # minima on a CPU may pass over NaN
 
 
-def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:
-    """Argmax of the cues and a constant background (docs/protocol.md, "Seed mask"), in NumPy or JAX as the cues are.
+def seed_mask(seed_maps: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:
+    """Argmax of the seed maps and a constant background (docs/protocol.md, "Seed mask"), in NumPy or JAX as its input.
 
     Args:
-      cues: (..., K, H, W) in [0, 1]; K may be 0.
+      seed_maps: (..., K, H, W) in [0, 1]; K may be 0.
       classes: ints (..., K) below 254, the classifier's outputs, -1 where padding.
       background: its score, or several that broadcast to (..., H, W); it wins ties.
 
@@ -97,14 +97,16 @@ def seed_mask(cues: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps
       ValueError: for shapes that do not fit, or a class that does not fit into a byte.
     """
     require_byte_classes(classes)
-    if classes.shape != cues.shape[:-2]:
-        raise ValueError(f"classes {classes.shape} must be {cues.shape[:-2]}, as of the cues")
-    xp: Any = cues.__array_namespace__()
+    if classes.shape != seed_maps.shape[:-2]:
+        raise ValueError(
+            f"classes {classes.shape} must be {seed_maps.shape[:-2]}, as of the seed maps"
+        )
+    xp: Any = seed_maps.__array_namespace__()
     # One more that is padding, so that there is something to choose from where K is 0.
     more: Any = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
-    cues = xp.pad(cues, [*more, (0, 0), (0, 0)])
+    seed_maps = xp.pad(seed_maps, [*more, (0, 0), (0, 0)])
     classes = xp.pad(classes, more, constant_values=-1)
-    scores = xp.where((classes >= 0)[..., None, None], cues, -xp.inf)
+    scores = xp.where((classes >= 0)[..., None, None], seed_maps, -xp.inf)
     best = scores.argmax(-3)  # (..., H, W)
     names = xp.broadcast_to((classes + 1)[..., None, None], scores.shape)
     label = xp.take_along_axis(names, best[..., None, :, :], axis=-3)[..., 0, :, :]

@@ -72,7 +72,7 @@ class Run:
         elsewhere = ("root", "classes", "workers")
         options["data"] = {k: v for k, v in options["data"].items() if k not in elsewhere}
         if "background" in options.get("seeds", {}) and name in ("seeds", "labels", "affinity"):
-            del options["seeds"]["background"]  # of the masks that are scored, not of the cues
+            del options["seeds"]["background"]  # of the masks that are scored, not of the seed maps
         if "labels" in options:
             del options["labels"]["workers"]
         data = self.config.data

@@ -13,7 +13,7 @@ from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pseudomasks.crf import background_channel, dense_crf
 from vitx.runtime.experiment import Run
-from vitx.runtime.progress import StopRequest
+from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "A finished run of configs/shapes.py.")

@@ -23,7 +23,7 @@ from vitx.pipeline.preflight import preflight
 from vitx.pipeline.seeds import width_of
 from vitx.pseudomasks.crf import BACKENDS, CRFParameters
 from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.progress import StopRequest
+from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 
 NAMES = ("background", "ring", "star's <b>", "kite")

@@ -18,7 +18,7 @@ from vitx.data.loader import evaluation_batches
 from vitx.data.palette import encode_mask
 from vitx.data.source import Source, open_source
 from vitx.runtime.experiment import Run
-from vitx.runtime.progress import StopRequest
+from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 
 NAME = "voc_segmentation"

@@ -31,7 +31,7 @@ from vitx.pseudomasks.seeds import seed_maps_of, seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import WorkdirError
-from vitx.runtime.progress import StopRequest
+from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 
 pytestmark = pytest.mark.slow

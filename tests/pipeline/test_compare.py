@@ -33,7 +33,7 @@ from vitx.pipeline.compare import (
     verdict,
 )
 from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.progress import StopRequest
+from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 from vitx.weights import pytorch_reference
 from vitx.weights.files import Tensor

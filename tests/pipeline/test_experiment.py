@@ -19,8 +19,8 @@ from vitx.data.palette import decode_mask
 from vitx.pipeline.artifacts import padded_classes, read_seed_maps, seeded
 from vitx.pipeline.methods import Batches, chosen_images
 from vitx.runtime.experiment import COMMANDS, DEPENDS, Run, declared, run_stages
-from vitx.runtime.progress import Stopped, StopRequest
-from vitx.runtime.workdir import Stage, Workdir
+from vitx.runtime.signals import Stopped, StopRequest
+from vitx.runtime.workdir import StageFolder, Workdir
 
 STAGES = {
     name: body for name, body in (train.STAGES | evaluate.STAGES).items() if name not in COMMANDS
@@ -174,7 +174,7 @@ def test_a_stage_reads_only_the_options_that_it_declares(
 class _StageRun(Run):
     """A run that takes the stages before it as they are."""
 
-    def finished(self, name: str) -> Stage:
+    def finished(self, name: str) -> StageFolder:
         record = json.loads((self.workdir.folder / name / "stage.json").read_text())
         return self.workdir.stage(name, record["options"])
 

@@ -28,8 +28,9 @@ from vitx.relevance import explain as relevance
 from vitx.report.figure import PANEL, Row, draw_figure, load_font, panel
 from vitx.report.pictures import heatmap_overlay
 from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.progress import Stopped, StopRequest
-from vitx.runtime.workdir import Workdir, read_npz, write_json
+from vitx.runtime.files import read_npz, write_json
+from vitx.runtime.signals import Stopped, StopRequest
+from vitx.runtime.workdir import Workdir
 
 METHODS = "raw_attention,transformer_attribution"
 SUMMARY = re.compile(r"explain: (\d+) written, (\d+) done before, (\d+) broken; in (.*)")

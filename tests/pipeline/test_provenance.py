@@ -25,8 +25,8 @@ from vitx.pipeline.mask_scores import stored_masks
 from vitx.pipeline.masks import read_choice
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import read_npz, write_json, write_npz
-from vitx.runtime.progress import StopRequest
-from vitx.runtime.workdir import Stage, Workdir
+from vitx.runtime.signals import StopRequest
+from vitx.runtime.workdir import StageFolder, Workdir
 
 
 def _run(folder: Path, data: Path, **changes: object) -> Run:
@@ -36,7 +36,7 @@ def _run(folder: Path, data: Path, **changes: object) -> Run:
     return Run(config, Workdir(folder), StopRequest())
 
 
-def _write_seeds(run: Run) -> Stage:
+def _write_seeds(run: Run) -> StageFolder:
     """Seed maps of noise for every image, which take no model."""
     stage, generator = run.stage("seeds"), np.random.default_rng(0)
     with stage.run():
@@ -68,7 +68,7 @@ def copied(labelled: Run, data: Path, tmp_path: Path) -> Run:
     return _run(tmp_path / "run", data)
 
 
-def _set_undone(stage: Stage) -> None:
+def _set_undone(stage: StageFolder) -> None:
     record = json.loads((stage.folder / "stage.json").read_text())
     write_json(stage.folder / "stage.json", record | {"done": False})
 

@@ -30,10 +30,20 @@ from vitx.pipeline.labels import make_labels
 from vitx.report.page import write_report
 from vitx.runtime import locks
 from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.files import WriteError, append_line, read_npz, write_bytes, write_json, write_npz
+from vitx.runtime.files import (
+    WorkdirError,
+    WriteError,
+    append_line,
+    read_npz,
+    write_bytes,
+    write_json,
+    write_npz,
+)
+from vitx.runtime.locks import WorkdirBusy
+from vitx.runtime.metrics import MetricsWriter, read_metrics
 from vitx.runtime.paths import absolute, as_path
-from vitx.runtime.progress import MetricsWriter, Stopped, StopRequest, read_metrics
-from vitx.runtime.workdir import Workdir, WorkdirBusy, WorkdirError
+from vitx.runtime.signals import Stopped, StopRequest
+from vitx.runtime.workdir import Workdir
 
 
 class Upload(io.BytesIO):

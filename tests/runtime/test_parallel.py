@@ -14,13 +14,13 @@ from vitx import parallel
 def loss(params, batch, axis=None):
     hidden = jnp.tanh(batch["x"] @ params["w"])
     errors = jnp.square(hidden @ params["v"] - batch["y"])
-    return errors.sum() / parallel.total(jnp.ones_like(errors).sum(), axis)
+    return errors.sum() / parallel.sum_over_devices(jnp.ones_like(errors).sum(), axis)
 
 
 def step_with(axis):
     def step(params, batch):
         shares = jax.value_and_grad(loss)(params, batch, axis)
-        value, gradient = parallel.total(shares, axis)
+        value, gradient = parallel.sum_over_devices(shares, axis)
         return optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, gradient)), value
 
     return step

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from vitx import processes
+from vitx import parallel
+from vitx.runtime.signals import exit_together
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
@@ -163,7 +165,7 @@ def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
 )
 def test_half_a_description_of_the_processes_is_refused(told: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        processes.start(*told)
+        parallel.initialize(*told)
 
 
 @pytest.fixture
@@ -171,21 +173,25 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list
     """Calls a function as each of three processes in turn: what one sends is what the last round heard."""
 
     def call(function: Callable[[], Any]) -> list[Any]:
-        sent: dict[int, np.ndarray] = {}
-        results: list[Any] = []
+        sent: dict[int, list[np.ndarray]] = {}  # by each process, in order
+
+        def allgather(part: np.ndarray) -> np.ndarray:
+            mine = sent[jax.process_index()]
+            mine.append(part)
+            return np.stack([(heard.get(other) or mine)[len(mine) - 1] for other in range(3)])
+
+        exchange = SimpleNamespace(
+            process_allgather=allgather, sync_global_devices=lambda name: None
+        )
+        monkeypatch.setattr("vitx.parallel.processes.multihost_utils", exchange)
         monkeypatch.setattr("jax.process_count", lambda: 3)
-        for index in (0, 1, 2, 0, 1, 2):
-            monkeypatch.setattr("jax.process_index", lambda index=index: index)
-
-            def allgather(part: np.ndarray, index: int = index) -> np.ndarray:
-                sent[index] = part
-                return np.stack([sent.get(other, part) for other in range(3)])
-
-            monkeypatch.setattr(
-                "vitx.processes.multihost_utils.process_allgather", allgather, raising=True
-            )
-            results.append(function())
-        return results[3:]
+        for _ in range(2):
+            heard, sent, results = dict(sent), {}, []
+            for index in range(3):
+                monkeypatch.setattr("jax.process_index", lambda index=index: index)
+                sent[index] = []
+                results.append(function())
+        return results
 
     return call
 
@@ -193,9 +199,9 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], list
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_rows_come_back_in_order_whatever_their_number(three: Any, length: int) -> None:
     def work() -> Any:
-        mine = processes.share(range(length)) or [0]
+        mine = parallel.share(range(length)) or [0]
         rows = {"a": np.array(mine, np.int64) + 2**40, "b": np.array(mine)[:, None] / 3}
-        return processes.gather_rows(rows, length)
+        return parallel.gather_shares(rows, length)
 
     for rows in three(work):
         np.testing.assert_array_equal(rows["a"], np.arange(length) + 2**40)
@@ -204,29 +210,33 @@ def test_rows_come_back_in_order_whatever_their_number(three: Any, length: int) 
 
 def test_totals_keep_every_bit_of_64(three: Any) -> None:
     def work() -> Any:
-        own = processes.shard()[0]
-        return processes.total(
-            {"tables": np.full((2, 2), 2**40 + own), "loss": np.array(0.1 * own)}
+        own = parallel.process_shard()[0]
+        return parallel.sum_over_processes(
+            {
+                "tables": np.full((2, 2), 2**40 + own),
+                "loss": np.array(0.1 * own),
+                "none": np.zeros((0, 2)),
+            }
         )
 
     for found in three(work):
         np.testing.assert_array_equal(found["tables"], np.full((2, 2), 3 * 2**40 + 3))
-        assert found["loss"] == 0.0 + 0.1 + 0.2
-    for found in three(lambda: processes.largest(processes.shard()[0], False)):
+        assert found["loss"] == 0.0 + 0.1 + 0.2 and found["none"].shape == (0, 2)
+    for found in three(lambda: parallel.max_over_processes(parallel.process_shard()[0], False)):
         assert found == (2, 0)
 
 
 def test_every_item_is_of_one_process(three: Any) -> None:
-    shares = three(lambda: (processes.barrier(), processes.share(range(8)))[1])
+    shares = three(lambda: (parallel.barrier(), parallel.share(range(8)))[1])
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
 def test_alone_nothing_is_sent() -> None:
     rows = {"x": np.arange(3)}
-    assert processes.gather_rows(rows, 3) is rows and processes.gather(rows)[0] is rows
-    assert processes.total(2) == 2
-    assert processes.largest(3, True) == (3, True) and processes.is_first()
-    assert processes.share(range(3)) == [0, 1, 2]
+    np.testing.assert_array_equal(parallel.gather_shares(rows, 3)["x"], rows["x"])
+    assert parallel.sum_over_processes(2) == 2
+    assert parallel.max_over_processes(3, True) == (3, True) and parallel.is_first_process()
+    assert parallel.share(range(3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -256,8 +266,8 @@ def test_each_process_tells_its_own_error(
 ) -> None:
     monkeypatch.setattr("jax.process_count", lambda: 2)
     codes: list[int] = []
-    monkeypatch.setattr("vitx.processes._leave", codes.append)
-    with processes.together():
+    monkeypatch.setattr("vitx.runtime.signals._exit", codes.append)
+    with exit_together():
         raise error
     printed = capsys.readouterr().err
     assert told in printed and hidden not in printed and codes == [1]

@@ -15,14 +15,9 @@ from tensorboardX.proto import event_pb2
 from tests.runtime.test_workers import alive
 from vitx.runtime import progress as module
 from vitx.runtime.files import WorkdirError, WriteError
-from vitx.runtime.progress import (
-    MetricsWriter,
-    Stopped,
-    StopRequest,
-    clean_exit,
-    progress,
-    read_metrics,
-)
+from vitx.runtime.metrics import MetricsWriter, read_metrics
+from vitx.runtime.progress import progress
+from vitx.runtime.signals import Stopped, StopRequest, clean_exit
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -166,7 +161,7 @@ def test_progress_in_a_terminal_is_a_bar():
 def test_ctrl_c_ends_a_program_with_130(tmp_path):
     script = """
 import time
-from vitx.runtime.progress import StopRequest, clean_exit
+from vitx.runtime.signals import StopRequest, clean_exit
 with clean_exit(), StopRequest() as stop:
     print("ready", flush=True)
     while True:
@@ -200,7 +195,7 @@ def test_loader_processes_end_with_their_run(number, tmp_path):
 import multiprocessing, signal, sys, time
 from vitx.data import loader
 from vitx.models.vit import Preprocess
-from vitx.runtime.progress import StopRequest, clean_exit
+from vitx.runtime.signals import StopRequest, clean_exit
 if __name__ == "__main__":
     source = loader.open_source("shapes/tiny", "train", sys.argv[1])
     batches = loader.training_loader(
@@ -247,7 +242,7 @@ def test_a_second_signal_ends_a_long_call_of_c():
     script = """
 import time
 import numpy as np
-from vitx.runtime.progress import StopRequest, clean_exit
+from vitx.runtime.signals import StopRequest, clean_exit
 matrix = np.random.default_rng(0).standard_normal((6000, 6000))
 with clean_exit(), StopRequest() as stop:
     print("ready", flush=True)

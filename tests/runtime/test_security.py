@@ -39,7 +39,7 @@ from vitx.data.transforms import read_image
 from vitx.data.user_images import find_images, read_user_image
 from vitx.runtime import files
 from vitx.runtime.files import WorkdirError, read_npz
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 from vitx.training.checkpointing import Checkpoints
 from vitx.weights.files import open_checkpoint
 
@@ -109,7 +109,7 @@ PICKLES = {
 
 def read_stage(path):
     path.rename(path.parent / "stage.json")
-    Stage(path.parent, {})
+    StageFolder(path.parent, {})
 
 
 def read_imagenet(path):
@@ -552,7 +552,7 @@ def test_hdf5_takes_no_memory_for_wide_types(tmp_path):
     ["../../x", "/etc/passwd", "..", ".", "a/../../b", "~", "x\0y", "a\nb", "C:\\x", ".vitx-1.tmp", "caf\udce9"],
 )  # fmt: skip
 def test_ids_lead_nowhere_else(identifier, tmp_path):
-    stage = Stage(tmp_path / "seeds", {})
+    stage = StageFolder(tmp_path / "seeds", {})
     path = stage.item(identifier, ".npz", "val")
     assert path.parent == tmp_path / "seeds" / "val"
     assert path.resolve().parent == path.parent
@@ -564,5 +564,5 @@ def test_ids_lead_nowhere_else(identifier, tmp_path):
 def test_a_record_that_nests_too_deeply(tmp_path):
     (tmp_path / "stage.json").write_text('{"options":' * 10**5)
     with pytest.raises(ValueError, match=r"stage\.json is damaged \(it nests too deeply\)"):
-        Stage(tmp_path, {})
+        StageFolder(tmp_path, {})
     assert json.loads("[]") == files.parse_json("[]")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from vitx.runtime.files import WriteError, read_npz, safe_name, write_bytes, write_json, write_npz
-from vitx.runtime.workdir import Workdir, WorkdirBusy
+from vitx.runtime.locks import WorkdirBusy
+from vitx.runtime.workdir import Workdir
 
 
 def python(script, *arguments, **options):
@@ -259,7 +260,8 @@ def test_finished_items_are_listed_by_id(tmp_path):
 
 ITEMS = """
 import os, sys
-from vitx.runtime.workdir import Workdir, write_bytes
+from vitx.runtime.workdir import Workdir
+from vitx.runtime.files import write_bytes
 with Workdir(sys.argv[1]).lock() as workdir:
     stage = workdir.stage("items", {})
     with stage.run():

@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path):
     script = """
 import pathlib, resource, signal, sys
 import numpy as np
-from vitx.runtime.progress import clean_exit
+from vitx.runtime.signals import clean_exit
 from vitx.training.checkpointing import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 numbers = np.random.default_rng(0).random(100000)
@@ -283,12 +283,12 @@ def test_processes_take_the_same_checkpoint(tmp_path, monkeypatch):
     make_two(tmp_path)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         monkeypatch.setattr(
-            "vitx.processes.largest",
+            "vitx.parallel.max_over_processes",
             lambda step, other, failed: (step, other, failed or step == 20),
         )
         assert checkpoints.restore_latest({"x": np.zeros(3)}).step == 10
         monkeypatch.setattr(
-            "vitx.processes.largest", lambda step, other, failed: (20, other, failed)
+            "vitx.parallel.max_over_processes", lambda step, other, failed: (20, other, failed)
         )
         with pytest.raises(WorkdirError, match="the processes see different checkpoints"):
             checkpoints.restore_best({"x": np.zeros(3)})

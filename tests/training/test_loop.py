@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from vitx.runtime.progress import MetricsWriter, Stopped, StopRequest, read_metrics
+from vitx.runtime.metrics import MetricsWriter, read_metrics
+from vitx.runtime.signals import Stopped, StopRequest
 from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
 

@@ -104,7 +104,7 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(mode: str) -> None:
 
     def loss(params, batch, axis):
         errors = jnp.square(jnp.tanh(batch["x"] @ params["w"]) - batch["y"]).sum(1)
-        return errors.sum() / parallel.total(jnp.ones_like(errors).sum(), axis)
+        return errors.sum() / parallel.sum_over_devices(jnp.ones_like(errors).sum(), axis)
 
     optimizer = make_optimizer(_config(), steps_per_epoch=2)
     state = TrainState.create(params, optimizer)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitx import processes
+from vitx import parallel
 from vitx.data.pictures import pixel_limit
 from vitx.data.source import Source
 from vitx.runtime.files import WorkdirError, parse_json, write_json
-from vitx.runtime.progress import StopRequest, progress
+from vitx.runtime.progress import progress
+from vitx.runtime.signals import StopRequest
 
 POLICIES = ("stop", "skip")  # of config.on_bad_image
 REMEDY = "leave such images out with --config.on_bad_image=skip"
@@ -29,17 +30,17 @@ def find_unreadable(
       WorkdirError: a file that is there could not be read, for a reason that may pass.
     """
     record = _record(source, folder)
-    (known,) = processes.largest(processes.is_first() and record.exists())
+    (known,) = parallel.max_over_processes(parallel.is_first_process() and record.exists())
     if known:
         return recorded(source, folder)
-    bad = processes.total(_bad(source, stop))
+    bad = parallel.sum_over_processes(_bad(source, stop))
     found = {
         source.identifier(place): _reason(source, place) for place in np.flatnonzero(bad).tolist()
     }
-    if processes.is_first() and (keep or not found):
+    if parallel.is_first_process() and (keep or not found):
         content = {"split": source.split, "images": len(source), "unreadable": found}
         write_json(record, content)
-    processes.barrier()
+    parallel.barrier()
     return found
 
 
@@ -75,7 +76,7 @@ def _record(source: Source, folder: Path) -> Path:
 def _bad(source: Source, stop: StopRequest) -> np.ndarray:
     """Which examples of this process's share cannot be read, bool (examples,) as uint8."""
     bad = np.zeros(len(source), np.uint8)
-    mine = processes.share(range(len(source)))
+    mine = parallel.share(range(len(source)))
     workers = os.cpu_count() or 1
     with (
         ThreadPoolExecutor(workers) as pool,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from vitx import parallel, processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.models.affinitynet import AffinityNet
 from vitx.ops import Array
@@ -14,7 +14,7 @@ from vitx.pipeline.artifacts import SPLITS, read_mask, seeded
 from vitx.pipeline.classifier import NO_STEM, WEIGHTS, augmentation
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.runtime.experiment import Run
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 
 
@@ -30,7 +30,7 @@ def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
     return loss
 
 
-def train_affinity(run: Run, stage: Stage) -> None:
+def train_affinity(run: Run, stage: StageFolder) -> None:
     """Trains the classifier's stem and AffinityNet's head; keeps the weights of least validation loss."""
     config = run.config.affinity
     train, val = run.source(config.train_split), run.source(config.val_split)
@@ -51,12 +51,12 @@ def train_affinity(run: Run, stage: Stage) -> None:
             workers=run.config.data.workers,
             start_step=start_step,
             extra=labels,
-            shard=processes.shard(),
+            shard=parallel.process_shard(),
         )
 
     def batch_loss(params: Any, batch: Mapping[str, Array]) -> Array:
         axis = parallel.axis_of(mode)
-        return parallel.total(loss(params, batch, axis), axis)
+        return parallel.sum_over_devices(loss(params, batch, axis), axis)
 
     here = parallel.local_mesh()
     validation_loss = parallel.data_parallel(batch_loss, over=here, mode=mode)
@@ -68,17 +68,17 @@ def train_affinity(run: Run, stage: Stage) -> None:
             val, preprocess=net.preprocess, batch_size=config.batch_size
         )
         weighted = 0.0
-        for batch in loader.read_ahead(batches, processes.share(range(len(batches)))):
+        for batch in loader.read_ahead(batches, parallel.share(range(len(batches)))):
             label = np.stack([labels(identifier, False)["label"] for identifier in batch["id"]])
             label = np.where(batch["valid"][:, None, None], label, np.uint8(255))
             arrays = {"image": batch["image"], "label": label}
             padded, valid = parallel.pad_batch(arrays, here.size)
             padded["label"][~valid] = 255
             weighted += float(validation_loss(params, padded)) * batch["valid"].sum()
-        return {"loss": float(processes.total(np.array(weighted))) / len(val)}
+        return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
     best = minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch)
-    if processes.is_first():
+    if parallel.is_first_process():
         weights.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitx import processes
+from vitx import parallel
 from vitx.data import loader
 from vitx.data.palette import decode_mask, encode_mask, mask_text
 from vitx.runtime.experiment import Run
-from vitx.runtime.workdir import Stage, read_npz, write_bytes, write_npz
+from vitx.runtime.files import read_npz, write_bytes, write_npz
+from vitx.runtime.workdir import StageFolder
 
 SPLITS = ("train", "val")
 ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
@@ -24,7 +25,7 @@ def seeded(run: Run, split: str) -> loader.Source:
 
 
 def missing_batches(
-    stage: Stage, batches: loader.EvaluationBatches, suffix: str, split: str
+    stage: StageFolder, batches: loader.EvaluationBatches, suffix: str, split: str
 ) -> tuple[list[int], int, int]:
     """This process's batches that lack the file of an image, how many images it has, and how many lie in other batches.
 
@@ -33,7 +34,7 @@ def missing_batches(
     Raises:
       ValueError: where a file that exists was made for another image or with other options.
     """
-    mine = processes.share(range(len(batches)))
+    mine = parallel.share(range(len(batches)))
     ids = {number: batches.ids(number) for number in mine}
     finished = items_done(stage, suffix, split, [name for number in mine for name in ids[number]])
     missing, images, left = [], 0, 0
@@ -45,7 +46,9 @@ def missing_batches(
     return missing, images, images - left
 
 
-def items_done(stage: Stage, suffix: str, folder: str, identifiers: Sequence[str]) -> set[str]:
+def items_done(
+    stage: StageFolder, suffix: str, folder: str, identifiers: Sequence[str]
+) -> set[str]:
     """The given ids whose file exists in a folder of the stage, each checked for its stamp.
 
     Raises:
@@ -74,13 +77,13 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
-def seed_map_file(seeds: Stage, split: str, identifier: str) -> Path:
+def seed_map_file(seeds: StageFolder, split: str, identifier: str) -> Path:
     """The file of one image's seed maps in the folder of stage `seeds`."""
     return seeds.item(identifier, ".npz", split)
 
 
 def write_seed_maps(
-    seeds: Stage, split: str, identifier: str, seed_maps: np.ndarray, classes: np.ndarray
+    seeds: StageFolder, split: str, identifier: str, seed_maps: np.ndarray, classes: np.ndarray
 ) -> None:
     """Writes an image's seed maps (K, H, W) of the classes (K,) that are not padding, in half precision.
 
@@ -96,7 +99,7 @@ def write_seed_maps(
 
 
 def read_seed_maps(
-    seeds: Stage, split: str, identifier: str, width: int | None = None
+    seeds: StageFolder, split: str, identifier: str, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seed maps float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
 
@@ -112,14 +115,14 @@ def read_seed_maps(
     return seed_maps, classes
 
 
-def count_seed_maps(seeds: Stage, split: str, identifier: str) -> tuple[int, int]:
+def count_seed_maps(seeds: StageFolder, split: str, identifier: str) -> tuple[int, int]:
     """How many seed maps an image has, and how many of them are flat: zero everywhere, of no contrast."""
     seed_maps = read_arrays(seeds, split, identifier)["cues"]
     return len(seed_maps), int((~seed_maps.any((1, 2))).sum())
 
 
 def write_arrays(
-    stage: Stage, folder: str, identifier: str, arrays: Mapping[str, np.ndarray]
+    stage: StageFolder, folder: str, identifier: str, arrays: Mapping[str, np.ndarray]
 ) -> None:
     """Writes an item's arrays as an .npz file in a folder of the stage, with the stage's stamp."""
     stamp = np.array(stage.stamp(identifier, folder))
@@ -127,7 +130,7 @@ def write_arrays(
 
 
 def read_arrays(
-    stage: Stage, folder: str, identifier: str, only: Sequence[str] | None = None
+    stage: StageFolder, folder: str, identifier: str, only: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """An item's arrays, all or the named ones, as `write_arrays` wrote them.
 
@@ -151,13 +154,13 @@ def crf_folder(alpha: str, split: str) -> str:
     return f"{alpha}/{split}"
 
 
-def write_mask(stage: Stage, folder: str, identifier: str, mask: np.ndarray) -> None:
+def write_mask(stage: StageFolder, folder: str, identifier: str, mask: np.ndarray) -> None:
     """Writes an image's mask or labels uint8 (H, W) as a palette PNG in a folder of the stage."""
     data = encode_mask(mask, stage.stamp(identifier, folder))
     write_bytes(stage.item(identifier, ".png", folder), data)
 
 
-def read_mask(stage: Stage, folder: str, identifier: str) -> np.ndarray:
+def read_mask(stage: StageFolder, folder: str, identifier: str) -> np.ndarray:
     """An image's mask or labels uint8 (H, W), as `write_mask` wrote it.
 
     Raises:
@@ -170,7 +173,7 @@ def read_mask(stage: Stage, folder: str, identifier: str) -> np.ndarray:
         raise ValueError(f"{error}; {stage.remedy()}") from error
 
 
-def _read_png(stage: Stage, folder: str, identifier: str) -> bytes:
+def _read_png(stage: StageFolder, folder: str, identifier: str) -> bytes:
     """The bytes of an item's PNG, checked for its stamp."""
     path = stage.item(identifier, ".png", folder)
     try:

@@ -10,13 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vitx import parallel, processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
 from vitx.ops import Array
 from vitx.runtime.experiment import Run, wanted_stages
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.files import write_json
+from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 
 WEIGHTS = "model.safetensors"
@@ -37,12 +38,12 @@ def image_loss(graph: nnx.GraphDef) -> Loss:
     def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
         logits = nnx.merge(graph, params)(batch["image"])
         losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
-        return losses.sum() / parallel.total(jnp.ones_like(losses).sum(), axis)
+        return losses.sum() / parallel.sum_over_devices(jnp.ones_like(losses).sum(), axis)
 
     return loss
 
 
-def train_classifier(run: Run, stage: Stage) -> None:
+def train_classifier(run: Run, stage: StageFolder) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config = run.config.classifier
     train, selection = run.source(config.train_split), run.source(config.val_split)
@@ -68,7 +69,7 @@ def train_classifier(run: Run, stage: Stage) -> None:
             augment=augmentation(config),
             workers=run.config.data.workers,
             start_step=start_step,
-            shard=processes.shard(),
+            shard=parallel.process_shard(),
         )
 
     def evaluate(params: Any) -> dict[str, float]:
@@ -83,7 +84,7 @@ def train_classifier(run: Run, stage: Stage) -> None:
     scores = validate(
         best, run.source(run.config.data.val_split), config.batch_size, run.config.parallel
     )
-    if processes.is_first():
+    if parallel.is_first_process():
         weights.save(best, stage.folder / WEIGHTS)
         write_json(stage.folder / "scores.json", scores)
 
@@ -99,13 +100,13 @@ def validate(
     """
     batches = loader.evaluation_batches(source, preprocess=model.preprocess, batch_size=batch_size)
     local, predict = parallel.replicate(model, parallel.local_mesh()), _predictor(mode)
-    numbers = processes.share(range(len(batches))) or [0]  # none to do: one whose rows are dropped
+    numbers = parallel.share(range(len(batches))) or [0]  # none to do: one whose rows are dropped
     rows = []
     for batch in loader.read_ahead(batches, numbers):
         logits, losses = predict(local, batch["image"], batch["labels"])
         rows.append((logits, losses, batch["labels"], batch["valid"]))
     stacked = [np.stack(column) for column in zip(*rows, strict=True)]  # (batches, B, ...)
-    columns = processes.gather_rows(stacked, len(batches))
+    columns = parallel.gather_shares(stacked, len(batches))
     logits, losses, labels, valid = (x.reshape(-1, *x.shape[2:]) for x in columns)
     if labels[valid].any():
         precision, mean = average_precision_multilabel(logits[valid], labels[valid])
@@ -141,7 +142,7 @@ def _initial_model(run: Run, num_classes: int) -> Any:
         return weights.load_classifier(
             config.checkpoint, image_size=config.image_size, num_classes=num_classes
         )
-    if processes.is_first():
+    if parallel.is_first_process():
         print(
             "classifier: config.model.checkpoint is empty, so it learns from random weights",
             file=sys.stderr,

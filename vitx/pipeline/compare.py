@@ -22,8 +22,9 @@ from vitx.evaluation.differences import Parity, as_json, compare
 from vitx.models.vit import VisionTransformer
 from vitx.relevance.rulesets import EXACT
 from vitx.runtime.experiment import Run
+from vitx.runtime.files import write_json
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.workdir import StageFolder
 from vitx.weights.pytorch_reference import Reference, build_reference, require_library
 
 # Largest relative difference of a stage. ViT-Base with random weights reaches 2e-6 in float32 and 4e-15 in float64;
@@ -33,7 +34,7 @@ _HYBRID: Final = 10
 _RESULT: Final = "parity.json"
 
 
-def compare_with_pytorch(run: Run, stage: Stage) -> None:
+def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
     """Prints the comparison and writes `parity.json`.
 
     Raises:

@@ -20,7 +20,7 @@ from vitx.runtime.experiment import Run
 from vitx.runtime.files import read_npz, write_bytes, write_error, write_npz
 from vitx.runtime.paths import absolute, as_path
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 
 _FORMAT: Final = 1  # of the results: another number has all of them made anew
 _LISTED: Final = 10  # files named in the summary of what went wrong
@@ -46,7 +46,7 @@ class _Tally:
     odd: list[str] = field(default_factory=list)
 
 
-def explain_images(run: Run, stage: Stage) -> None:
+def explain_images(run: Run, stage: StageFolder) -> None:
     """Writes for each image that `config.images` names a picture and its raw maps, and prints a summary.
 
     An image whose results are there, made of the same image, checkpoint and options, is left alone.

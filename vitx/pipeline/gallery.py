@@ -18,10 +18,10 @@ from vitx.report import page as report
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run
 from vitx.runtime.paths import absolute
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 
 
-def write_gallery(run: Run, stage: Stage) -> None:
+def write_gallery(run: Run, stage: StageFolder) -> None:
     """Command `gallery`: writes the grid alone, `gallery.html` in the workdir."""
     page = stage.folder / "gallery.html"
     report.write_report(

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitx import processes
+from vitx import parallel
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
-from vitx.device_memory import remedy
 from vitx.pipeline.artifacts import (
     ALPHAS,
     SPLITS,
@@ -31,7 +30,7 @@ from vitx.pseudomasks.crf import (
 from vitx.runtime import workers
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 
 
 class CRFOptions(NamedTuple):
@@ -84,7 +83,7 @@ class Labelled(NamedTuple):
     labels: np.ndarray
 
 
-def make_labels(run: Run, stage: Stage) -> None:
+def make_labels(run: Run, stage: StageFolder) -> None:
     """Writes masks by the CRF, and labels, for each seeded image.
 
     `low/<split>/<id>.png` and `high/<split>/<id>.png` are masks at the image's size, with the background's low and high
@@ -94,7 +93,7 @@ def make_labels(run: Run, stage: Stage) -> None:
     label = partial(crf_labels, options)
     for split in SPLITS:
         source = seeded(run, split)
-        mine = processes.share(range(len(source)))
+        mine = parallel.share(range(len(source)))
         ids = [source.identifier(place) for place in mine]
         folders = (split, *(crf_folder(name, split) for name in ALPHAS))
         done = set.intersection(*(items_done(stage, ".png", folder, ids) for folder in folders))
@@ -139,7 +138,7 @@ def crf_labels(options: CRFOptions, item: Seeded) -> Labelled:
     if not np.isfinite(item.seed_maps).all():
         raise FloatingPointError(f"labels: the seed maps of image {item.id} are not finite")
     height, width = item.image.shape[:2]
-    with remedy(
+    with parallel.out_of_memory(
         f"labels: the CRF of image {item.id} ({height} x {width}, {1 + len(item.classes)} labels) does not fit in the "
         "device's memory: scale the image down, or take --config.labels.backend=pydensecrf. Finished work is kept"
     ):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vitx import processes
+from vitx import parallel
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
@@ -13,7 +13,7 @@ from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_mask, read_seed_map
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage
+from vitx.runtime.workdir import StageFolder
 
 PUBLISHED_BACKGROUND = 0.2
 FROM_TRUTH = (
@@ -24,7 +24,7 @@ EXTREMES = 12  # worst and best images to name
 BACKGROUNDS = tuple(round(0.05 * step, 2) for step in range(13))  # of the curve: 0 to 0.6
 
 
-def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, Any]:
+def score(run: Run, stage: StageFolder, split: str, background: float) -> dict[str, Any]:
     """Scores of the masks of "train" or "val", fractions.
 
     Args:
@@ -44,7 +44,7 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
     names = ("seeds", "published", *(f"crf_{name}" for name in ALPHAS), "masks")
     tables = {name: np.zeros((count, count), np.int64) for name in names}
     curve = np.zeros((len(BACKGROUNDS), count, count), np.int64)
-    mine = processes.share(range(len(source)))
+    mine = parallel.share(range(len(source)))
     by_image = np.full(max(len(mine), 1), np.nan)
     with progress(len(mine), f"scores {split}") as bar:
         for row, example in enumerate(loader.read_ahead(source, mine)):
@@ -64,8 +64,8 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
                 by_image[row] = mean_iou(own) if own.any() else np.nan
             bar.advance()
             run.stop.check()
-    (by_image,) = processes.gather_rows([by_image], len(source))
-    tables, curve = processes.total((tables, curve))
+    (by_image,) = parallel.gather_shares([by_image], len(source))
+    tables, curve = parallel.sum_over_processes((tables, curve))
     if not tables["masks"].any():
         return {}
     figures: dict[str, Any] = {
@@ -89,7 +89,9 @@ def score(run: Run, stage: Stage, split: str, background: float) -> dict[str, An
     }
 
 
-def stored_masks(run: Run, stage: Stage, split: str, identifier: str) -> dict[str, np.ndarray]:
+def stored_masks(
+    run: Run, stage: StageFolder, split: str, identifier: str
+) -> dict[str, np.ndarray]:
     """The masks that stages wrote of an image."""
     labels = run.finished("labels")
     masks = {

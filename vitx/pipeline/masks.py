@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitx import parallel, processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
@@ -29,9 +29,9 @@ from vitx.pseudomasks.crf import background_channel, pool_posteriors
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.runtime.experiment import Run
-from vitx.runtime.files import parse_json
+from vitx.runtime.files import parse_json, write_json
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.workdir import StageFolder
 
 # The options that are chosen, and their types.
 _CHOSEN = {"beta": int | float, "log2_steps": int, "alpha": int | float, "background": int | float}
@@ -54,14 +54,14 @@ class Walk:
     log2_steps: int
 
 
-def make_masks(run: Run, stage: Stage) -> None:
+def make_masks(run: Run, stage: StageFolder) -> None:
     """Chooses options on train, writes `<split>/<id>.png` masks at the images' sizes, and `scores.json`."""
     refine = Refiner(run)
     record = stage.folder / "chosen.json"
-    if processes.largest(not record.exists())[0]:
+    if parallel.max_over_processes(not record.exists())[0]:
         # Each process has it: a shared file system may not show the others yet what the first wrote.
         chosen = choose(run, refine)
-        if processes.is_first():
+        if parallel.is_first_process():
             write_json(record, chosen | {"stamp": stage.stamp(record.name)})
     else:
         chosen = read_choice(stage, record)
@@ -77,13 +77,13 @@ def make_masks(run: Run, stage: Stage) -> None:
                     write_mask(stage, split, item.example.id, mask)
                 bar.advance(len(items))
                 run.stop.check()
-    processes.barrier()
+    parallel.barrier()
     scores = {split: score(run, stage, split, chosen["background"]) for split in SPLITS}
-    if processes.is_first():
+    if parallel.is_first_process():
         write_json(stage.folder / "scores.json", scores | {"chosen": chosen, "note": FROM_TRUTH})
 
 
-def read_choice(stage: Stage, path: Path) -> dict[str, Any]:
+def read_choice(stage: StageFolder, path: Path) -> dict[str, Any]:
     """What `choose` returned in an earlier start of the stage.
 
     Raises:
@@ -215,7 +215,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     source = run.source(config.split)
     if single or not source.any_masks:
         taken = first | {"background": levels[0]}
-        if not single and processes.is_first():
+        if not single and parallel.is_first_process():
             shown = ", ".join(f"{name} {value:g}" for name, value in taken.items())
             print(
                 f"masks: {source.split} has no masks to choose by, the first candidates are taken: {shown}",
@@ -226,7 +226,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     tables = np.zeros((len(walks), len(alphas), count, count), np.int64)
     seeds = np.zeros((len(levels), count, count), np.int64)
     batches = refine.batches(source)
-    mine = processes.share(range(len(batches)))
+    mine = parallel.share(range(len(batches)))
     with progress(sum(len(batches.places(number)) for number in mine), "choice") as bar:
         for items, affinity, maps in refine.prepared(
             batches, mine, "train", alphas, keep_seed_maps=True
@@ -243,7 +243,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
                     table += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()
-    tables, seeds = processes.total((tables, seeds))
+    tables, seeds = parallel.sum_over_processes((tables, seeds))
     refined = [
         {"beta": w.beta, "log2_steps": w.log2_steps, "alpha": alpha, "miou": float(mean_iou(table))}
         for w, row in zip(walks, tables, strict=True)

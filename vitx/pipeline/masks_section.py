@@ -7,7 +7,7 @@ from vitx.pipeline.mask_scores import FROM_TRUTH
 from vitx.report import page as report
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run
-from vitx.runtime.progress import read_metrics
+from vitx.runtime.metrics import read_metrics
 
 KINDS = {
     "seeds": "seeds",

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitx import parallel, processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.data.transforms import resize_image, resize_mask, to_fractions
 from vitx.evaluation.comparison import Comparison, measure, program, summary
@@ -15,13 +15,14 @@ from vitx.evaluation.segmentation import foreground_masks
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import items_done, read_arrays, write_arrays
 from vitx.runtime.experiment import Run
+from vitx.runtime.files import write_json
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.workdir import StageFolder
 
 _BATCHES = "batches"  # folder of the stage
 
 
-def compare_methods(run: Run, stage: Stage) -> None:
+def compare_methods(run: Run, stage: StageFolder) -> None:
     """Writes `scores.json`: for each method, perturbation accuracies and AUCs, and segmentation scores.
 
     Each batch is a file of its own, so that a stopped run loses at most one. Batches are shared out among processes,
@@ -42,7 +43,7 @@ def compare_methods(run: Run, stage: Stage) -> None:
             with_masks="segmentation" in comparison.measures,
         )
         names = [f"{number:06}" for number in range(len(batches))]
-        mine = processes.share(range(len(batches)))
+        mine = parallel.share(range(len(batches)))
         done = items_done(stage, ".npz", _BATCHES, [names[number] for number in mine])
         missing = [number for number in mine if names[number] not in done]
         spread = parallel.replicate(model, parallel.local_mesh())
@@ -53,8 +54,8 @@ def compare_methods(run: Run, stage: Stage) -> None:
                 write_arrays(stage, _BATCHES, names[number], measured)
                 bar.advance(len(batches.places(number)))
                 run.stop.check()
-        processes.barrier()
-        if not processes.is_first():
+        parallel.barrier()
+        if not parallel.is_first_process():
             return
         scores = summary(comparison, [read_arrays(stage, _BATCHES, name) for name in names])
     if scores["images"] != len(chosen):

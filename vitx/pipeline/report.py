@@ -30,8 +30,9 @@ from vitx.pipeline.methods_section import (
 from vitx.report import page as report
 from vitx.report.page import Section
 from vitx.runtime.experiment import DEPENDS, Run
+from vitx.runtime.files import write_json
 from vitx.runtime.paths import absolute
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.workdir import StageFolder
 
 _RESULTS, _PAGE = "results.json", "report.html"
 _VERSIONS = (
@@ -45,7 +46,7 @@ _VERSIONS = (
 )  # that may change a number
 
 
-def write_summary(run: Run, stage: Stage) -> None:
+def write_summary(run: Run, stage: StageFolder) -> None:
     """Writes `results.json` and `report.html` in the workdir: what the stages of this experiment left."""
     results = gather(run, stage)
     sections = []
@@ -84,7 +85,7 @@ def show_results(run: Run) -> None:
         print(f"\nreport: {absolute(folder / _PAGE)}")
 
 
-def gather(run: Run, stage: Stage) -> dict[str, Any]:
+def gather(run: Run, stage: StageFolder) -> dict[str, Any]:
     """All figures of the experiment's stages.
 
     `classifier`, `seeds` and `masks` are those of val, other splits stand under `splits`.

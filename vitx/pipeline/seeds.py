@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vitx import parallel, processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.ops import Array
 from vitx.pipeline.artifacts import (
@@ -18,8 +18,9 @@ from vitx.pipeline.artifacts import (
 )
 from vitx.pseudomasks.seeds import class_seed_maps
 from vitx.runtime.experiment import Run
+from vitx.runtime.files import write_json
 from vitx.runtime.progress import progress
-from vitx.runtime.workdir import Stage, write_json
+from vitx.runtime.workdir import StageFolder
 
 
 def width_of(labels: np.ndarray) -> int:
@@ -31,7 +32,7 @@ def width_of(labels: np.ndarray) -> int:
     return min(1 << (most - 1).bit_length(), labels.shape[1])
 
 
-def make_seeds(run: Run, stage: Stage) -> None:
+def make_seeds(run: Run, stage: StageFolder) -> None:
     """Writes `<split>/<id>.npz` for each image: classes (K,), seed maps (K, H, W) at the input size; counts flat ones.
 
     Which classes an image shows is taken from its labels, on val too.
@@ -69,13 +70,13 @@ def make_seeds(run: Run, stage: Stage) -> None:
     _count(run, stage)
 
 
-def _count(run: Run, stage: Stage) -> None:
+def _count(run: Run, stage: StageFolder) -> None:
     """Counts seed maps and flat ones of all images, each process its share, and writes `scores.json`."""
-    processes.barrier()  # all seed maps are there
+    parallel.barrier()  # all seed maps are there
     counts = {}
     for split in SPLITS:
         source = seeded(run, split)
-        mine = processes.share(range(len(source)))
+        mine = parallel.share(range(len(source)))
         seed_maps = flat = 0
         with progress(len(mine), f"seed maps {split}") as bar:
             for place in mine:
@@ -83,12 +84,14 @@ def _count(run: Run, stage: Stage) -> None:
                 seed_maps, flat = seed_maps + found[0], flat + found[1]
                 bar.advance()
                 run.stop.check()
-        seed_maps, flat = map(int, processes.total((np.array(seed_maps), np.array(flat))))
+        seed_maps, flat = map(
+            int, parallel.sum_over_processes((np.array(seed_maps), np.array(flat)))
+        )
         counts[split] = {"cues": seed_maps, "flat": flat}
-        if flat and processes.is_first():
+        if flat and parallel.is_first_process():
             print(
                 f"seeds {split}: {flat} of {seed_maps} seed maps have no contrast, and point to nothing",
                 file=sys.stderr,
             )
-    if processes.is_first():
+    if parallel.is_first_process():
         write_json(stage.folder / "scores.json", counts)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vitx.device_memory import device_bytes, remedy
+from vitx import parallel
 from vitx.ops import Array
 from vitx.relevance.methods import REGISTRY
 
@@ -73,9 +73,9 @@ def explain(
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
         kept = _kept_bytes(model, images.dtype.itemsize)
-        lean = kept > _LEAN_BYTES or kept * len(images) > device_bytes() / 2
+        lean = kept > _LEAN_BYTES or kept * len(images) > parallel.device_memory() / 2
         memory = "lean" if lean else "fast"
-    with remedy(
+    with parallel.out_of_memory(
         f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
         'give memory="lean", class_chunk=1 or fewer images at once'
     ):

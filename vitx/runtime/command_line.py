@@ -13,12 +13,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vitx import processes
+from vitx import parallel
 from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.files import first_line
+from vitx.runtime.files import WriteError, first_line, write_bytes
 from vitx.runtime.options import check_options
-from vitx.runtime.progress import StopRequest, clean_exit
-from vitx.runtime.workdir import Stage, Workdir, WriteError, write_bytes
+from vitx.runtime.signals import StopRequest, clean_exit, exit_together
+from vitx.runtime.workdir import StageFolder, Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -37,7 +37,7 @@ _MULTIHOST = flags.DEFINE_boolean(
 
 
 def launch(
-    stages: Mapping[str, Callable[[Run, Stage], None]],
+    stages: Mapping[str, Callable[[Run, StageFolder], None]],
     finish: Callable[[Run], None] = lambda run: None,
     check: Callable[[Run], None] = lambda run: None,
 ) -> None:
@@ -81,7 +81,7 @@ def _unknown(argv: list[str], error: str) -> str:
 
 def _main(
     argv: list[str],
-    stages: Mapping[str, Callable[[Run, Stage], None]],
+    stages: Mapping[str, Callable[[Run, StageFolder], None]],
     finish: Callable[[Run], None],
     check: Callable[[Run], None],
 ) -> None:
@@ -91,33 +91,33 @@ def _main(
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
     _keep_compiled_programs()
-    with processes.together(), clean_exit():
+    with exit_together(), clean_exit():
         if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
             _start()
         workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
-            processes.barrier()  # the first has removed what killed runs left
+            parallel.barrier()  # the first has removed what killed runs left
             _run(Run(_CONFIG.value, workdir, stop), stages, finish, check)
 
 
 def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
     """Process 0 holds the lock for all of a run."""
-    return workdir.lock() if processes.is_first() else contextlib.nullcontext()
+    return workdir.lock() if parallel.is_first_process() else contextlib.nullcontext()
 
 
 def _run(
     run: Run,
-    stages: Mapping[str, Callable[[Run, Stage], None]],
+    stages: Mapping[str, Callable[[Run, StageFolder], None]],
     finish: Callable[[Run], None],
     check: Callable[[Run], None],
 ) -> None:
-    number = processes.shard()[0]
+    number = parallel.process_shard()[0]
     report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
         check_options(run.config)
         run_stages(run, stages, check)
-        if processes.is_first():
+        if parallel.is_first_process():
             finish(run)
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
         print(f"error: {error}\n(details: {report})", file=sys.stderr)
@@ -128,7 +128,7 @@ def _run(
 
 def _start() -> None:
     try:
-        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        parallel.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     except (ValueError, RuntimeError) as error:
         print(f"error: cannot start the processes together: {first_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -9,12 +9,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitx import processes, weights
+from vitx import parallel, weights
 from vitx.data import loader
 from vitx.data.unreadable import find_unreadable, recorded, refuse
 from vitx.runtime.paths import as_path
-from vitx.runtime.progress import StopRequest
-from vitx.runtime.workdir import Stage, Workdir, recorded_options
+from vitx.runtime.signals import StopRequest
+from vitx.runtime.workdir import StageFolder, Workdir, recorded_options
 
 # The keys of the config, or of a section of it, that decide a stage's results, those of the stages before it included.
 _CLASSIFIER = ("seed", "data", "model", "classifier")
@@ -63,10 +63,10 @@ class Run:
     _sources: dict[str, loader.Source] = field(default_factory=dict)  # without what is left out
     _unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> StageFolder:
         """The folder of a stage, checked against the options that it was begun with."""
         if name in COMMANDS:
-            return Stage(self.workdir.folder, {})
+            return StageFolder(self.workdir.folder, {})
         options = declared(self.config, name)
         # What the data and the weights hold counts, not where they lie, nor how many processes read.
         elsewhere = ("root", "classes", "workers")
@@ -100,7 +100,7 @@ class Run:
             return recorded_options(trained)["model"]["checkpoint"]  # it is no longer needed
         return weights.digest(path) if path else ""
 
-    def finished(self, name: str) -> Stage:
+    def finished(self, name: str) -> StageFolder:
         """A stage that has to be done.
 
         Raises:
@@ -141,7 +141,7 @@ class Run:
             source = self._open(whole)
             found = find_unreadable(source, self._records, self.stop, keep=self._skips)
             self._unreadable[whole] = found
-            if found and self._skips and processes.is_first():
+            if found and self._skips and parallel.is_first_process():
                 print(
                     f"{whole}: {len(found)} of {len(source)} images cannot be read and are left out; "
                     f"{self._records} lists them",
@@ -200,7 +200,7 @@ def wanted_stages(config: ConfigDict) -> list[str]:
 
 def run_stages(
     run: Run,
-    stages: Mapping[str, Callable[[Run, Stage], None]],
+    stages: Mapping[str, Callable[[Run, StageFolder], None]],
     check: Callable[[Run], None] = lambda run: None,
 ) -> None:
     """Runs those of `stages` that `config.stages` names and that are not done, in their order, after `check`.
@@ -220,18 +220,18 @@ def run_stages(
         run.stop.check()
         stage = run.stage(name)
         if name in COMMANDS:
-            if processes.count() > 1:
+            if parallel.process_shard()[1] > 1:
                 raise ValueError(f"{name} runs in one process: start it without the others")
             stages[name](run, stage)
             continue
         if stage.done:
-            if processes.is_first():
+            if parallel.is_first_process():
                 print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
             continue
-        processes.barrier()  # all have looked at the stage's folder before one writes there
+        parallel.barrier()  # all have looked at the stage's folder before one writes there
         with stage.run():
             stages[name](run, stage)
-            processes.barrier()  # all parts are there
-        processes.barrier()  # the first process has recorded it
-        if processes.is_first():
+            parallel.barrier()  # all parts are there
+        parallel.barrier()  # the first process has recorded it
+        if parallel.is_first_process():
             print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)

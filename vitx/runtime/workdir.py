@@ -1,8 +1,7 @@
 """The folder of one run: a lock, stages that resume, and files that are whole or absent.
 
 A workdir holds one folder per stage. Whatever a stage finished is a file under its final name, so
-a process that is killed anywhere leaves a state from which the next start goes on. The other half
-of a run, signals, metrics and progress, is in `vitx.runtime.progress`.
+a process that is killed anywhere leaves a state from which the next start goes on.
 """
 
 import contextlib
@@ -16,37 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from vitx import processes
+from vitx import parallel
 from vitx.runtime import locks
 from vitx.runtime.files import (
     TEMPORARY,
-    WorkdirError,
     WriteError,
     parse_json,
     plain_json,
-    read_npz,
     safe_name,
-    write_bytes,
     write_error,
     write_json,
-    write_npz,
 )
-from vitx.runtime.locks import WorkdirBusy
 from vitx.runtime.paths import as_path, is_remote, make_folder
-
-__all__ = [
-    "Stage",
-    "Workdir",
-    "WorkdirBusy",
-    "WorkdirError",
-    "WriteError",
-    "read_npz",
-    "safe_name",
-    "write_bytes",
-    "write_json",
-    "write_npz",
-]
-
 
 _RECORD: Final = "stage.json"
 # Bytes that Linux allows; the stages' own folders and files take up to 400 of a path.
@@ -91,7 +71,7 @@ class Workdir:
                 if name.startswith(TEMPORARY[0]) and name.endswith(TEMPORARY[1]):
                     (Path(folder) / name).unlink(missing_ok=True)
 
-    def stage(self, name: str, options: Mapping[str, Any]) -> "Stage":
+    def stage(self, name: str, options: Mapping[str, Any]) -> "StageFolder":
         """A stage's folder, with what an earlier start left in it.
 
         Args:
@@ -102,9 +82,9 @@ class Workdir:
             ValueError: The stage was begun with other options; the message says which. Or the folder holds
                 results without the record of the options that made them.
         """
-        if processes.is_first():  # it holds the lock
+        if parallel.is_first_process():  # it holds the lock
             _require_record(self.folder / name)
-        return Stage(self.folder / name, options)
+        return StageFolder(self.folder / name, options)
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far in each stage that was begun, in the order they were begun."""
@@ -127,7 +107,7 @@ def _require_room(folder: Path) -> None:
         )
 
 
-class Stage:
+class StageFolder:
     """One step of a run, with a folder of its own.
 
     Attributes:
@@ -174,7 +154,7 @@ class Stage:
         return self._record["seconds"] + running
 
     @contextlib.contextmanager
-    def run(self) -> Iterator["Stage"]:
+    def run(self) -> Iterator["StageFolder"]:
         """Times the body, and marks the stage done when it ends without an exception."""
         if self.done:
             raise ValueError(f"stage {self.folder.name!r} is done: check `stage.done` before run()")
@@ -205,7 +185,7 @@ class Stage:
                 self._save()
 
     def _save(self) -> None:
-        if processes.is_first():
+        if parallel.is_first_process():
             write_json(self.folder / _RECORD, self._record | {"seconds": self.seconds})
 
     def stamp(self, identifier: str, folder: str = "") -> str:

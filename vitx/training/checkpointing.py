@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from vitx import processes
+from vitx import parallel
 from vitx.runtime.files import WorkdirError, first_line, write_error
 from vitx.runtime.paths import absolute, make_folder
 
@@ -198,7 +198,7 @@ class Checkpoints:
                 except _Damaged as error:
                     logging.warning("%s; trying the one before", error)
             number = -1 if step is None else step
-            highest, lowest, failed = processes.largest(number, -number, found is None)
+            highest, lowest, failed = parallel.max_over_processes(number, -number, found is None)
             if highest != -lowest:
                 raise WorkdirError(
                     f"the processes see different checkpoints in {self.folder}: start again"

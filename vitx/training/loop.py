@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vitx import processes
+from vitx import parallel
 from vitx.runtime.files import WorkdirError
-from vitx.runtime.progress import MetricsWriter, Stopped, StopRequest, progress
+from vitx.runtime.metrics import MetricsWriter
+from vitx.runtime.progress import progress
+from vitx.runtime.signals import Stopped, StopRequest
 from vitx.training.checkpointing import Checkpoints
 
 _AGREE_EVERY = 10  # steps between two looks at what the other processes were told
@@ -134,11 +136,11 @@ def fit(
 
 def _agreed(signal: int, due: bool, look: bool) -> tuple[int, bool]:
     """A signal that any process got, and whether any holds that it is time to save; asked where `look` says so."""
-    if processes.count() == 1:
+    if jax.process_count() == 1:
         return signal, due
     if not look:
         return 0, False
-    greatest, any_due = processes.largest(signal, due)
+    greatest, any_due = parallel.max_over_processes(signal, due)
     return int(greatest), bool(any_due)
 
 

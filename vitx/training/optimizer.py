@@ -10,8 +10,8 @@ import optax
 from vitx import parallel
 from vitx.ops import Array
 from vitx.runtime.experiment import Run
-from vitx.runtime.progress import MetricsWriter
-from vitx.runtime.workdir import Stage
+from vitx.runtime.metrics import MetricsWriter
+from vitx.runtime.workdir import StageFolder
 from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
 
@@ -38,7 +38,7 @@ def check_batch(config: Any, stage: str, images: int) -> None:
 
 def minimise(
     run: Run,
-    stage: Stage,
+    stage: StageFolder,
     config: Any,
     params: Any,
     loss: Loss,
@@ -136,7 +136,7 @@ def gradient_step(
         return jax.tree.map(lambda x: x / accumulate, total)
 
     def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        value, gradient = parallel.total(accumulated(state.params, batch), axis)
+        value, gradient = parallel.sum_over_devices(accumulated(state.params, batch), axis)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -11,9 +11,8 @@ from safetensors.numpy import save as serialise
 from vitx.models.affinitynet import AffinityNet
 from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
-from vitx.runtime.files import plain_json
+from vitx.runtime.files import plain_json, write_bytes
 from vitx.runtime.paths import as_path
-from vitx.runtime.workdir import write_bytes
 from vitx.weights.files import FOLDER_FILES
 from vitx.weights.layout import entries
 
@@ -33,7 +32,7 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
     Raises:
       ValueError: for a model of another kind, a weight that is not finite, or a path that is empty
         or ends otherwise.
-      vitx.runtime.workdir.WriteError: if it cannot be written.
+      vitx.runtime.files.WriteError: if it cannot be written.
     """
     if not isinstance(model, VisionTransformer | AffinityNet):
         raise ValueError(

@@ -1,13 +1,15 @@
-"""Data parallelism: one mesh axis over devices, and `jit` with shardings; or `jax.pmap`.
+"""The devices of a run: one mesh axis over them, and functions compiled for it by `jit`, or by `jax.pmap`.
 
-Nothing in vitx mixes the images of a batch, so a sharded batch needs no communication except the
-sum of the gradients. Under `jit` XLA inserts that; under `jax.pmap` functions say it with `total`.
-Training runs over the devices of all processes, everything else over those of one.
+Nothing in vitx mixes the images of a batch, so a sharded batch needs no communication except the sum of the
+gradients. XLA inserts that sum under `jit`; under `jax.pmap` functions call `sum_over_devices`. Training runs over
+the devices of all processes, everything else over those of one.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,15 +18,13 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vitx.device_memory import remedy
-
 AXIS = "data"
 MODES = ("jit", "pmap")
 
 
 @functools.cache
 def mesh(devices: tuple[jax.Device, ...] | None = None) -> Mesh:
-    """A one-dimensional mesh, axis "data", over `devices` or all there are, of all processes.
+    """A one-dimensional mesh, axis "data", over `devices`; default: all devices of all processes.
 
     Its axis is Auto: the compiler propagates shardings through the model's reshapes.
     """
@@ -49,7 +49,9 @@ def shard_batch(batch: Any, over: Mesh | None = None) -> Any:
     sharding = NamedSharding(over, P(AXIS))
 
     def put(x: Any) -> Any:
-        return x if _lies(x, sharding) else jax.make_array_from_process_local_data(sharding, x)
+        if _has_sharding(x, sharding):
+            return x
+        return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, _divisible(batch, over.local_mesh.size))
 
@@ -65,40 +67,41 @@ def _divisible(batch: Any, devices: int) -> Any:
 
 
 def replicate(tree: Any, over: Mesh | None = None) -> Any:
-    """Puts a copy of a pytree of arrays on every device of the mesh, where it is not there yet.
+    """Puts a copy of a pytree of arrays on every device of the mesh that does not hold one yet.
 
-    On a device that holds an array already the copy may be that array: who donates it donates both.
+    The copy may share memory with the array it came from: donating one donates both.
     """
     sharding = NamedSharding(over or mesh(), P())
+    if all(_has_sharding(leaf, sharding) for leaf in jax.tree.leaves(tree)):
+        return tree
 
     def put(x: Any) -> Any:
-        if _lies(x, sharding):
+        if _has_sharding(x, sharding):
             return x
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            x = x.addressable_data(0)  # of a mesh over all processes, where it was replicated
+            x = x.addressable_data(0)  # replicated over the devices of all processes
         return jax.device_put(x, sharding)
 
-    there = all(_lies(leaf, sharding) for leaf in jax.tree.leaves(tree))
-    return tree if there else jax.tree.map(put, tree)
+    return jax.tree.map(put, tree)
 
 
-def _lies(x: Any, sharding: NamedSharding) -> bool:
+def _has_sharding(x: Any, sharding: NamedSharding) -> bool:
     return isinstance(x, jax.Array) and x.sharding == sharding
 
 
 def axis_of(mode: str) -> str | None:
-    """The axis that a function under this mode sums over, for `total`: None under "jit".
+    """The axis that a function under this mode sums over, see `sum_over_devices`: None under "jit".
 
     Raises:
-        ValueError: for a mode not in `MODES`.
+        ValueError: The mode is not in `MODES`.
     """
     if mode not in MODES:
         raise ValueError(f"config.parallel must be one of {', '.join(MODES)}, not {mode!r}")
     return AXIS if mode == "pmap" else None
 
 
-def total(tree: Any, axis: str | None) -> Any:
-    """The sum of a pytree over the devices of an axis; itself under "jit", which sees all of it."""
+def sum_over_devices(tree: Any, axis: str | None) -> Any:
+    """The sum of a pytree over an axis's devices; `tree` itself under "jit", whose arrays span all devices."""
     return tree if axis is None else lax.psum(tree, axis)
 
 
@@ -114,59 +117,56 @@ def data_parallel(
     """Compiles a function of positional pytrees for a mesh, and puts its arguments there.
 
     Args:
-        function: For example (state, batch) -> (state, metrics), with sums over the whole batch
-            through `total`, or (model, images) -> maps.
+        function: For example (state, batch) -> (state, metrics), whose sums over the whole batch go
+            through `sum_over_devices`, or (model, images) -> maps.
         batch_argnums: Arguments whose arrays are sharded along their first axis; the others are
             replicated.
         sharded_output: Whether results are per example, or replicated.
         donate_argnums: Arguments whose memory the results may take.
-        over: The mesh; all devices if not given.
+        over: The mesh; default: all devices.
         mode: "jit", or "pmap", under which the function sees one device's examples.
 
     Raises:
-        ValueError: for an unknown mode, or "pmap" over the devices of several processes.
+        ValueError: The mode is unknown, or it is "pmap" and the mesh spans several processes.
     """
-    over = over or mesh()
-    if mode == "pmap" and over.local_mesh.size < over.size:
+    over, axis = over or mesh(), axis_of(mode)
+    if axis and over.local_mesh.size < over.size:
         raise ValueError(
             "config.parallel='pmap' trains in one process only; with several take 'jit'"
         )
-    arguments = range(len(inspect.signature(function).parameters))
-    if axis_of(mode) is None:
+    sharded = [i in batch_argnums for i in range(len(inspect.signature(function).parameters))]
+    if axis is None:
         split, whole = NamedSharding(over, P(AXIS)), NamedSharding(over, P())
         run = jax.jit(
             function,
-            in_shardings=tuple(split if i in batch_argnums else whole for i in arguments),
+            in_shardings=tuple(split if on else whole for on in sharded),
             out_shardings=split if sharded_output else whole,
             donate_argnums=tuple(donate_argnums),
         )
     else:
         run = jax.pmap(
             function,
-            AXIS,
-            in_axes=tuple(0 if i in batch_argnums else None for i in arguments),
+            axis,
+            in_axes=tuple(0 if on else None for on in sharded),
             out_axes=0 if sharded_output else None,
             donate_argnums=tuple(donate_argnums),
             devices=over.devices.flatten().tolist(),
         )
-    batch = functools.partial(shard_batch if axis_of(mode) is None else _by_device, over=over)
+    place = _by_device if axis else shard_batch
 
     def call(*arguments: Any) -> Any:
-        placed = (
-            batch(argument) if i in batch_argnums else replicate(argument, over)
-            for i, argument in enumerate(arguments)
-        )
-        result = run(*placed)
-        if axis_of(mode) is None or not sharded_output:
-            return result
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
+        pairs = zip(arguments, sharded, strict=True)
+        result = run(*(place(x, over) if on else replicate(x, over) for x, on in pairs))
+        if axis and sharded_output:
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
+        return result
 
     call.lower = run.lower  # type: ignore[attr-defined]  # to look at the compiled program
     return call
 
 
 def _by_device(batch: Any, over: Mesh) -> Any:
-    """Arrays (B, ...) as `jax.pmap` wants them, (devices of this process, B / devices, ...)."""
+    """Arrays (B, ...) in the layout of `jax.pmap`, (devices of this process, B / devices, ...)."""
     local = over.local_mesh.size
     return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), _divisible(batch, local))
 
@@ -179,19 +179,19 @@ def per_example(
     Args:
         function: (model, arrays (B, ...), ...) -> pytree of arrays (B, ...), where no example sees another.
         mode: See `data_parallel`.
-        over: The mesh; this process's devices if not given.
+        over: The mesh; default: this process's devices.
 
     Returns:
-        A function of the same arguments that gives NumPy arrays (B, ...). It fills the batch up to a multiple of the
-        devices with repeats, whose results it drops. It raises MemoryError where the devices' memory ends.
+        A function of the same arguments that gives NumPy arrays (B, ...). It pads the batch to a multiple of the
+        devices with repeats, and drops their results. It raises MemoryError where the devices run out of memory.
     """
     over = over or local_mesh()
     count = len(inspect.signature(function).parameters)
     if axis_of(mode) is None:
-        # Without it the compiler may gather a batch, for example to loop over its images.
-        sharded = (P(AXIS),) * (count - 1)
+        # Without shard_map the compiler may gather a batch, for example to loop over its images.
+        specs = (P(), *(P(AXIS),) * (count - 1))
         alone = jax.shard_map(
-            function, mesh=over, in_specs=(P(), *sharded), out_specs=P(AXIS), check_vma=False
+            function, mesh=over, in_specs=specs, out_specs=P(AXIS), check_vma=False
         )
         function = functools.wraps(function)(lambda *arguments: alone(*arguments))
     run = data_parallel(
@@ -200,7 +200,7 @@ def per_example(
 
     def call(model: Any, *arrays: Any) -> Any:
         padded, valid = pad_batch(arrays, over.size)
-        with remedy(
+        with out_of_memory(
             f"the device's memory does not hold {len(valid)} images at once: give a smaller batch_size to this stage"
         ):
             return jax.tree.map(lambda x: np.asarray(x)[: valid.sum()], run(model, *padded))
@@ -210,14 +210,14 @@ def per_example(
 
 
 def pad_batch(batch: Any, multiple: int) -> tuple[Any, np.ndarray]:
-    """Repeats the last example until the batch is a multiple of `multiple`.
+    """Repeats the last example until the batch size is a multiple of `multiple`.
 
     Args:
         batch: Pytree of host arrays (B, ...).
         multiple: For example the number of devices.
 
     Returns:
-        The pytree with arrays (B', ...), and `valid`, bool (B',), False where an example was added.
+        The pytree with arrays (B', ...), and `valid`, bool (B',), False for each repeat.
 
     Raises:
         ValueError: The batch is empty, or its arrays differ in B.
@@ -229,3 +229,19 @@ def pad_batch(batch: Any, multiple: int) -> tuple[Any, np.ndarray]:
     padded = -(-size // multiple) * multiple
     rows = np.minimum(np.arange(padded), size - 1)  # (B',)
     return jax.tree.map(lambda x: np.asarray(x)[rows], batch), np.arange(padded) < size
+
+
+def device_memory() -> float:
+    """Bytes of memory of one of this process's devices; infinite where JAX does not know it, as on a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+
+
+@contextlib.contextmanager
+def out_of_memory(message: str) -> Iterator[None]:
+    """Raises MemoryError with this message where XLA runs out of memory; other errors pass."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(message) from error

@@ -4,7 +4,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.loader import photograph as made_photograph
-from vitx.report import page as report
+from vitx.report.charts import bar_chart, line_chart
+from vitx.report.page import Section
+from vitx.report.parts import Fold, Table, class_legend
+from vitx.report.pictures import ColourScale, heatmap_overlay, picture_rows
 
 PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 RESULTS = {
@@ -49,36 +52,27 @@ def relevance(seed):
     return np.asarray(coarse.resize((28, 28))) + 0.15 * generator.random((28, 28))
 
 
-def full_page(text="plain", rows=1):
+def full_page(text="plain"):
     """The arguments of a page with every part, `text` wherever text can stand."""
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30], mask[50:] = 3, 255
-    image, grid = photo(1), np.random.default_rng(2).random((16, 16))
-    cells = [
-        (image, text),
-        (PALETTE[mask], text, text),
-        (report.heatmap_overlay(image, grid), text),
-        (report.mask_overlay(image, mask, PALETTE), text),
-        None,
-    ]
+    grid = np.random.default_rng(2).random((16, 16))
+    cells = [(photo(1), text), (PALETTE[mask], text), (heatmap_overlay(photo(1), grid), text), None]
     body = [
         text,
-        report.table([text, "mIoU"], [[text, 0.5], ["b", report.strong("0.6")]], text),
-        report.facts({text: text, "nested": {"key": text}}, text),
-        report.tiles([(text, text, text)]),
-        report.class_legend([text, "b"], PALETTE, neutral=text),
-        report.colour_scale(text, text),
-        report.charts(
-            report.line_chart(
-                {text: [0.1, None, 0.4], "b": [0, 1, 2]}, [0, 1, 2], (text,) * 2, text
-            ),
-            report.bar_chart([text, "b"], {text: [0.1, float("nan")]}, text, text),
-        ),
-        report.picture_rows([text] * 5, [cells] * rows, text, names=[text] * rows),
+        Table([text, "mIoU"], [[text, "0.5"], ["b", text]], text),
+        Fold(text, {text: text, "nested": {"key": text}}),
+        class_legend([text, "b"], PALETTE),
+        ColourScale(),
+        [
+            line_chart({text: [0.1, None, 0.4], "b": [0, 1, 2]}, [0, 1, 2], (text,) * 2, text),
+            bar_chart([text, "b"], {text: [0.1, float("nan")]}, text, text),
+        ],
+        picture_rows([text] * 4, [(text, cells)], text),
     ]
     return {
         "title": text,
         "summary": text,
         "results": {**RESULTS, "options": {"name": text}},
-        "sections": [report.Section(text, body)],
+        "sections": [Section(text, body)],
     }

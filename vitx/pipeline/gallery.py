@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from vitx.evaluation.perturbation import explain_pixels
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.methods import Batches, chosen_images, classifier, fits, precision
 from vitx.pipeline.methods_section import title
-from vitx.report import page as report
-from vitx.report.page import Section
+from vitx.report.page import Section, write_report
+from vitx.report.pictures import Cell, ColourScale, heatmap_overlay, picture_rows
 from vitx.runtime.experiment import Run
 from vitx.runtime.paths import absolute
 from vitx.runtime.workdir import StageFolder
@@ -24,7 +23,7 @@ from vitx.runtime.workdir import StageFolder
 def write_gallery(run: Run, stage: StageFolder) -> None:
     """Command `gallery`: writes the grid alone, `gallery.html` in the workdir."""
     page = stage.folder / "gallery.html"
-    report.write_report(
+    write_report(
         page,
         title=f"vitx: explanation methods on {run.config.data.name}",
         results={"options": run.config.to_dict()},
@@ -48,17 +47,13 @@ def pictures(run: Run) -> list[object]:
             comparison = replace(comparison, explained=("predicted",))
         by_class = "target" in comparison.explained
         chosen = chosen_images(source, config.report.images, one_class=by_class)
-        rows, names = [], []
-        for name, row in _rows(run, source, model, comparison, chosen):
-            rows.append(row)
-            names.append(name)
-    grid = report.picture_rows(
-        ["image", *map(title, comparison.methods)], rows, "Each method's map", names=names
-    )
+        rows = list(_rows(run, source, model, comparison, chosen))
+    columns = ["image", *map(title, comparison.methods)]
     return [
-        f"{len(chosen)} images, evenly spaced over {source.split}. Methods that know no class have one map an image.",
-        grid,
-        report.colour_scale(),
+        f"{len(chosen)} images, evenly spaced over {source.split}. Methods that do not depend on the class have one "
+        "map an image.",
+        picture_rows(columns, rows, "Each method's map"),
+        ColourScale(),
     ]
 
 
@@ -68,7 +63,7 @@ def _rows(
     model: VisionTransformer,
     comparison: Comparison,
     chosen: Sequence[int],
-) -> Iterator[tuple[str, list[Any]]]:
+) -> Iterator[tuple[str, list[Cell]]]:
     """The name and the cells of each row."""
     batch_size = min(run.config.methods.batch_size, len(chosen))
     batches = Batches(source, chosen, model, batch_size, with_masks=False)
@@ -93,15 +88,12 @@ def _rows(
 
 def _cells(
     example: loader.Example, comparison: Comparison, kind: str, maps: np.ndarray, named: str
-) -> list[Any]:
-    cells: list[Any] = [(example.image, f"image {example.id}")]
+) -> list[Cell]:
+    cells: list[Cell] = [(example.image, f"image {example.id}")]
+    shown = dict(zip(comparison.columns, maps, strict=True))
     for method in comparison.methods:
-        if (method, kind) not in comparison.columns:
-            cells.append(None)
-            continue
-        heatmap = maps[comparison.columns.index((method, kind))]
-        overlay = report.heatmap_overlay(example.image, heatmap)
-        cells.append((overlay, f"{title(method)} of image {example.id}, {named}"))
+        heatmap, alt = shown.get((method, kind)), f"{title(method)} of image {example.id}, {named}"
+        cells.append(None if heatmap is None else (heatmap_overlay(example.image, heatmap), alt))
     return cells
 
 

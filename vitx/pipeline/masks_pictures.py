@@ -11,8 +11,9 @@ from vitx.data.transforms import resize_maps
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pseudomasks.seeds import seed_mask
-from vitx.report import page as report
 from vitx.report.page import Section
+from vitx.report.parts import class_legend, percent
+from vitx.report.pictures import Cell, Pictures, heatmap_overlay, picture_rows
 from vitx.runtime.experiment import Run
 
 _COLUMNS = (
@@ -28,83 +29,69 @@ _COLUMNS = (
 
 
 def pictures_section(run: Run, results: dict[str, Any]) -> Section:
-    """Rows of val images: how each mask came about; some of all, and those that came out best and worst."""
+    """How the masks of val images came about: some images evenly spaced, and those with the best and worst masks."""
     source = seeded(run, "val")
     # Evenly over the split, so that nobody picks the pretty ones.
     evenly = np.linspace(0, len(source) - 1, min(run.config.report.images, len(source)))
-    chosen = [int(place) for place in evenly]
-    tables: list[object] = [_rows(run, results, source, chosen, "From image to mask")]
-    extremes = run.config.report.extremes
+    tables = [
+        _table(run, results, source, [(int(place), "") for place in evenly], "From image to mask")
+    ]
     places = {source.identifier(place): place for place in range(len(source))}
     for name in ("best", "worst"):
-        named = results.get(name, [])[:extremes]
-        if named and extremes:
-            remarks = [f"{report.percent(miou)} %" for _, miou in named]
-            chosen = [places[identifier] for identifier, _ in named]
-            caption = f"The {len(named)} images whose refined masks came out {name}, by their mIoU"
-            tables.append(_rows(run, results, source, chosen, caption, remarks))
-    return Section(
-        "Pictures",
-        [
-            f"{len(evenly)} val images, evenly spaced over the split. The seed map is of the class named. Sure "
-            "object and sure background: what the dense CRF says at low and (black) at high alpha; where neither is "
-            "sure, the label is neutral.",
-            report.class_legend(source.classes, voc_palette(), neutral="neutral"),
-            *tables,
-        ],
+        chosen = [
+            (places[identifier], f", {percent(miou)} %")
+            for identifier, miou in results.get(name, [])[: run.config.report.extremes]
+        ]
+        if chosen:
+            caption = f"The {len(chosen)} images with the {name} refined masks, by their mIoU"
+            tables.append(_table(run, results, source, chosen, caption))
+    explained = (
+        f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named. Sure "
+        "object and sure background are the dense CRF's at low and (black) at high alpha; where neither is "
+        "sure, the label is neutral."
     )
+    legend = class_legend(source.classes, voc_palette())
+    return Section("Pictures", [explained, legend, *tables])
 
 
-def _rows(
+def _table(
     run: Run,
     results: dict[str, Any],
     source: loader.Source,
-    chosen: Sequence[int],
+    chosen: Sequence[tuple[int, str]],
     caption: str,
-    remarks: Sequence[str] = (),
-) -> Any:
-    rows, names = [], []
-    for index in chosen:
-        row, name = _picture_row(run, results, source, index)
-        rows.append(row)
-        names.append(name)
+) -> Pictures:
+    rows = []
+    for place, remark in chosen:
         run.stop.check()
-    for number, remark in enumerate(remarks):
-        names[number] += f", {remark}"
-    return report.picture_rows(_COLUMNS, rows, caption, names=names)
+        name, cells = _row(run, results, source, place)
+        rows.append((name + remark, cells))
+    return picture_rows(_COLUMNS, rows, caption)
 
 
-def _picture_row(
-    run: Run, results: dict[str, Any], source: loader.Source, index: int
-) -> tuple[list[Any], str]:
-    # The cells of a row, and the class whose seed map it shows.
-    example = source[index]
+def _row(
+    run: Run, results: dict[str, Any], source: loader.Source, place: int
+) -> tuple[str, list[Cell]]:
+    """The class whose seed map a row shows, and the row's cells."""
+    example = source[place]
     stored_seed_maps, classes = read_seed_maps(run.finished("seeds"), "val", example.id)
     seed_maps = resize_maps(stored_seed_maps, example.image.shape[:2])
     name = source.classes[classes[0] + 1] if len(classes) else "no class"
+    seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
     stored = stored_masks(run, run.finished("masks"), "val", example.id)
     low, high = stored["crf_low"], stored["crf_high"]
     object_sure = np.where(low == 0, 255, low)
-    background_sure = np.where(high == 0, 0, 255)
-    label = np.where(high == 0, 0, object_sure)
-    background = results["chosen"]["background"]
-    palette = voc_palette()
-
-    def mask(values: np.ndarray, what: str) -> tuple[np.ndarray, str]:
-        return palette[values], f"{what} of image {example.id}"
-
-    seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
-    row: list[Any] = [
-        (example.image, f"image {example.id}"),
-        None if example.mask is None else mask(example.mask, "ground truth"),
-        (
-            report.heatmap_overlay(example.image, seed_map),
-            f"seed map of {name} in image {example.id}",
-        ),
-        mask(object_sure, "confident objects"),
-        mask(background_sure, "confident background (black)"),
-        mask(label, "labels"),
-        mask(seed_mask(seed_maps, classes, background), "seed mask"),
-        mask(stored["masks"], "refined mask"),
+    masks = {
+        "confident objects": object_sure,
+        "confident background (black)": np.where(high == 0, 0, 255),
+        "labels": np.where(high == 0, 0, object_sure),
+        "seed mask": seed_mask(seed_maps, classes, results["chosen"]["background"]),
+        "refined mask": stored["masks"],
+    }
+    shown: list[tuple[np.ndarray, str] | None] = [
+        (example.image, "image"),
+        None if example.mask is None else (voc_palette()[example.mask], "ground truth"),
+        (heatmap_overlay(example.image, seed_map), f"seed map of {name}"),
+        *((voc_palette()[mask], what) for what, mask in masks.items()),
     ]
-    return row, name
+    return name, [cell and (cell[0], f"{cell[1]} of image {example.id}") for cell in shown]

@@ -1,6 +1,6 @@
 """The comparison of methods for readers: tables, the papers' figures beside ours, curves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,9 @@ import numpy as np
 from vitx.evaluation.comparison import STABLE, Comparison, method_of
 from vitx.evaluation.published import PUBLISHED
 from vitx.relevance.methods import REGISTRY
-from vitx.report import page as report
+from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
+from vitx.report.parts import Fold, Table, percent
 
 _PERTURBED = {
     "negative_predicted": "negative, predicted",
@@ -18,6 +19,7 @@ _PERTURBED = {
     "positive_target": "positive, target",
 }
 _SEGMENTED = {"pixel_accuracy": "pixel accuracy", "map": "mAP", "miou": "mIoU", "mf1": "mF1"}
+_MEASURES = {"perturbation": _PERTURBED, "segmentation": _SEGMENTED}
 _CAPTIONS = {"perturbation": "Perturbation AUC", "segmentation": "Segmentation"}
 _PUBLISHED_FINAL_NORM_EPS = 1e-5
 _BETTER = {"positive": "lower is better", "negative": "higher is better"}
@@ -35,7 +37,7 @@ def methods_table(
     """Headers and rows (one a method) of the comparison in percent, or of its 95 % intervals."""
     shown = {
         (measure, key): header
-        for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED))
+        for measure, headers in _MEASURES.items()
         for key, header in headers.items()
         if any(key in figures for figures in methods.get(measure, {}).values())
     }
@@ -49,21 +51,15 @@ def methods_table(
 def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows (one a figure that [Re] printed): ours with its interval, the paper's, the difference."""
     rows = []
-    for measure, headers in (("perturbation", _PERTURBED), ("segmentation", _SEGMENTED)):
+    for measure, headers in _MEASURES.items():
         for method, figures in methods.get(measure, {}).items():
             for key, paper in PUBLISHED[measure].get(method, {}).items():
-                if key in figures:
-                    ours = _value(figures[key])
-                    rows.append(
-                        [
-                            title(method),
-                            headers[key],
-                            report.percent(ours, 2),
-                            _cell(figures[key], interval=True),
-                            report.percent(paper, 2),
-                            f"{100 * (ours - paper):+.2f}",
-                        ]
-                    )
+                if key not in figures:
+                    continue
+                ours = _value(figures[key])
+                interval, difference = _cell(figures[key], True), f"{100 * (ours - paper):+.2f}"
+                row = [percent(ours, 2), interval, percent(paper, 2), difference]
+                rows.append([title(method), headers[key], *row])
     return ["method", "figure", "ours", "95 % interval", "published", "difference"], rows
 
 
@@ -90,32 +86,26 @@ def methods_section(
 ) -> Section:
     """All figures and curves of the comparison; `pictures` come last.
 
-    `differing` is what `departures` found, None where the published figures are no yardstick.
+    `differing` is what `departures` found, None where the published figures do not apply.
     """
-    body: list[object] = [_explained(methods)]
-    body.append(
-        report.table(
-            *methods_table(methods),
-            " and ".join(_CAPTIONS[m] for m in _CAPTIONS if m in methods) + ", %",
-        )
-    )
-    body.append(
-        report.fold(
-            "95 % bootstrap intervals over the images",
-            report.table(*methods_table(methods, intervals=True), "Intervals, %"),
-        )
-    )
+    caption = " and ".join(name for measure, name in _CAPTIONS.items() if measure in methods)
+    intervals = Table(*methods_table(methods, intervals=True), "Intervals, %")
+    body = [
+        _explained(methods),
+        Table(*methods_table(methods), f"{caption}, %"),
+        Fold("95 % bootstrap intervals over the images", intervals),
+    ]
     if differing is not None:
         if differing:
             body.append(f"Not as published: {', '.join(differing)}.")
-        body.append(report.table(*beside_published(methods), "Beside the published figures, %"))
+        body.append(Table(*beside_published(methods), "Beside the published figures, %", texts=2))
     if methods["constant_maps"]:
         counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
-        body.append(f"Maps without any contrast, which tell nothing: {counts}.")
-    body.append(report.charts(*_curves(methods)))
+        body.append(f"Maps without any contrast, which show nothing: {counts}.")
+    body.append(_curves(methods))
     if "perturbation" in methods:
-        accuracies = report.table(*accuracies_table(methods), "Accuracy, %")
-        body.append(report.fold("Accuracy at each fraction of pixels removed", accuracies))
+        accuracies = Table(*accuracies_table(methods), "Accuracy, %", texts=2)
+        body.append(Fold("Accuracy at each fraction of pixels removed", accuracies))
     return Section("Explanation methods", [*body, *pictures])
 
 
@@ -123,7 +113,7 @@ def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
     """Headers and rows of the accuracy at each fraction of pixels removed."""
     fractions = [f"{100 * fraction:g} %" for fraction in methods["fractions"]]
     rows = [
-        [title(method), _PERTURBED[key], *map(report.percent, figures[key]["accuracy"])]
+        [title(method), _PERTURBED[key], *map(percent, figures[key]["accuracy"])]
         for method, figures in methods["perturbation"].items()
         for key in _PERTURBED
         if key in figures
@@ -141,8 +131,8 @@ def _value(figure: dict[str, Any]) -> Any:
 
 def _cell(figure: dict[str, Any], interval: bool) -> str:
     if interval and figure:
-        return f"[{', '.join(map(report.percent, figure['interval']))}]"
-    return report.percent(_value(figure))
+        return f"[{', '.join(map(percent, figure['interval']))}]"
+    return percent(_value(figure))
 
 
 def _explained(methods: dict[str, Any]) -> str:
@@ -150,7 +140,7 @@ def _explained(methods: dict[str, Any]) -> str:
     if "perturbation" in methods:
         text.append(
             "Each shows one class. "
-            f"Accuracy of the unperturbed model on them: {report.percent(methods['accuracy'], 2)} %. "
+            f"Accuracy of the unperturbed model on them: {percent(methods['accuracy'], 2)} %. "
             "Perturbation: area under the accuracy as pixels are removed, most relevant first (positive, lower is "
             "better) or least relevant first (negative, higher is better)."
         )
@@ -161,8 +151,8 @@ def _explained(methods: dict[str, Any]) -> str:
     return " ".join(text)
 
 
-def _curves(methods: dict[str, Any]) -> Iterator[object]:
-    names = [title(method) for method in _names(methods)]
+def _curves(methods: dict[str, Any]) -> list[Chart]:
+    names, charts = [title(method) for method in _names(methods)], []
     for key, header in _PERTURBED.items():
         series = {
             title(method): figures[key]["accuracy"]
@@ -170,30 +160,24 @@ def _curves(methods: dict[str, Any]) -> Iterator[object]:
             if key in figures
         }
         if series:
-            yield report.line_chart(
-                series,
-                [100 * x for x in methods["fractions"]],
-                ("% of pixels removed", "accuracy"),
-                f"Perturbation: {header} class ({_BETTER[key.split('_')[0]]})",
-                among=names,
-            )
+            removed = [100 * fraction for fraction in methods["fractions"]]
+            labels = ("% of pixels removed", "accuracy")
+            caption = f"Perturbation: {header} class ({_BETTER[key.split('_')[0]]})"
+            charts.append(line_chart(series, removed, labels, caption, among=names))
     if "segmentation" in methods:
-        curves = {m: f["precision_recall"] for m, f in methods["segmentation"].items()}
-        recalls = [x / 50 for x in range(51)]
-        yield report.line_chart(
-            {title(method): _precision_at(curve, recalls) for method, curve in curves.items()},
-            [100 * x for x in recalls],
-            ("recall, %", "precision"),
-            "Precision and recall of the foreground over all thresholds",
-            among=names,
-        )
+        recalls = [place / 50 for place in range(51)]
+        series = {
+            title(method): _precision_at(figures["precision_recall"], recalls)
+            for method, figures in methods["segmentation"].items()
+        }
+        labels = ("recall, %", "precision")
+        caption = "Precision and recall of the foreground over all thresholds"
+        charts.append(line_chart(series, [100 * x for x in recalls], labels, caption, among=names))
+    return charts
 
 
 def _precision_at(curve: dict[str, list[float]], recalls: Sequence[float]) -> list[float | None]:
-    """Precision at the highest threshold that still reaches a recall."""
+    """Precision at the highest threshold that still reaches each recall."""
     recall, precision = np.array(curve["recall"]), curve["precision"]
-    found: list[float | None] = []
-    for wanted in recalls:
-        reached = np.flatnonzero(recall >= wanted - 1e-12)
-        found.append(precision[reached[-1]] if reached.size else None)
-    return found
+    reached = [np.flatnonzero(recall >= wanted - 1e-12) for wanted in recalls]
+    return [precision[places[-1]] if places.size else None for places in reached]

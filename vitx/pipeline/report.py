@@ -27,8 +27,8 @@ from vitx.pipeline.methods_section import (
     methods_section,
     methods_table,
 )
-from vitx.report import page as report
-from vitx.report.page import Section
+from vitx.report.page import Section, write_report
+from vitx.report.parts import Fold
 from vitx.runtime.experiment import DEPENDS, Run
 from vitx.runtime.files import write_json
 from vitx.runtime.paths import absolute
@@ -63,10 +63,10 @@ def write_summary(run: Run, stage: StageFolder) -> None:
         )
     sections.append(training_section(run, results))
     if left_out := run.left_out():
-        sections.append(Section("Left out", [report.facts(left_out, "Images that cannot be read")]))
-    sections.append(Section("Options", [report.facts(run.config.to_dict(), "All options")]))
+        sections.append(Section("Left out", [Fold("Images that cannot be read", left_out)]))
+    sections.append(Section("Options", [Fold("All options", run.config.to_dict())]))
     write_json(run.workdir.folder / _RESULTS, results)
-    report.write_report(
+    write_report(
         run.workdir.folder / _PAGE,
         title=f"vitx on {run.config.data.name}: {run.config.report.title}",
         summary=run.config.report.summary,

@@ -43,7 +43,7 @@ def pictures_section(run: Run, results: dict[str, Any]) -> Section:
             for identifier, miou in results.get(name, [])[: run.config.report.extremes]
         ]
         if chosen:
-            caption = f"The {len(chosen)} images with the {name} refined masks, by their mIoU"
+            caption = f"Images with the {name} refined masks, by mIoU"
             tables.append(_table(run, results, source, chosen, caption))
     explained = (
         f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named. Sure "

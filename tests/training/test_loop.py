@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from vitx.runtime.metrics import MetricsWriter, read_metrics
+from vitx.runtime.metrics import read_metrics
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.training.checkpointing import Checkpoints
 from vitx.training.loop import TrainState, fit
@@ -72,12 +72,15 @@ def train(folder, stop=None, step_fn=donating_step_fn, **changes):
         "steps_per_epoch": EPOCH,
         "evaluate": evaluate,
         "stop": stop or Stop(),
-        "description": "toy",
         "log_every": 3,
         "batches": batches,
     } | changes
-    with Checkpoints(folder / "checkpoints") as checkpoints, MetricsWriter(folder) as metrics:
-        return fit(step_fn, first_state(), checkpoints=checkpoints, metrics=metrics, **options)
+    return fit(step_fn, first_state(), folder=folder, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "toy"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +89,9 @@ def uninterrupted(tmp_path_factory):
     return train(folder), folder / "metrics.jsonl"
 
 
-def assert_same_run(folder, fit_result, uninterrupted):
+def assert_same_run(folder, best, uninterrupted):
     expected, metrics = uninterrupted
-    assert fit_result.step == expected.step
-    for a, b in zip(
-        jax.tree.leaves(fit_result.state), jax.tree.leaves(expected.state), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert (folder / "metrics.jsonl").read_bytes() == metrics.read_bytes()
@@ -107,8 +107,8 @@ def test_it_does_what_a_plain_loop_does(uninterrupted):
         if step % EPOCH == 0 or step == STEPS:
             scores[step] = (evaluate(state)["loss"], state)
     best = min(scores, key=lambda step: scores[step][0])
-    assert result.step == best == int(result.state.step)
-    np.testing.assert_allclose(result.state.params["w"], scores[best][1].params["w"], rtol=1e-5)
+    assert best == int(result.step)
+    np.testing.assert_allclose(result.params["w"], scores[best][1].params["w"], rtol=1e-5)
     validated = [line for line in history if "val/loss" in line]
     assert [line["step"] for line in validated] == [5, 10, 15, 20, 23]
     assert [line["epoch"] for line in validated] == [1, 2, 3, 4, 5]
@@ -122,23 +122,23 @@ def test_it_does_what_a_plain_loop_does(uninterrupted):
 
 
 @pytest.mark.parametrize("after", [1, 7, 10])
-def test_stopped_and_started_again_it_ends_the_same(tmp_path, uninterrupted, after):
+def test_stopped_and_started_again_it_ends_the_same(folder, uninterrupted, after):
     with pytest.raises(Stopped):
-        train(tmp_path, Stop(after))
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        train(folder, Stop(after))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         assert checkpoints.steps[-1] == after
-    assert_same_run(tmp_path, train(tmp_path), uninterrupted)
+    assert_same_run(folder, train(folder), uninterrupted)
     # And once more, when all is done: no step is taken.
-    assert_same_run(tmp_path, train(tmp_path, batches=None), uninterrupted)
+    assert_same_run(folder, train(folder, batches=None), uninterrupted)
 
 
 @pytest.mark.slow
-def test_saving_often_changes_nothing(tmp_path, uninterrupted):
-    assert_same_run(tmp_path, train(tmp_path, save_every_seconds=0.0), uninterrupted)
+def test_saving_often_changes_nothing(folder, uninterrupted):
+    assert_same_run(folder, train(folder, save_every_seconds=0.0), uninterrupted)
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_ends_the_same(tmp_path, uninterrupted):
+def test_killed_and_started_again_it_ends_the_same(folder, uninterrupted):
     script = f"""
         import os, pathlib, signal, sys
         sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(os.path.dirname(__file__))!r}]
@@ -150,13 +150,13 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path, uninterrupted):
                 yield batch
         test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, save_every_seconds=0.2)
     """
-    arguments = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    arguments = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
     process = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert_same_run(tmp_path, train(tmp_path), uninterrupted)
+    assert_same_run(folder, train(folder), uninterrupted)
 
 
-def test_a_real_signal_stops_it(tmp_path):
+def test_a_real_signal_stops_it(folder):
     def batches_with_signal(start):
         for step, batch in enumerate(batches(start)):
             if step == 6:
@@ -164,12 +164,12 @@ def test_a_real_signal_stops_it(tmp_path):
             yield batch
 
     with StopRequest() as stop, pytest.raises(Stopped) as stopped:
-        train(tmp_path, stop, batches=batches_with_signal)
+        train(folder, stop, batches=batches_with_signal)
     assert stopped.value.exit_code == 143
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(tmp_path, value):
+def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(folder, value):
     def poisoned(start):
         for step, batch in enumerate(batches(start), start=start + 1):
             yield np.full_like(batch, value) if step == 13 else batch
@@ -177,16 +177,16 @@ def test_a_loss_that_is_not_finite_ends_it_and_is_not_saved(tmp_path, value):
     with pytest.raises(
         FloatingPointError, match=r"toy: 'loss' is \w+ at step 13; nothing"
     ) as error:
-        train(tmp_path, batches=poisoned, log_every=50)
+        train(folder, batches=poisoned, log_every=50)
     assert "\n" not in str(error.value)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore_latest(first_state())
         assert restored.step == 10
         assert np.isfinite(restored.state.params["w"]).all()
-    assert max(line["step"] for line in read_metrics(tmp_path)) == 10
+    assert max(line["step"] for line in read_metrics(folder)) == 10
 
 
-def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+def test_a_state_that_is_not_finite_is_not_saved(folder):
     def bad_step(state, batch):
         """A finite loss whose gradient was not."""
         state, scalars = step_fn(state, batch)
@@ -194,31 +194,31 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
         return TrainState(params, state.opt_state, state.step), scalars
 
     with pytest.raises(FloatingPointError, match=r"params\['v'\] is not finite at step 5"):
-        train(tmp_path, step_fn=bad_step, evaluate=lambda state: {"loss": 1.0})
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        train(folder, step_fn=bad_step, evaluate=lambda state: {"loss": 1.0})
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         assert checkpoints.steps == []
 
 
-def test_a_score_that_is_not_finite_is_not_saved(tmp_path):
+def test_a_score_that_is_not_finite_is_not_saved(folder):
     with pytest.raises(FloatingPointError, match="'loss' is nan at step 5"):
-        train(tmp_path, evaluate=lambda state: {"loss": float("nan")})
+        train(folder, evaluate=lambda state: {"loss": float("nan")})
 
 
-def test_batches_that_end_early_are_an_error(tmp_path):
+def test_batches_that_end_early_are_an_error(folder):
     with pytest.raises(ValueError, match="toy: the batches ended before step 24"):
-        train(tmp_path, steps=24)
+        train(folder, steps=24)
 
 
-def test_a_damaged_checkpoint_costs_time_but_no_bits(tmp_path, uninterrupted):
+def test_a_damaged_checkpoint_costs_time_but_no_bits(folder, uninterrupted):
     with pytest.raises(Stopped):
-        train(tmp_path, Stop(12))
-    for path in (tmp_path / "checkpoints" / "12").rglob("*"):
+        train(folder, Stop(12))
+    for path in (folder / "checkpoints" / "12").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    assert_same_run(tmp_path, train(tmp_path), uninterrupted)
+    assert_same_run(folder, train(folder), uninterrupted)
 
 
-def test_the_step_is_traced_once(tmp_path):
+def test_the_step_is_traced_once(folder):
     traces = []
 
     @jax.jit
@@ -227,6 +227,6 @@ def test_the_step_is_traced_once(tmp_path):
         return step_fn(state, batch)
 
     with pytest.raises(Stopped):
-        train(tmp_path, Stop(7), step_fn=counting)
-    train(tmp_path, step_fn=counting)
+        train(folder, Stop(7), step_fn=counting)
+    train(folder, step_fn=counting)
     assert len(traces) == 1

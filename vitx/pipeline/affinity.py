@@ -77,7 +77,17 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             weighted += float(validation_loss(params, padded)) * batch["valid"].sum()
         return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
-    best = minimise(run, stage, config, params, loss, batches, evaluate, steps_per_epoch)
+    best = minimise(
+        config,
+        params,
+        loss,
+        batches,
+        evaluate,
+        steps_per_epoch,
+        folder=stage.folder,
+        stop=run.stop,
+        mode=mode,
+    )
     if parallel.is_first_process():
         weights.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
 

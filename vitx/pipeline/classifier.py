@@ -79,7 +79,17 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
 
     best = nnx.merge(
         graph,
-        minimise(run, stage, config, params, image_loss(graph), batches, evaluate, steps_per_epoch),
+        minimise(
+            config,
+            params,
+            image_loss(graph),
+            batches,
+            evaluate,
+            steps_per_epoch,
+            folder=stage.folder,
+            stop=run.stop,
+            mode=run.config.parallel,
+        ),
     )
     scores = validate(
         best, run.source(run.config.data.val_split), config.batch_size, run.config.parallel

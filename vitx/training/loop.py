@@ -4,7 +4,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,19 @@ from vitx.runtime.progress import progress
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.training.checkpointing import Checkpoints
 
-_AGREE_EVERY = 10  # steps between two looks at what the other processes were told
+_AGREE_EVERY = 10  # steps between two exchanges of signals between processes
 _IN_FLIGHT = 2  # steps queued on the device: enough to keep it busy, few enough for the memory
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step maps to its successor.
+    """The state that a training step updates.
 
     Attributes:
         params: Pytree of parameters, for example an NNX state.
         opt_state: The optimizer's state.
-        step: int32 scalar: the steps done.
+        step: int32 scalar, the number of steps done.
     """
 
     params: Any
@@ -43,102 +44,107 @@ class TrainState:
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-class Fit(NamedTuple):
-    """What `fit` leaves.
-
-    Attributes:
-        state: The best state.
-        step: Its step.
-    """
-
-    state: Any
-    step: int
-
-
 def fit(
     step_fn: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]],
     state: Any,
     batches: Callable[[int], Iterator[Any]],
+    evaluate: Callable[[Any], Mapping[str, float]],
     *,
+    folder: Path,
     steps: int,
     steps_per_epoch: int,
-    evaluate: Callable[[Any], Mapping[str, float]],
-    checkpoints: Checkpoints,
-    metrics: MetricsWriter,
     stop: StopRequest,
-    description: str,
     log_every: int = 50,
     save_every_seconds: float = 60.0,
-) -> Fit:
-    """Trains from the newest checkpoint to `steps`, and returns the best state.
+) -> Any:
+    """Trains from the newest checkpoint in a folder to `steps`, and returns the state of least validation loss.
 
-    Interrupted anywhere and called again, it ends with the same bits and the same metrics as if
-    it had not been: a step depends on the state and on `batches` alone.
+    Interrupted anywhere and started again, it ends with the same bits and the same metrics as without
+    the interruption: a step depends on the state and on `batches` alone.
 
     Args:
         step_fn: Jitted, (state, batch) -> (state, scalar metrics); may donate the state.
         state: The first state, for example a `TrainState`; also the checkpoints' template.
         batches: The first step's number -> iterator of batches from that step on.
+        evaluate: State -> scores, among them "loss".
+        folder: Gets `checkpoints/` and `metrics.jsonl`; an absolute path, whose name stands for the
+            stage in progress and errors.
         steps: Steps in all.
         steps_per_epoch: After so many, and at the end, the state is evaluated and saved.
-        evaluate: State -> scores, among them the one that ranks the checkpoints.
-        checkpoints: Where to resume from and save to.
-        metrics: Gets lines `train/<name>`, means over `log_every` steps or the rest of an epoch,
-            and `epoch` with `val/<name>` after each.
         stop: When it is requested, the step is finished, the state saved, and Stopped raised.
-        description: The stage's name, for progress and errors.
-        log_every: Steps between two looks at the device's metrics.
-        save_every_seconds: Most seconds of work that a kill can cost, one step apart.
+        log_every: Steps between two lines of metrics, which are means over the steps.
+        save_every_seconds: The work that a kill can cost, give or take a step.
 
     Raises:
         FloatingPointError: A metric, a score or the state is not finite. It is not saved.
         Stopped: `stop` was requested.
         ValueError: `batches` ended early.
     """
-    restored = checkpoints.restore_latest(state)
-    state, start = restored.state, restored.step or 0
-    metrics.rewind(start)
-    log = _Log(metrics, description, restored.extra.get("window", []))
-    saved = time.monotonic()
-    source = batches(start) if start < steps else iter(())
-    with progress(steps, description, start=start) as bar:
-        for step, batch in zip(range(start + 1, steps + 1), source, strict=False):
-            state, scalars = step_fn(state, batch)
-            log.add(step, scalars)
-            epoch_ends = step % steps_per_epoch == 0 or step == steps
-            line_ends = epoch_ends or step % log_every == 0
-            bar.advance(**(log.write(step) if line_ends else {}))
-            scores = None
-            if epoch_ends:
-                scores = _finite(description, step, evaluate(state))
+    stage = folder.name
+    with MetricsWriter(folder) as metrics, Checkpoints(folder / "checkpoints") as checkpoints:
+        restored = checkpoints.restore_latest(state)
+        state, start = restored.state, restored.step or 0
+        metrics.rewind(start)
+        log = _Log(metrics, stage, restored.extra.get("window", []))
+        saver = _Saver(checkpoints, log, stop, save_every_seconds)
+        source = batches(start) if start < steps else iter(())
+        with progress(steps, stage, start=start) as bar:
+            for step, batch in zip(range(start + 1, steps + 1), source, strict=False):
+                state, scalars = step_fn(state, batch)
+                log.add(step, scalars)
+                epoch_ends = step % steps_per_epoch == 0 or step == steps
+                line_ends = epoch_ends or step % log_every == 0
+                bar.advance(**(log.write(step) if line_ends else {}))
                 epoch = math.ceil(step / steps_per_epoch)
-                metrics.write(step, {"epoch": epoch} | {f"val/{k}": v for k, v in scores.items()})
-            # Read once: what is not saved now must not stop below. All processes save, and stop, at one step.
-            due = time.monotonic() - saved > save_every_seconds
-            signal, due = _agreed(stop.signal, due, epoch_ends or step % _AGREE_EVERY == 0)
-            if epoch_ends or signal or due:
-                log.check()
-                _require_finite(description, step, state)
-                checkpoints.save(step, state, scores, {"window": log.window})
-                saved = time.monotonic()
-            if signal and step < steps:
-                raise Stopped(signal)
+                scores = log.validate(step, epoch, evaluate(state)) if epoch_ends else None
+                saver.save_or_stop(step, state, scores, last=step == steps)
+        return _best_state(checkpoints, state, stage, steps)
+
+
+def _best_state(checkpoints: Checkpoints, template: Any, stage: str, steps: int) -> Any:
     if not checkpoints.steps or checkpoints.steps[-1] < steps:
-        raise ValueError(f"{description}: the batches ended before step {steps}")
-    best = checkpoints.restore_best(state)
+        raise ValueError(f"{stage}: the batches ended before step {steps}")
+    best = checkpoints.restore_best(template)
     if best.step is None:
         raise WorkdirError(
-            f"{description}: no checkpoint in {checkpoints.folder} tells its validation loss: delete that folder "
-            "to begin this stage anew"
+            f"{stage}: no checkpoint in {checkpoints.folder} has a validation loss: delete that folder "
+            "to train this stage from the start"
         )
-    return Fit(best.state, best.step)
+    return best.state
 
 
-def _agreed(signal: int, due: bool, look: bool) -> tuple[int, bool]:
-    """A signal that any process got, and whether any holds that it is time to save; asked where `look` says so."""
-    if jax.process_count() == 1:
+class _Saver:
+    """Saves and stops after the same steps in all processes."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, log: "_Log", stop: StopRequest, every_seconds: float
+    ):
+        self._checkpoints, self._log, self._stop = checkpoints, log, stop
+        self._every_seconds = every_seconds
+        self._saved = time.monotonic()
+
+    def save_or_stop(
+        self, step: int, state: Any, scores: Mapping[str, float] | None, *, last: bool
+    ) -> None:
+        """Saves after an epoch, which has scores, before a stop, and after some time; raises Stopped."""
+        due = time.monotonic() - self._saved > self._every_seconds
+        # Read once: a signal that comes after the state was saved must not stop the run here.
+        exchange = scores is not None or step % _AGREE_EVERY == 0
+        signal, due = _agreed(self._stop.signal, due, exchange)
+        if scores is not None or signal or due:
+            self._log.check()
+            _require_finite(self._log.stage, step, state)
+            self._checkpoints.save(step, state, scores, {"window": self._log.window})
+            self._saved = time.monotonic()
+        if signal and not last:
+            raise Stopped(signal)
+
+
+def _agreed(signal: int, due: bool, exchange: bool) -> tuple[int, bool]:
+    """The signal that any process got, and whether any is due to save, known where all `exchange` theirs."""
+    if parallel.process_shard()[1] == 1:
         return signal, due
-    if not look:
+    if not exchange:
         return 0, False
     greatest, any_due = parallel.max_over_processes(signal, due)
     return int(greatest), bool(any_due)
@@ -147,9 +153,10 @@ def _agreed(signal: int, due: bool, look: bool) -> tuple[int, bool]:
 class _Log:
     """Metrics of the steps since the last line, fetched from the device together."""
 
-    def __init__(self, metrics: MetricsWriter, description: str, window: list[dict[str, float]]):
+    def __init__(self, metrics: MetricsWriter, stage: str, window: list[dict[str, float]]):
         self.window = window  # fetched and checked, not yet written
-        self._metrics, self._description = metrics, description
+        self.stage = stage
+        self._metrics = metrics
         self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
 
     def add(self, step: int, scalars: Mapping[str, jax.Array]) -> None:
@@ -161,7 +168,7 @@ class _Log:
     def check(self) -> None:
         """Fetches what is pending, and raises FloatingPointError at the first bad number."""
         for step, scalars in jax.device_get(self._pending):
-            self.window.append(_finite(self._description, step, scalars))
+            self.window.append(_finite(self.stage, step, scalars))
         self._pending = []
 
     def write(self, step: int) -> dict[str, float]:
@@ -172,31 +179,36 @@ class _Log:
         self.window = []
         return means
 
+    def validate(self, step: int, epoch: int, scores: Mapping[str, float]) -> dict[str, float]:
+        """Checks and writes an epoch's scores, and returns them."""
+        numbers = _finite(self.stage, step, scores)
+        self._metrics.write(step, {"epoch": epoch} | {f"val/{k}": v for k, v in numbers.items()})
+        return numbers
 
-def _finite(description: str, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+
+def _finite(stage: str, step: int, values: Mapping[str, Any]) -> dict[str, float]:
     numbers = {name: float(value) for name, value in values.items()}
     for name, number in numbers.items():
         if not math.isfinite(number):
-            raise _not_finite(description, step, f"{name!r} is {number}")
+            raise _not_finite(stage, step, f"{name!r} is {number}")
     return numbers
 
 
-def _require_finite(description: str, step: int, state: Any) -> None:
-    """A finite loss may still have had gradients that are not: look before saving."""
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(state)
+def _require_finite(stage: str, step: int, state: Any) -> None:
+    """A finite loss may still have had gradients that are not."""
     finites = jax.device_get(_all_finite(state))
-    for (path, _), finite in zip(paths_and_leaves, finites, strict=True):
+    for path, finite in jax.tree_util.tree_leaves_with_path(finites):
         if not finite:
-            raise _not_finite(description, step, f"{jax.tree_util.keystr(path)} is not finite")
+            raise _not_finite(stage, step, f"{jax.tree_util.keystr(path)} is not finite")
 
 
 @jax.jit
-def _all_finite(tree: Any) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+def _all_finite(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
 
 
-def _not_finite(description: str, step: int, what: str) -> FloatingPointError:
+def _not_finite(stage: str, step: int, what: str) -> FloatingPointError:
     return FloatingPointError(
-        f"{description}: {what} at step {step}; nothing was saved since the last good checkpoint. "
+        f"{stage}: {what} at step {step}; nothing was saved since the last good checkpoint. "
         "Lower the learning rate, or look at the data"
     )

@@ -1,18 +1,17 @@
-"""What the training stages share: optimiser, learning rate, the step, and the run of the loop."""
+"""Training by gradients: the optimiser, its learning rate, and the data-parallel step."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from vitx import parallel
 from vitx.ops import Array
-from vitx.runtime.experiment import Run
-from vitx.runtime.metrics import MetricsWriter
-from vitx.runtime.workdir import StageFolder
-from vitx.training.checkpointing import Checkpoints
+from vitx.runtime.signals import StopRequest
 from vitx.training.loop import TrainState, fit
 
 COMPUTE = ("float32", "bfloat16")
@@ -21,8 +20,8 @@ OPTIMIZERS = ("sgd", "adamw")
 Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
 
-def check_batch(config: Any, stage: str, images: int) -> None:
-    """Raises ValueError where a stage's batch does not divide over the devices, or so many images do not fill one."""
+def check_batch(config: ConfigDict, stage: str, images: int) -> None:
+    """Raises ValueError if a stage's batch does not divide over the devices, or is larger than its `images`."""
     devices = parallel.mesh().size
     if config.accumulate < 1 or config.batch_size % (devices * config.accumulate):
         raise ValueError(
@@ -37,55 +36,50 @@ def check_batch(config: Any, stage: str, images: int) -> None:
 
 
 def minimise(
-    run: Run,
-    stage: StageFolder,
-    config: Any,
+    config: ConfigDict,
     params: Any,
     loss: Loss,
     batches: Callable[[int], Iterator[Mapping[str, Any]]],
     evaluate: Callable[[Any], Mapping[str, float]],
     steps_per_epoch: int,
+    *,
+    folder: Path,
+    stop: StopRequest,
+    mode: str = "jit",
 ) -> Any:
-    """Trains `config.epochs` epochs in a stage's folder; returns the parameters of least validation loss.
+    """Trains `config.epochs` epochs, and returns the parameters of least validation loss.
 
     Args:
-      run: the experiment.
-      stage: where to keep checkpoints and metrics; an earlier start of it is resumed.
-      config: as for `make_optimizer`, and accumulate and compute as for `gradient_step`; batch_size.
-      params: the first parameters.
-      loss: (params, batch, axis) -> scalar: all of the batch's loss, or with the axis of a `jax.pmap` the device's
-        share of it.
-      batches: first step -> iterator of this process's host batches.
-      evaluate: params -> scores, with "loss".
-      steps_per_epoch: of `batches`.
+        config: See `make_optimizer`; besides accumulate and compute, see `gradient_step`, and batch_size.
+        params: The first parameters.
+        loss: (params, batch, axis) -> scalar: the loss of the batch, or under `jax.pmap` over `axis` the device's
+            share of it.
+        batches: First step -> iterator of this process's host batches.
+        evaluate: Parameters -> scores, with "loss".
+        steps_per_epoch: Of `batches`.
+        folder: See `fit`; named like the stage.
+        stop: See `fit`.
+        mode: See `parallel.data_parallel`.
 
     Raises:
-      ValueError: where the split is smaller than a batch, or the batch does not divide.
+        ValueError: The split is smaller than a batch, or the batch does not divide over the devices.
     """
-    check_batch(config, stage.folder.name, steps_per_epoch * config.batch_size)
+    check_batch(config, folder.name, steps_per_epoch * config.batch_size)
     optimizer = make_optimizer(config, steps_per_epoch)
-    first = TrainState.create(params, optimizer)
-    folder = stage.folder / "checkpoints"
-    with MetricsWriter(stage.folder) as metrics, Checkpoints(folder) as checkpoints:
-        best = fit(
-            gradient_step(
-                loss,
-                optimizer,
-                run.config.parallel,
-                accumulate=config.accumulate,
-                compute=config.compute,
-            ),
-            parallel.replicate(first),
-            batches,
-            steps=config.epochs * steps_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-            evaluate=lambda state: evaluate(state.params),
-            checkpoints=checkpoints,
-            metrics=metrics,
-            stop=run.stop,
-            description=stage.folder.name,
-        )
-    return best.state.params
+    step = gradient_step(
+        loss, optimizer, mode, accumulate=config.accumulate, compute=config.compute
+    )
+    best = fit(
+        step,
+        parallel.replicate(TrainState.create(params, optimizer)),
+        batches,
+        lambda state: evaluate(state.params),
+        folder=folder,
+        steps=config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        stop=stop,
+    )
+    return best.params
 
 
 def gradient_step(
@@ -99,15 +93,15 @@ def gradient_step(
     """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused.
 
     Args:
-      loss: of a batch.
-      optimizer: that moves the parameters.
-      mode: see `parallel.data_parallel`.
-      accumulate: parts of a batch that go one after the other, for devices with little memory. The gradient is the
-        mean of theirs, each with the counts of its own part.
-      compute: "bfloat16" computes in that type; parameters, their gradients and the loss stay as they are.
+        loss: See `minimise`.
+        optimizer: Updates the parameters.
+        mode: See `parallel.data_parallel`.
+        accumulate: Number of parts of a batch that are computed one after the other, for devices with little memory.
+            The gradient is the mean of theirs; each part normalises its loss by its own counts.
+        compute: "bfloat16" computes in that type; parameters, their gradients and the loss keep theirs.
 
     Raises:
-      ValueError: for another type to compute in.
+        ValueError: The mode or the type is unknown.
     """
     axis = parallel.axis_of(mode)
     if compute not in COMPUTE:
@@ -146,11 +140,11 @@ def gradient_step(
 
 
 def at_least_float32(x: Array) -> Array:
-    """What a model computed in half precision, for a loss that is not."""
+    """Casts half precision to float32, in which losses are computed."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
-def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:
+def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Linear from `learning_rate` to 0 over `epochs`, one value an epoch; before it a linear warm-up by step."""
     peak, epochs, warmup = config.learning_rate, config.epochs, config.warmup_epochs
     if not 0 <= warmup < epochs:
@@ -164,17 +158,17 @@ def learning_rate(config: Any, steps_per_epoch: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: Any, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimiser that a stage's config names.
 
     Args:
-      config: has optimizer ("sgd", with momentum 0.9 and decay in the gradient as in PyTorch, or "adamw"),
-        learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (as published; else only
-        matrices and kernels decay), and clip_norm (of the whole gradient, 0 for none).
-      steps_per_epoch: of the loader.
+        config: Has optimizer ("sgd", with momentum 0.9 and weight decay added to the gradient as in PyTorch, or
+            "adamw"), learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (True as published;
+            else only matrices and kernels decay), and clip_norm (of the whole gradient, 0 for none).
+        steps_per_epoch: Of the loader.
 
     Raises:
-      ValueError: for another name.
+        ValueError: The name is unknown.
     """
     rate = learning_rate(config, steps_per_epoch)
     decayed = None if config.decay_norms_and_biases else _matrices

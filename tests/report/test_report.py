@@ -229,7 +229,6 @@ def test_line_chart_puts_points_where_they_belong():
     assert x0 < x1 < x2 and y0 > y1 > y2  # SVG's y grows downwards
     np.testing.assert_allclose([x1, y1], [(x0 + x2) / 2, (y0 + y2) / 2], atol=0.1)
     assert chart.listing.rows == [["0", "0.0"], ["50", "50.0"], ["100", "100.0"]]
-    assert chart.description == "c: a over x"
 
 
 def test_line_chart_passes_over_none_and_breaks_at_nan():

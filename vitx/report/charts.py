@@ -51,19 +51,17 @@ class Chart:
 
     Attributes:
         caption: above the chart.
-        description: what it shows, in words.
+        legend: a (name, sign, variable of the style sheet) for each series.
         view_box: of the drawing.
         svg: the content of its <svg> element.
-        legend: a (name, sign, variable of the style sheet) for each series.
         listing: the values, where there are few.
     """
 
     caption: str
-    description: str
+    legend: Sequence[tuple[str, str, str]]
     view_box: str
     svg: str
-    legend: Sequence[tuple[str, str, str]]
-    listing: Table | None = None
+    listing: Table | None
 
 
 def line_chart(
@@ -112,14 +110,8 @@ def line_chart(
 
     columns = [[_text(value, in_percent) for value in values] for values in series.values()]
     rows = [[f"{place:g}", *cells] for place, *cells in zip(x, *columns, strict=True)]
-    return Chart(
-        caption,
-        f"{caption}: {', '.join(series)} over {labels[0]}",
-        f"0 0 {_WIDTH} {_HEIGHT}",
-        _svg(_HEIGHT, draw, caption),
-        [(name, _SIGNS[looks[name]], f"--s{looks[name]}") for name in series],
-        Table([labels[0], *series], rows, labels[1]) if few else None,
-    )
+    listing = Table([labels[0], *series], rows, labels[1]) if few else None
+    return _chart(caption, {name: looks[name] for name in series}, _HEIGHT, draw, listing)
 
 
 def bar_chart(
@@ -135,7 +127,6 @@ def bar_chart(
     """
     looks = {name: place % len(_SIGNS) for place, name in enumerate(series)}
     pitch = len(series) + 0.8  # bars from one group to the next
-    height = round(50 + 16 * pitch * len(groups))
 
     def draw(axes: "Axes") -> None:
         places = pitch * np.arange(len(groups))
@@ -144,38 +135,39 @@ def bar_chart(
             bars = axes.barh(places + number, lengths, 0.85, color=_SERIES[looks[name]])
             texts = [f"{_SIGNS[looks[name]]} {percent(value)}" for value in values]
             axes.bar_label(bars, texts, padding=4, color=_INK)
-        axes.set_yticks(
-            places + (len(series) - 1) / 2, [_plain(group, 20) for group in groups], color=_INK
-        )
+        names = [_plain(group, 20) for group in groups]
+        axes.set_yticks(places + (len(series) - 1) / 2, names, color=_INK)
         axes.set_ylim(pitch * len(groups) - 0.9, -0.9)  # the first group at the top
         axes.set_xlabel(_plain(label, 40))
         axes.grid(axis="x")
         axes.xaxis.set_major_formatter("{x:g} %")
 
-    return Chart(
-        caption,
-        f"{caption}: {', '.join(series)} for {', '.join(groups)}",
-        f"0 0 {_WIDTH} {height}",
-        _svg(height, draw, caption),
-        [(name, _SIGNS[look], f"--s{look}") for name, look in looks.items()],
-    )
+    return _chart(caption, looks, round(50 + 16 * pitch * len(groups)), draw)
 
 
-def _svg(height: int, draw: "Callable[[Axes], None]", salt: str) -> str:
+def _chart(
+    caption: str,
+    looks: Mapping[str, int],
+    height: int,
+    draw: "Callable[[Axes], None]",
+    listing: Table | None = None,
+) -> Chart:
     from matplotlib import style  # takes a second to import: only for a page
     from matplotlib.figure import Figure
 
     file = io.StringIO()
     # Without a salt ids are random; with one for all, charts of a page share ids.
-    salted = {"svg.hashsalt": ascii(salt)}
-    with style.context(["default", _STYLE, salted]), warnings.catch_warnings():
+    salt = {"svg.hashsalt": ascii(caption)}
+    with style.context(["default", _STYLE, salt]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that only the browser's fonts have
         figure = Figure(figsize=(_WIDTH / 72, height / 72))
         draw(figure.subplots())
         figure.savefig(file, format="svg")
     # Without the head, which holds a date and a style sheet for the whole page.
     content = file.getvalue().partition("</defs>")[2].removesuffix("</svg>\n")
-    return re.sub("<[^>]+>", _themed, content)
+    svg = re.sub("<[^>]+>", _themed, content)
+    legend = [(name, _SIGNS[look], f"--s{look}") for name, look in looks.items()]
+    return Chart(caption, legend, f"0 0 {_WIDTH} {height}", svg, listing)
 
 
 def _themed(tag: re.Match[str]) -> str:

@@ -13,13 +13,9 @@ from PIL import Image, ImageColor
 Picture: TypeAlias = NDArray[np.uint8]
 Cell: TypeAlias = tuple[Picture, str] | None  # (H, W, 3) and its alt text
 
-SHOWN: Final = (
-    128  # side of a picture on the page, in CSS pixels, as far as whole-number scaling allows
-)
-STORED: Final = 288  # the longest side kept; sharp on screens of double density
-_TABLE_PIXELS: Final = (
-    30_000_000  # stored in a table of pictures; a page with two stays below 10 MB
-)
+SHOWN: Final = 128  # longest side on the page, in CSS pixels, as far as whole multiples allow
+STORED: Final = 288  # longest side stored: sharp on screens of double density
+_TABLE_PIXELS: Final = 25_000_000  # stored in a table: a page with two stays below 10 MB
 # Dark to bright in nearly equal steps of lightness: the order shows in grey, too.
 _RAMP: Final = ("#080a26", "#42126c", "#921e6e", "#d44046", "#f28a26", "#fdf3ac")
 
@@ -117,7 +113,7 @@ def encode(image: Picture, side: int = STORED) -> bytes:
     if flat.getcolors(256):
         flat.save(file, "WEBP", lossless=True)
     else:
-        _fit(picture, side, Image.Resampling.LANCZOS).save(file, "WEBP", quality=80)
+        _fit(picture, side, Image.Resampling.LANCZOS).save(file, "WEBP", quality=75)
     return file.getvalue()
 
 

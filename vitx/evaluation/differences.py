@@ -1,4 +1,4 @@
-"""How far two models' arrays are apart, stage by stage, and what that means."""
+"""How far two models' arrays are apart, stage by stage, and whether the models are the same."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class Difference:
     Attributes:
       stage: its name.
       absolute: largest |ours - theirs|.
-      relative: that over the largest |theirs|.
+      relative: `absolute` over the largest |theirs|.
       correlation: Pearson's, over all elements; NaN where an array is constant.
     """
 
@@ -27,7 +27,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparison and its verdict.
+    """The comparison of two models and its verdict.
 
     Attributes:
       differences: by stage, in the model's order.
@@ -41,42 +41,56 @@ class Parity:
     predicted: tuple[tuple[int, int], ...]
     settings: dict[str, tuple[float, float]]
 
-    @property
-    def first_off(self) -> str | None:
-        """The first stage over the tolerance, or not finite."""
-        off = (d.stage for d in self.differences if not d.relative <= self.tolerance)
-        return next(off, None)
+    def is_off(self, found: Difference) -> bool:
+        """Whether a difference is over the tolerance, or not finite."""
+        return not found.relative <= self.tolerance
 
     @property
     def reasons(self) -> list[str]:
-        """Why the two are not the same model, a sentence each; none where they are."""
-        reasons = []
-        if self.first_off is not None:
-            found = next(d for d in self.differences if d.stage == self.first_off)
-            reasons.append(
-                f"from {found.stage} on: relative difference {found.relative:.1e}, tolerance {self.tolerance:.0e}"
-            )
+        """Why the models differ, a sentence each; none where they are the same."""
+        reasons = [
+            f"from {found.stage} on: relative difference {found.relative:.1e}, tolerance {self.tolerance:.0e}"
+            for found in self.differences
+            if self.is_off(found)
+        ][:1]
         if wrong := sum(theirs != ours for theirs, ours in self.predicted):
             reasons.append(
                 f"the predicted class differs on {wrong} of {len(self.predicted)} images"
             )
-        reasons += [
+        return reasons + [
             f"{name} is {theirs:g} in PyTorch and {ours:g} in vitx"
             for name, (theirs, ours) in self.settings.items()
             if theirs != ours
         ]
-        return reasons
 
-    @property
-    def equal(self) -> bool:
-        """Whether every stage is within the tolerance and classes and settings are the same."""
-        return not self.reasons
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as plain values, None for numbers that are not finite."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        reasons = self.reasons
+        return {
+            "verdict": "off" if reasons else "equal",
+            "reasons": reasons,
+            "first_off": next((d.stage for d in self.differences if self.is_off(d)), None),
+            "tolerance": self.tolerance,
+            "settings": {
+                name: {"pytorch": theirs, "vitx": ours}
+                for name, (theirs, ours) in self.settings.items()
+            },
+            "predicted": {
+                "pytorch": [theirs for theirs, _ in self.predicted],
+                "vitx": [ours for _, ours in self.predicted],
+            },
+            "stages": [{k: plain(v) for k, v in asdict(d).items()} for d in self.differences],
+        }
 
 
 def compare(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> tuple[Difference, ...]:
-    """The differences of two models' arrays, stage by stage, in `theirs`' order.
+    """The differences of two models' arrays, stage by stage, in the order of `theirs`.
 
     Raises:
       ValueError: where the stages or an array's shapes differ.
@@ -87,7 +101,7 @@ def compare(
 
 
 def difference(stage: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """How far `ours` is from `theirs`; in float64, NaN where either is not finite."""
+    """How far `ours` is from `theirs`, in float64; NaN where either is not finite."""
     if ours.shape != theirs.shape:
         raise ValueError(f"{stage} is {theirs.shape} in PyTorch and {ours.shape} in vitx")
     a, b = (array.astype(np.float64).ravel() for array in (ours, theirs))
@@ -98,26 +112,3 @@ def difference(stage: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     a, b = a - a.mean(), b - b.mean()
     spread = math.sqrt(float(a @ a) * float(b @ b))
     return Difference(stage, absolute, relative, float(a @ b) / spread if spread else math.nan)
-
-
-def as_json(parity: Parity) -> dict[str, Any]:
-    """The comparison as plain values; what is not finite as None."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {
-        "verdict": "equal" if parity.equal else "off",
-        "reasons": parity.reasons,
-        "first_off": parity.first_off,
-        "tolerance": parity.tolerance,
-        "settings": {
-            name: {"pytorch": theirs, "vitx": ours}
-            for name, (theirs, ours) in parity.settings.items()
-        },
-        "predicted": {
-            "pytorch": [theirs for theirs, _ in parity.predicted],
-            "vitx": [ours for _, ours in parity.predicted],
-        },
-        "stages": [{k: plain(v) for k, v in asdict(d).items()} for d in parity.differences],
-    }

@@ -1,11 +1,11 @@
-"""Checkpoints in and out: whosever names they have into a model, a model into timm's names.
+"""Checkpoints of several projects into a model, and a model into timm's names.
 
-`files` opens a file, `names` finds out whose names it has and gives timm's, `facts` gathers what is
-said beside the tensors, `build` makes the model they describe, `read` fills it, and `write` is the
-way back. `layout` says for both ways which parameter has which name and axes.
+`files` opens a file, `names` gives its tensors timm's names, `metadata` reads what it specifies besides,
+`build` creates the model they describe, `read` fills it, and `write` is the way back. `layout` relates
+parameters and tensors for both ways. `pytorch_reference` runs the same file in PyTorch.
 """
 
-from vitx.weights.facts import digest
+from vitx.weights.metadata import digest
 from vitx.weights.read import load, load_classifier
 from vitx.weights.write import save
 

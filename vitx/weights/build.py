@@ -1,11 +1,10 @@
-"""The model that tensors with timm's names describe, still without weights."""
+"""Builds the model that tensors with timm's names describe, still without weights."""
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -16,93 +15,92 @@ from vitx.models.affinitynet import AffinityNet
 from vitx.models.layers import Linear
 from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
-from vitx.weights.facts import Facts
 from vitx.weights.files import Tensor
-from vitx.weights.names import Named
+from vitx.weights.metadata import Metadata, Overrides
 
+HEAD_WIDTH: Final = 64  # of one attention head, where nothing else specifies the number of heads
 _AFFINITY_SIZE: Final = (448, 448)
 _AFFINITY_CELL: Final = 8
-_HEAD_WIDTH: Final = 64
 _STAGES: Final = 3
 _HALF: Final = (0.5, 0.5, 0.5)
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What the caller of `load` asked for, checked; None where the file is to decide."""
-
-    num_heads: int | None
-    image_size: tuple[int, int] | None
-    num_classes: int | None
-    norm_eps: float | None
-    final_norm_eps: float | None
-
-
-def vision_transformer(
-    named: Named, facts: Facts, wish: Wish
-) -> tuple[VisionTransformer, Mapping[str, Tensor]]:
-    """An abstract model, and its tensors: the file's, but for a resampled embedding or new head.
+def build(
+    tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
+) -> tuple[VisionTransformer | AffinityNet, Mapping[str, Tensor]]:
+    """An abstract model, and its tensors: the file's, with the position embedding resampled or a new head.
 
     Raises:
-      ValueError: where the tensors do not tell a size, or one does not fit another.
+      ValueError: where a size is missing, sizes do not fit each other, or an override does not fit the model.
     """
-    tensors = dict(named.tensors)
+    if "feat_conv.weight" in tensors:
+        return _affinity_net(tensors, metadata, overrides), tensors
+    return _vision_transformer(dict(tensors), metadata, overrides)
+
+
+def _vision_transformer(
+    tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
+) -> tuple[VisionTransformer, Mapping[str, Tensor]]:
     width, _, patch, across = _shape(tensors, "patch_embed.proj.weight", 4)
     if patch != across:
         raise ValueError(f"its patches are {patch} x {across}; vitx has square ones only")
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
-    stem, stride = _stem(tensors, "patch_embed.backbone", facts)
-    size = _fit_positions(tensors, patch * stride, *_sizes(tensors, patch * stride, facts, wish))
-    num_classes = _fit_head(tensors, width, wish.num_classes)
-    norm_eps, final_norm_eps = _epsilons(named, facts, wish)
+    stem, stride = _stem(tensors, "patch_embed.backbone", metadata)
+    size = _fit_positions(tensors, patch * stride, metadata, overrides.image_size)
+    num_classes = _fit_head(tensors, width, overrides.num_classes)
+    heads = overrides.num_heads or metadata.num_heads
+    if heads is None and width % HEAD_WIDTH:
+        raise ValueError(
+            f"neither the file nor its width, {width}, tells the number of heads: give num_heads"
+        )
+    norm_eps = overrides.norm_eps or metadata.norm_eps or 1e-6
+    # A norm_eps that the caller gives is meant for the last LayerNorm too.
+    final_norm_eps = None if overrides.norm_eps else metadata.final_norm_eps
     model = nnx.eval_shape(
         lambda: VisionTransformer(
             width=width,
             depth=_count(tensors, r"blocks\.(\d+)\."),
-            heads=wish.num_heads or facts.num_heads or _usual_heads(width),
+            heads=heads or width // HEAD_WIDTH,
             hidden=hidden,
             patch=patch,
             num_classes=num_classes,
-            preprocess=_preprocess(facts, size),
+            preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
             stem=stem(nnx.Rngs(0)) if stem else None,
             norm_eps=norm_eps,
-            final_norm_eps=final_norm_eps,
+            final_norm_eps=overrides.final_norm_eps or final_norm_eps,
             rngs=nnx.Rngs(0),
         )
     )
     return model, tensors
 
 
-def affinity_net(named: Named, facts: Facts, wish: Wish) -> AffinityNet:
-    """An abstract AffinityNet for the tensors.
-
-    Raises:
-      ValueError: where the tensors do not tell a size, or something was asked that it has not.
-    """
+def _affinity_net(
+    tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
+) -> AffinityNet:
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps"):
-        if getattr(wish, name) is not None:
+        if getattr(overrides, name) is not None:
             raise ValueError(
-                f"this is an AffinityNet, which has no {name}: leave that out, or give a classifier's"
+                f"it holds an AffinityNet, which has no {name}: leave that out, or give a classifier's"
                 " weights"
             )
-    hidden = _shape(named.tensors, "feat_conv.weight", 4)[0]
-    features = _shape(named.tensors, "affinity_conv.weight", 4)[0]
-    groups = facts.groups or 32
+    hidden = _shape(tensors, "feat_conv.weight", 4)[0]
+    features = _shape(tensors, "affinity_conv.weight", 4)[0]
+    groups = metadata.groups or 32
     if hidden % groups:
         raise ValueError(
             f"feat_conv.weight has {hidden} outputs, not a multiple of {groups} groups"
         )
-    stem, _ = _stem(named.tensors, "resnet_backbone", facts)
+    stem, _ = _stem(tensors, "resnet_backbone", metadata)
     if stem is None:
         raise ValueError("its stem, resnet_backbone, is missing")
-    own = facts.image_size or _AFFINITY_SIZE
-    size = wish.image_size or own
-    grid = facts.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
+    own = metadata.image_size or _AFFINITY_SIZE
+    size = overrides.image_size or own
+    grid = metadata.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
     return nnx.eval_shape(
         lambda: AffinityNet(
             stem(nnx.Rngs(0)),
             (max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])),
-            preprocess=_preprocess(facts, size),
+            preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
             hidden=hidden,
             features=features,
             groups=groups,
@@ -125,63 +123,44 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({found[1] for name in tensors if (found := re.match(pattern, name))})
 
 
-def _usual_heads(width: int) -> int:
-    if width % _HEAD_WIDTH:
-        raise ValueError(
-            f"neither the file nor its width, {width}, tells the number of heads: give num_heads"
-        )
-    return width // _HEAD_WIDTH
-
-
-def _epsilons(named: Named, facts: Facts, wish: Wish) -> tuple[float, float]:
-    if wish.norm_eps is not None:
-        return wish.norm_eps, wish.final_norm_eps or wish.norm_eps
-    norm_eps = facts.norm_eps or 1e-6
-    return norm_eps, wish.final_norm_eps or facts.final_norm_eps or norm_eps
-
-
-def _preprocess(facts: Facts, size: tuple[int, int]) -> Preprocess:
-    return Preprocess(facts.mean or _HALF, facts.std or _HALF, size)
-
-
 def _stem(
-    tensors: Mapping[str, Tensor], prefix: str, facts: Facts
-) -> tuple[Callable[[nnx.Rngs], Any] | None, int]:
-    """How to make the stem (None without one), and its stride."""
+    tensors: Mapping[str, Tensor], prefix: str, metadata: Metadata
+) -> tuple[Callable[[nnx.Rngs], nnx.Module] | None, int]:
+    """A function that creates the stem (None without one), and the stem's stride."""
     if not any(name.startswith(f"{prefix}.") for name in tensors):
         return None, 1
     if f"{prefix}.convs.0.weight" in tensors:
-        if facts.stem_stride is None:
+        stride = metadata.stem_stride
+        if stride is None:
             raise ValueError("the metadata does not have stem_stride, which this stem needs")
-        count = _count(tensors, re.escape(prefix) + r"\.convs\.(\d+)\.")
+        count = _count(tensors, rf"{re.escape(prefix)}\.convs\.(\d+)\.")
         names = [f"{prefix}.convs.{index}.weight" for index in range(count)]
         channels = tuple(_shape(tensors, name, 4)[0] for name in names)
-        return lambda rngs: ConvStem(channels, facts.stem_stride or 1, rngs=rngs), facts.stem_stride
-    stages = re.escape(prefix) + r"\.stages\."
+        return lambda rngs: ConvStem(channels, stride, rngs=rngs), stride
+    stages = rf"{re.escape(prefix)}\.stages\."
     if (
         f"{prefix}.stem.conv.weight" not in tensors
-        or _count(tensors, stages + r"(\d+)\.") != _STAGES
+        or _count(tensors, rf"{stages}(\d+)\.") != _STAGES
     ):
         raise ValueError(
             f"its stem, {prefix}, is no ResNetV2 of three stages, vitx's only large stem"
         )
-    layers = tuple(_count(tensors, stages + rf"{s}\.blocks\.(\d+)\.") for s in range(_STAGES))
-    epsilon = facts.weight_standardisation_eps or 1e-8
+    layers = tuple(_count(tensors, rf"{stages}{s}\.blocks\.(\d+)\.") for s in range(_STAGES))
+    epsilon = metadata.weight_standardisation_eps or 1e-8
     return lambda rngs: ResNetV2(layers, epsilon, rngs=rngs), ResNetV2.stride
 
 
 def _fit_head(tensors: dict[str, Tensor], width: int, num_classes: int | None) -> int:
-    """Puts a fresh head among the tensors where one is asked for; gives the number of classes."""
+    """Replaces the head by a new one where `num_classes` needs that; returns the number of classes."""
     hidden = [name for name in tensors if name.startswith("pre_logits.")]
-    if num_classes is None and hidden:
-        raise ValueError(
-            f"its head has a hidden layer ({hidden[0]}), which vitx does not have: give num_classes"
-            " for a fresh head"
-        )
-    if num_classes is None and "head.weight" not in tensors:
-        raise ValueError("- head.weight is missing: give num_classes for a fresh head")
+    missing = "head.weight" not in tensors
+    if num_classes is None and (hidden or missing):
+        reason = "- head.weight is missing"
+        if hidden:
+            reason = f"its head has a hidden layer ({hidden[0]}), which vitx does not have"
+        raise ValueError(f"{reason}: give num_classes for a new head")
     if num_classes is None or (
-        not hidden and "head.weight" in tensors and num_classes == tensors["head.weight"].shape[0]
+        not hidden and not missing and num_classes == tensors["head.weight"].shape[0]
     ):
         return _shape(tensors, "head.weight", 2)[0]
     for name in (*hidden, "head.weight", "head.bias"):
@@ -192,46 +171,35 @@ def _fit_head(tensors: dict[str, Tensor], width: int, num_classes: int | None) -
     return num_classes
 
 
-def _sizes(
-    tensors: Mapping[str, Tensor], cell: int, facts: Facts, wish: Wish
-) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-    """The image size that the position embedding is for, and the one that is wanted.
-
-    timm keeps a position embedding whose length matches `img_size`, and resamples any other.
-    """
-    own, asked = facts.image_size, facts.img_size
-    if own is None and asked is not None:
-        cells = (asked[0] // cell) * (asked[1] // cell)
-        if cells == _shape(tensors, "pos_embed", 3)[1] - 1:
-            return asked, wish.image_size
-        return None, wish.image_size or asked
-    return own, wish.image_size
-
-
 def _fit_positions(
-    tensors: dict[str, Tensor],
-    cell: int,
-    own: tuple[int, int] | None,
-    wanted: tuple[int, int] | None,
+    tensors: dict[str, Tensor], cell: int, metadata: Metadata, wanted: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Puts the position embedding of the wanted image size among the tensors; gives that size."""
+    """Resamples the position embedding to the wanted image size; returns the size."""
     count = _shape(tensors, "pos_embed", 3)[1] - 1
+    side = math.isqrt(count)
+
+    def grid(size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // cell, size[1] // cell
+
+    own, asked = metadata.image_size, metadata.img_size
+    if own is None and asked is not None:  # as in timm, which resamples where the lengths differ
+        own, wanted = asked if math.prod(grid(asked)) == count else None, wanted or asked
     size = wanted or own
-    if size and size[0] // cell * (size[1] // cell) == count and math.isqrt(count) ** 2 != count:
+    if size and math.prod(grid(size)) == count and side**2 != count:
         return size  # not square: nothing but the image size can tell the grid
-    old = (own[0] // cell, own[1] // cell) if own else (math.isqrt(count),) * 2
-    if count < 1 or old[0] * old[1] != count:
+    old = grid(own) if own else (side, side)
+    if count < 1 or math.prod(old) != count:
         raise ValueError(
             f"pos_embed has {count + 1} entries, not one for the class token and one for each cell"
             f" of {'a square' if own is None else f'{old[0]} x {old[1]}'}"
         )
-    size = wanted or own or (old[0] * cell, old[1] * cell)
-    new = (size[0] // cell, size[1] // cell)
+    size = size or (side * cell, side * cell)
+    new = grid(size)
     if 0 in new or size != (new[0] * cell, new[1] * cell):
         raise ValueError(f"image_size {size} is not a multiple of the patch, {cell} pixels")
     if new != old:
         tensor = tensors["pos_embed"]
-        shape = (1, 1 + new[0] * new[1], tensor.shape[2])
+        shape = (1, 1 + math.prod(new), tensor.shape[2])
         tensors["pos_embed"] = Tensor(shape, partial(_resampled, tensor, old, new))
     return size
 

@@ -1,4 +1,4 @@
-"""Files of tensors, opened by what they contain, read one at a time: none is ever executed."""
+"""Opens files of tensors: recognises the format by the contents, reads one tensor at a time, executes nothing."""
 
 import contextlib
 import importlib
@@ -17,19 +17,23 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from vitx.runtime.files import check_array, check_members, parse_json
+from vitx.runtime.files import check_array, check_members, first_line, parse_json
 from vitx.runtime.paths import as_path, get, is_remote
 
 FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 BESIDE: Final = ("config.json", "preprocessor_config.json")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
 _LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
+_HEADERS: Final[dict[tuple[int, int], Callable[..., Any]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is still in its file: its shape, and how to read it."""
+    """A tensor that is still in its file: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -44,19 +48,18 @@ class Tensor:
 
 
 def concatenate(tensors: list[Tensor]) -> Tensor:
-    """Tensors of one width, stacked along their first axis."""
+    """Tensors stacked along their first axis."""
     rows = sum(tensor.shape[0] for tensor in tensors)
-    return Tensor(
-        (rows, *tensors[0].shape[1:]), lambda: np.concatenate([t.read() for t in tensors])
-    )
+    shape = (rows, *tensors[0].shape[1:])
+    return Tensor(shape, lambda: np.concatenate([t.read() for t in tensors]))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors by name, and what it and the JSON files beside it say about them.
+    """A file's tensors by name, its metadata, and the JSON files beside it.
 
-    `metadata` is the safetensors header's; `config` and `processor` are config.json and
-    preprocessor_config.json.
+    `metadata` is the safetensors header's; `config` and `processor` are the contents of config.json
+    and preprocessor_config.json.
     """
 
     path: Path
@@ -67,26 +70,22 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a checkpoint without reading its tensors, a PyTorch pickle apart.
+    """Opens a checkpoint on this machine; only PyTorch's pickles are read already here.
 
     Args:
-      path: a .safetensors, .pth/.pt/.bin or .npz file (told apart by their contents), or a folder
-        with one of `FOLDER_FILES`.
+      path: a .safetensors, .pth/.pt/.bin or .npz file, or a folder with one of `FOLDER_FILES`.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: for a file that is damaged, holds objects, or is none of these, and for what is
-        no regular file; the caller adds the path.
+      ValueError: for a file that is damaged, holds objects, has another format or is not a regular
+        file; the caller adds the path.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = file_in(path)
     try:
-        check_regular(path)
+        path = find_file(Path(path))
         with path.open("rb") as file:
             start = file.read(16)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file or folder") from None
+        raise
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
     metadata: Mapping[str, str] = {}
@@ -110,7 +109,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 @contextlib.contextmanager
 def on_disk(path: str | Path) -> Iterator[Path]:
-    """What `open_checkpoint` takes: `path` itself, or of one in a bucket a copy, with the JSON files beside it.
+    """A local path for `open_checkpoint`: `path` itself, or a temporary copy of a file in a bucket.
+
+    The JSON files beside it are copied too.
 
     Raises:
       FileNotFoundError, ValueError: as `open_checkpoint`.
@@ -119,35 +120,34 @@ def on_disk(path: str | Path) -> Iterator[Path]:
     if not is_remote(path):
         yield path
         return
-    path = file_in(path) if path.is_dir() else path
+    path = find_file(path)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch, path.parent.name)  # both names may say whose statistics it wants
+        folder = Path(scratch, path.parent.name)  # file and folder names may imply mean and std
         folder.mkdir()
         for name in (path.name, *BESIDE):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 (folder / name).write_bytes(get(path.parent / name))
-            except FileNotFoundError:
-                if name == path.name:
-                    raise FileNotFoundError(f"{path}: there is no such file or folder") from None
         yield folder / path.name
 
 
-def check_regular(path: Path) -> None:
-    """Refuses devices, FIFOs and sockets before they are opened: to read them may never end.
+def find_file(path: Path) -> Path:
+    """The checkpoint at a path: the file itself, or one of `FOLDER_FILES` in a folder.
 
     Raises:
-      ValueError: if something other than a file is at `path`; the caller adds the path.
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: for a folder without a checkpoint, and for devices, FIFOs and sockets, which might
+        never end; the caller adds the path.
     """
-    if not is_remote(path) and path.exists() and not path.is_file():
+    if path.is_dir():
+        found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"the folder has no checkpoint, which is {' or '.join(FOLDER_FILES)}")
+        return found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or folder")
+    if not path.is_file():
         raise ValueError("not a regular file: copy its contents into one")
-
-
-def file_in(folder: Path) -> Path:
-    """The checkpoint in a folder, or ValueError."""
-    for name in FOLDER_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise ValueError(f"the folder has no checkpoint, which is {' or '.join(FOLDER_FILES)}")
+    return path
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -164,8 +164,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     def read(name: str) -> np.ndarray:
-        # The file is mapped for one tensor at a time, so its pages do not pile up beside the arrays
-        # made of them.
+        # Mapping the file for one tensor at a time keeps its pages from piling up in memory.
         with safe_open(path, "np") as file:
             try:
                 return file.get_tensor(name)
@@ -184,47 +183,38 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 def _open_zip(path: Path) -> dict[str, Tensor]:
     try:
-        with zipfile.ZipFile(path) as file:
-            names = file.namelist()
-            check_members(file)
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive)
+            names = archive.namelist()
+            if names and all(name.endswith(".npy") for name in names):
+                return dict(_open_array(path, archive, name) for name in names)
     except _DAMAGED as error:
-        raise ValueError(f"damaged: {_first_line(error)}") from error
+        raise ValueError(f"damaged: {first_line(error)}") from error
     if any(name.endswith("data.pkl") for name in names):
         return _open_torch(path)
-    if names and all(name.endswith(".npy") for name in names):
-        return _open_npz(path, names)
     raise ValueError("a zip archive, but neither PyTorch's nor an .npz file")
 
 
-def _open_npz(path: Path, names: list[str]) -> dict[str, Tensor]:
-    def read(name: str) -> np.ndarray:
+def _open_array(path: Path, archive: zipfile.ZipFile, member: str) -> tuple[str, Tensor]:
+    name = member.removesuffix(".npy")
+
+    def read() -> np.ndarray:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return file[name]
         except _DAMAGED as error:
-            raise ValueError(f"{name} is damaged: {_first_line(error)}") from error
+            raise ValueError(f"{name} is damaged: {first_line(error)}") from error
 
-    tensors = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in names:
-            name = member.removesuffix(".npy")
-            try:
-                with archive.open(member) as file:
-                    version = np.lib.format.read_magic(file)
-                    shape, _, dtype = _HEADERS[version](file)
-                check_array(archive.getinfo(member), shape, dtype)
-            except _DAMAGED as error:
-                raise ValueError(f"{name} is damaged: {_first_line(error)}") from error
-            if dtype.hasobject:
-                raise ValueError(f"{name} is an array of objects, which is refused")
-            tensors[name] = Tensor(shape, partial(read, name))
-    return tensors
-
-
-_HEADERS: Final[dict[tuple[int, int], Callable[..., Any]]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+    try:
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            shape, _, dtype = _HEADERS[version](file)
+        check_array(archive.getinfo(member), shape, dtype)
+    except _DAMAGED as error:
+        raise ValueError(f"{name}: {first_line(error)}") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name} is an array of objects, which is refused")
+    return name, Tensor(shape, read)
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
@@ -236,7 +226,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd pickles, of which the error below tells
+            warnings.simplefilter("ignore")  # about odd pickles, which the error below reports
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -246,9 +236,11 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
             else "damaged, or refused as it holds more than plain tensors"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"damaged or no PyTorch file: {_first_line(error)}") from error
-    while isinstance(value, dict) and (inner := _wrapped(value)) is not None:
-        value = inner
+        raise ValueError(f"damaged or no PyTorch file: {first_line(error)}") from error
+    while isinstance(value, dict) and (
+        inner := [value[key] for key in _WRAPPERS if isinstance(value.get(key), dict)]
+    ):
+        value = inner[0]
     if not isinstance(value, dict):
         raise ValueError(f"the file holds a {type(value).__name__}, not tensors by name")
 
@@ -261,11 +253,3 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         for name, tensor in value.items()
         if isinstance(tensor, torch.Tensor)
     }
-
-
-def _wrapped(value: dict[Any, Any]) -> Any:
-    return next((value[key] for key in _WRAPPERS if isinstance(value.get(key), dict)), None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,58 +1,39 @@
-"""timm's and transformers' ViT with a checkpoint's weights, of whatever size the checkpoint has.
+"""Builds timm's and transformers' ViT with a checkpoint's weights.
 
-Of vitx's model only the sizes are used, and strict loading holds each of them against the file's
-tensors. What shapes do not tell, heads and epsilons, comes from the file or the library.
+Where a file has the library's names, the library takes the tensors as they are in the file, so that a mistake in vitx's
+tables of names shows as a difference; files with the other library's names go through these tables. Heads and epsilons
+come from the file or the library. Sizes come from vitx's model, and strict loading checks them against the tensors.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitx.models.vit import VisionTransformer
-from vitx.weights.pytorch_weights import Weights, to_transformers
+from vitx.weights.build import HEAD_WIDTH
+from vitx.weights.files import Tensor
+from vitx.weights.metadata import Metadata
+from vitx.weights.names import HUGGING_FACE, Named
 
-_EPSILON: Final = {"timm": 1e-6, "transformers": 1e-12, "Google": 1e-6}
-_HEAD_WIDTH: Final = 64
 
-
-def build(
-    weights: Weights,
+def timm_model(
+    path: Path,
+    named: Named,
+    metadata: Metadata,
     model: VisionTransformer,
-    library: str,
     architecture: str,
     classes: int,
     dtype: np.dtype,
 ) -> tuple[Any, dict[str, Any]]:
-    """The library's model, filled, and those of its modules whose outputs are compared, by stage.
+    """The model of timm, filled, and those of its modules whose outputs are compared, by stage.
 
-    `architecture` is timm's name of the model, or "": then the sizes make it. Without `classes` it
-    has no head. Raises whatever the library does.
+    `architecture` is timm's name of the model, or "": then `model` has the sizes. Without `classes`
+    there is no head. Raises whatever timm does.
     """
-    told = _settings(weights, model)
-    if library == "timm":
-        built, parts = _timm(model, told, classes, architecture)
-    else:
-        built, parts = _transformers(weights, model, told, classes)
-    _fill(built, weights, library, classes, dtype)
-    return built.eval(), parts
-
-
-def _settings(weights: Weights, model: VisionTransformer) -> dict[str, float]:
-    """Heads and epsilons: the file's, else the usual ones."""
-    width = model.cls_token.shape[-1]
-    usual = model.blocks[0].attn.heads if width % _HEAD_WIDTH else width // _HEAD_WIDTH
-    norm_eps = weights.said.get("norm_eps", _EPSILON[weights.origin])
-    told = {"num_heads": usual, "norm_eps": norm_eps, "final_norm_eps": norm_eps}
-    if model.stem is not None:
-        told["weight_standardisation_eps"] = 1e-8
-    return told | dict(weights.said)
-
-
-def _timm(
-    model: VisionTransformer, told: Mapping[str, float], classes: int, architecture: str
-) -> tuple[Any, dict[str, Any]]:
     import timm
     import torch
     from timm.layers import PatchEmbed, StdConv2dSame
@@ -60,93 +41,101 @@ def _timm(
     from timm.models.vision_transformer import VisionTransformer as TimmViT
     from timm.models.vision_transformer_hybrid import HybridEmbed
 
-    size = model.preprocess.size
+    size, stem = model.preprocess.size, model.stem
+    norm_eps = metadata.norm_eps or 1e-6
     if architecture:
         built = timm.create_model(architecture, num_classes=classes, img_size=size)
     else:
-        width = model.cls_token.shape[-1]
-        hidden = model.blocks[0].mlp.fc1.bias.shape[0]
         embed: Callable[..., Any] = PatchEmbed
-        if model.stem is not None:
-            convolution = partial(StdConv2dSame, eps=told["weight_standardisation_eps"])
+        if stem is not None:
+            standardised = partial(StdConv2dSame, eps=metadata.weight_standardisation_eps or 1e-8)
             backbone = Backbone(
-                [len(stage) for stage in model.stem.stages],
+                [len(stage) for stage in stem.stages],
                 num_classes=0,
                 global_pool="",
                 preact=False,
                 stem_type="same",
-                conv_layer=convolution,
+                conv_layer=standardised,
             )
             embed = partial(HybridEmbed, backbone=backbone)
+        width, hidden = _widths(model)
         built = TimmViT(
             img_size=size,
             patch_size=model.patch,
             num_classes=classes,
             embed_dim=width,
             depth=len(model.blocks),
-            num_heads=int(told["num_heads"]),
+            num_heads=_heads(metadata, model),
             mlp_ratio=(hidden + 0.5) / width,  # timm rounds the product down
-            norm_layer=partial(torch.nn.LayerNorm, eps=told["norm_eps"]),
+            norm_layer=partial(torch.nn.LayerNorm, eps=norm_eps),
             embed_layer=embed,
             weight_init="skip",
         )
-        built.norm.eps = told["final_norm_eps"]
-    parts = {f"blocks.{index}": block for index, block in enumerate(built.blocks)}
-    stem = {"stem": built.patch_embed.backbone} if model.stem is not None else {}
-    return built, stem | parts | {"norm": built.norm}
-
-
-def _transformers(
-    weights: Weights, model: VisionTransformer, told: Mapping[str, float], classes: int
-) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForImageClassification, ViTConfig
-
-    if weights.origin == "transformers" and weights.config:
-        config = ViTConfig.from_dict(dict(weights.config))
+        built.norm.eps = metadata.final_norm_eps or norm_eps
+    if named.scheme.project == "Google":
+        _fill_from_npz(built, path, dtype)
     else:
-        config = ViTConfig(
-            hidden_size=model.cls_token.shape[-1],
-            num_hidden_layers=len(model.blocks),
-            num_attention_heads=int(told["num_heads"]),
-            intermediate_size=model.blocks[0].mlp.fc1.bias.shape[0],
-            patch_size=model.patch,
-            layer_norm_eps=told["norm_eps"],
-        )
-    config.image_size = list(model.preprocess.size)
-    config.num_labels = classes
-    # The "eager" attention takes its softmax in float32 whatever the model's type.
-    built = AutoModelForImageClassification.from_config(config, attn_implementation="sdpa")
-    built.vit.layernorm.eps = told["final_norm_eps"]
+        built.load_state_dict(_arrays(named.tensors, classes, dtype), assign=True)
+    parts = {f"blocks.{index}": block for index, block in enumerate(built.blocks)}
+    first = {"stem": built.patch_embed.backbone} if stem is not None else {}
+    return built, first | parts | {"norm": built.norm}
+
+
+def transformers_model(
+    config: Mapping[str, Any],
+    named: Named,
+    metadata: Metadata,
+    model: VisionTransformer,
+    classes: int,
+    dtype: np.dtype,
+) -> tuple[Any, dict[str, Any]]:
+    """As `timm_model`, by transformers. `config` is the config.json beside a file with its names."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    native = named.scheme.project == HUGGING_FACE.project
+    width, hidden = _widths(model)
+    norm_eps = metadata.norm_eps or 1e-6
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": _heads(metadata, model),
+        "intermediate_size": hidden,
+        "patch_size": model.patch,
+    }
+    config = sizes | dict(config) if native else sizes | {"layer_norm_eps": norm_eps}
+    vit = ViTConfig.from_dict(config)
+    vit.image_size, vit.num_labels = list(model.preprocess.size), classes
+    if native:
+        state = _arrays(named.original, classes, dtype)
+        state = {n: array for n, array in state.items() if HUGGING_FACE.timm_name(n) is not None}
+    else:
+        with torch.device("meta"):
+            names = ViTForImageClassification(vit).state_dict()
+        state = _renamed(_arrays(named.tensors, classes, dtype), names)
+    filled: Any = ViTForImageClassification.from_pretrained(
+        None,
+        config=vit,
+        state_dict=state,
+        dtype=getattr(torch, dtype.name),
+        # The "eager" attention takes its softmax in float32 whatever the model's type.
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    built, report = filled
+    if wrong := {*report["missing_keys"], *report["unexpected_keys"]}:
+        raise ValueError(f"missing or unknown: {', '.join(sorted(wrong)[:3])}")
+    if not native:
+        built.vit.layernorm.eps = metadata.final_norm_eps or norm_eps
     layers = [module for module in built.modules() if type(module).__name__ == "ViTLayer"]
     parts = {f"blocks.{index}": layer for index, layer in enumerate(layers)}
     return built, parts | {"norm": built.vit.layernorm}
 
 
-def _fill(built: Any, weights: Weights, library: str, classes: int, dtype: np.dtype) -> None:
-    """Gives a PyTorch model the file's weights, all of them and no others."""
-    import torch
-
-    if weights.origin == "Google":
-        built.to(torch.float64 if dtype == np.float64 else torch.float32)
-        for parameter in built.parameters():
-            parameter.data.fill_(torch.nan)
-        built.load_pretrained(str(weights.path))
-        unread = [name for name, p in built.named_parameters() if p.isnan().any()]
-        if unread:
-            raise ValueError(f"it does not read {', '.join(unread[:3])}")
-        return
-    tensors = dict(weights.tensors)
-    if not classes:
-        tensors = {n: a for n, a in tensors.items() if not n.startswith(("head.", "pre_logits."))}
-    if library == "transformers":
-        tensors = to_transformers(tensors, set(built.state_dict()))
-    built.load_state_dict(
-        {name: torch.from_numpy(array) for name, array in tensors.items()}, assign=True
-    )
-
-
 def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
-    """What the model that was built has, which need not be what was asked for."""
+    """Heads and epsilons that a PyTorch model has, whatever it was asked for."""
     block = parts["blocks.0"]
     timm = hasattr(block, "attn")
     settings = {
@@ -157,3 +146,52 @@ def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
     if "stem" in parts:
         settings["weight_standardisation_eps"] = parts["stem"].stem.conv.eps
     return settings
+
+
+def _widths(model: VisionTransformer) -> tuple[int, int]:
+    return model.cls_token.shape[-1], model.blocks[0].mlp.fc1.bias.shape[0]
+
+
+def _heads(metadata: Metadata, model: VisionTransformer) -> int:
+    """The file's, else the usual number, else vitx's, which is reported as assumed."""
+    width = model.cls_token.shape[-1]
+    usual = model.blocks[0].attn.heads if width % HEAD_WIDTH else width // HEAD_WIDTH
+    return metadata.num_heads or usual
+
+
+def _arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dict[str, Any]:
+    """PyTorch's tensors; without those of a head where there are no `classes`."""
+    import torch
+
+    head = () if classes else ("head.", "pre_logits.", "classifier.")
+    return {
+        name: torch.from_numpy(tensor.read().astype(dtype))
+        for name, tensor in tensors.items()
+        if not name.startswith(head)
+    }
+
+
+def _renamed(arrays: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Tensors with timm's names under the `names` of transformers' modules; others keep theirs."""
+    state, used = {}, set()
+    for new in names:
+        name, thirds = HUGGING_FACE.timm_name(new) or "", 1
+        if found := re.fullmatch(r"(.*\.attn\.)([qkv])(\..*)", name):
+            name, thirds = f"{found[1]}qkv{found[3]}", 3
+        if name in arrays:
+            used.add(name)
+            state[new] = arrays[name].chunk(thirds)["qkv".index(found[2]) if found else 0]
+    return state | {name: array for name, array in arrays.items() if name not in used}
+
+
+def _fill_from_npz(built: Any, path: Path, dtype: np.dtype) -> None:
+    """Fills timm's model by timm's own reader of Google's files, and checks that it read everything."""
+    import torch
+
+    built.to(getattr(torch, dtype.name))
+    for parameter in built.parameters():
+        parameter.data.fill_(torch.nan)
+    built.load_pretrained(str(path))
+    unread = [name for name, parameter in built.named_parameters() if parameter.isnan().any()]
+    if unread:
+        raise ValueError(f"it does not read {', '.join(unread[:3])}")

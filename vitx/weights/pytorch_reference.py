@@ -1,4 +1,4 @@
-"""A checkpoint run by PyTorch, in timm's or transformers' own model class: the yardstick of `parity`.
+"""Runs a checkpoint in PyTorch, in timm's or transformers' own model class: the reference of `parity`.
 
 PyTorch and the libraries are optional, so they are imported where they are needed.
 """
@@ -7,8 +7,8 @@ import contextlib
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +17,10 @@ import numpy as np
 from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import first_line
-from vitx.weights.pytorch_models import build, settings_of
-from vitx.weights.pytorch_weights import Weights, read_weights
+from vitx.weights.files import Checkpoint, on_disk, open_checkpoint
+from vitx.weights.metadata import read_metadata
+from vitx.weights.names import recognise
+from vitx.weights.pytorch_models import settings_of, timm_model, transformers_model
 
 LIBRARIES: Final = ("timm", "transformers")
 
@@ -30,8 +32,8 @@ class Reference:
     Attributes:
       library: "timm" or "transformers".
       versions: of the library and of PyTorch.
-      settings: heads and epsilons, which no tensor's shape tells.
-      assumed: what the file does not say of them and the library does not know.
+      settings: heads and epsilons, which do not follow from the tensors' shapes.
+      assumed: the settings that neither the file nor the library specifies.
       has_head: whether the file has a classifier to compare.
     """
 
@@ -41,24 +43,28 @@ class Reference:
     assumed: tuple[str, ...]
     has_head: bool
     _model: Any = field(repr=False)
-    _parts: dict[str, Any] = field(repr=False)
+    _parts: Mapping[str, Any] = field(repr=False)
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What each part gives for normalised images (B, H, W, 3), as `parity.activations`."""
+        """The output of each part for normalised images (B, H, W, 3), as in `compare.activations`."""
         import torch
 
         found: dict[str, np.ndarray] = {}
+
+        def keep(name: str, output: Any) -> None:
+            found[name] = (output[0] if isinstance(output, tuple) else output).numpy()
+
         handles = [
             self._parts["blocks.0"].register_forward_pre_hook(
-                lambda module, inputs: _keep(found, "embedding", inputs[0])
+                lambda module, inputs: keep("embedding", inputs)
             )
         ]
-        handles += [
-            part.register_forward_hook(
-                lambda module, inputs, output, name=name: _keep(found, name, output)
+        for name, part in self._parts.items():
+            handles.append(
+                part.register_forward_hook(
+                    lambda module, inputs, output, name=name: keep(name, output)
+                )
             )
-            for name, part in self._parts.items()
-        ]
         try:
             with _quiet(), torch.inference_mode():
                 channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
@@ -70,19 +76,16 @@ class Reference:
             found["stem"] = found["stem"].transpose(0, 2, 3, 1)  # (B, h, w, C)
         found["norm"] = found["norm"][:, 0]
         if self.has_head:
-            _keep(found, "logits", getattr(logits, "logits", logits))
+            keep("logits", getattr(logits, "logits", logits))
         return found
 
 
 def require_library(name: str) -> None:
-    """Checks that PyTorch is there, and the library `name`, or one of the two for "auto".
+    """Checks that PyTorch is installed, and the library `name`, or one of the two for "auto".
 
     Raises:
-      ValueError: for a name that is none of these.
-      ImportError: says what to install.
+      ImportError: names what to install.
     """
-    if name not in ("auto", *LIBRARIES):
-        raise ValueError(f"config.reference must be auto, {' or '.join(LIBRARIES)}, not {name!r}")
     wanted = LIBRARIES if name == "auto" else (name,)
     missing = [] if _installed("torch") else ["torch"]
     if not any(map(_installed, wanted)):
@@ -93,26 +96,26 @@ def require_library(name: str) -> None:
         )
 
 
-def choose_library(name: str, weights: Weights, model: VisionTransformer, architecture: str) -> str:
-    """The library that `name` or the file asks for: the one whose names it has, where that is installed.
+def choose_library(name: str, project: str, model: VisionTransformer, architecture: str) -> str:
+    """The library that `name` asks for; for "auto" that of the file's names, where it is installed.
 
     Raises:
       ValueError: where that library does not have such models.
       ImportError: where the only one that has them is not installed.
     """
     only_timm = (
-        (weights.origin == "Google" and "Google's .npz files")
+        (project == "Google" and "Google's .npz files")
         or (model.stem is not None and "hybrids with a ResNet stem")
         or (bool(architecture) and "models by their architecture's name")
     )
     if only_timm and name == "transformers":
-        raise ValueError(f"{weights.path}: transformers does not have {only_timm}, timm does")
+        raise ValueError(f"transformers does not have {only_timm}, timm does")
     if only_timm and not _installed("timm"):
-        raise ImportError(f"{weights.path}: only timm has {only_timm}: pip install timm")
-    if name != "auto" or only_timm:
+        raise ImportError(f"only timm has {only_timm}: pip install timm")
+    if only_timm or name != "auto":
         return "timm" if only_timm else name
-    other = "transformers" if weights.origin == "timm" else "timm"
-    return weights.origin if _installed(weights.origin) else other
+    preferred = LIBRARIES if project == "timm" else LIBRARIES[::-1]
+    return next(library for library in preferred if _installed(library))
 
 
 def build_reference(
@@ -125,54 +128,78 @@ def build_reference(
     """The PyTorch model that a checkpoint describes, with its weights.
 
     Args:
-      path: what `vitx.load` made `model` of.
+      path: the file that `vitx.load` made `model` of.
       model: for its sizes.
       library: "timm", "transformers" or "auto".
-      architecture: timm's name of the model, which tells its heads and epsilons; default: that of
-        the config.json beside the file, or else none.
+      architecture: timm's name of the model, which implies its heads and epsilons; default: that of
+        the config.json beside the file, if any.
       dtype: of weights and arithmetic, float32 or float64.
 
     Raises:
-      ValueError: for a model that the library does not have, or tensors that it does not take.
-      ImportError: for a library that is missing or does not import.
+      ValueError: for a model that the library does not have, or tensors that do not fit it.
+      ImportError: for a library that is missing or cannot be imported.
     """
+    try:
+        with on_disk(path) as local, _quiet():
+            return _reference(open_checkpoint(local), model, library, architecture, np.dtype(dtype))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    model: VisionTransformer,
+    library: str,
+    architecture: str,
+    dtype: np.dtype,
+) -> Reference:
+    named = recognise(checkpoint.tensors)
+    project = named.scheme.project
+    if project == "[Re]":
+        raise ValueError(
+            f"its tensors ({', '.join(sorted(named.original)[-3:])}, ...) have neither timm's nor transformers' "
+            "names; what vitx.load reads, vitx.save writes with timm's"
+        )
     if model.stem is not None and not isinstance(model.stem, ResNetV2):
         raise ValueError(
-            f"{path}: its stem is vitx's own {type(model.stem).__name__}, which neither timm nor transformers has: "
+            f"its stem is vitx's own {type(model.stem).__name__}, which neither timm nor transformers has: "
             "there is nothing in PyTorch to compare with"
         )
-    with _quiet():
-        weights = read_weights(path, np.dtype(dtype))
-        library = choose_library(library, weights, model, architecture)
-        positions = weights.tensors.get("pos_embed")
-        if positions is not None and positions.shape != model.pos_embed.shape:
-            raise ValueError(
-                f"{path}: config.image_size resamples its position embedding, {positions.shape} to "
-                f"{model.pos_embed.shape}; compare at the file's own size"
+    library = choose_library(library, project, model, architecture)
+    if (positions := named.tensors["pos_embed"].shape) != model.pos_embed.shape:
+        raise ValueError(
+            f"config.image_size resamples its position embedding, {positions} to {model.pos_embed.shape}; "
+            "compare at the file's own size"
+        )
+    modules = _imported("torch"), _imported(library)
+    if project == "timm":
+        architecture = architecture or checkpoint.config.get("architecture", "")
+        checkpoint = replace(checkpoint, config={})  # whose heads timm knows, and not vitx
+    metadata = read_metadata(checkpoint, named)
+    assumed = metadata.num_heads is None and not (library == "timm" and architecture)
+    head = named.tensors.get("head.weight")
+    classes = model.num_classes if head and head.shape[0] == model.num_classes else 0
+    try:
+        if library == "timm":
+            built, parts = timm_model(
+                checkpoint.path, named, metadata, model, architecture, classes, dtype
             )
-        modules = _imported("torch"), _imported(library)
-        classes = model.num_classes if weights.num_classes == model.num_classes else 0
-        if weights.origin == "timm":
-            architecture = architecture or weights.config.get("architecture", "")
-        try:
-            built, parts = build(weights, model, library, architecture, classes, np.dtype(dtype))
-        except Exception as error:  # of any kind, as the library pleases
-            message = " ".join(str(error).split())
-            raise ValueError(f"{path}: {library} does not take it: {message[:500]}") from error
-    known = "num_heads" in weights.said or (library == "timm" and architecture)
+        else:
+            built, parts = transformers_model(
+                checkpoint.config, named, metadata, model, classes, dtype
+            )
+    except Exception as error:  # of any kind, as the library pleases
+        message = " ".join(str(error).split())
+        raise ValueError(f"{library} does not take it: {message[:500]}") from error
     return Reference(
         library,
         {module.__name__: str(module.__version__) for module in modules},
         settings_of(built, parts),
-        () if known else ("num_heads",),
+        ("num_heads",) if assumed else (),
         bool(classes),
-        built,
+        built.eval(),
         parts,
     )
-
-
-def _keep(found: dict[str, np.ndarray], name: str, output: Any) -> None:
-    found[name] = (output[0] if isinstance(output, tuple) else output).numpy()
 
 
 def _installed(name: str) -> bool:
@@ -190,7 +217,7 @@ def _imported(name: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps warnings of PyTorch and the libraries, which tell nothing of vitx, from the user."""
+    """Hides the warnings of PyTorch and the libraries, which do not concern vitx."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

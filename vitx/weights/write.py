@@ -1,4 +1,4 @@
-"""A model into a .safetensors file with timm's names and PyTorch's axes."""
+"""Writes a model to a .safetensors file with timm's names and PyTorch's axes."""
 
 import json
 import os
@@ -20,9 +20,9 @@ from vitx.weights.layout import entries
 def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
     """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
 
-    The file appears whole or not at all. What the tensors do not tell (heads, epsilons,
-    preprocessing) is in the metadata, each value as JSON. AffinityNet has the names of [Re], a stem
-    that timm does not have its own.
+    The file appears whole or not at all. Its metadata holds what does not follow from the tensors
+    (heads, epsilons, preprocessing), each value as JSON. AffinityNet has the names of [Re]; stems
+    that timm does not have keep vitx's.
 
     Args:
       model: a `VisionTransformer` or an `AffinityNet`.
@@ -69,19 +69,16 @@ def _in_one_order(file: bytes) -> bytes:
 
 
 def _describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
-    preprocess = model.preprocess
-    facts: dict[str, Any] = {
-        "mean": preprocess.mean,
-        "std": preprocess.std,
-        "image_size": preprocess.size,
-    }
-    if isinstance(model.stem, ResNetV2):
-        facts["weight_standardisation_eps"] = model.stem.conv.epsilon
-    elif model.stem is not None:
-        facts["stem_stride"] = model.stem.stride
+    """The values that `metadata.Metadata` has for a model."""
+    preprocess, stem = model.preprocess, model.stem
+    described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
+    if isinstance(stem, ResNetV2):
+        described["weight_standardisation_eps"] = stem.conv.epsilon
+    elif stem is not None:
+        described["stem_stride"] = stem.stride
     if isinstance(model, AffinityNet):
-        return facts | {"grid": model.grid, "groups": model.gn.groups}
-    return facts | {
+        return described | {"grid": model.grid, "groups": model.gn.groups}
+    return described | {
         "num_heads": model.blocks[0].attn.heads,
         "norm_eps": model.blocks[0].norm1.epsilon,
         "final_norm_eps": model.norm.epsilon,

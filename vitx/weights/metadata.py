@@ -1,0 +1,171 @@
+"""What a checkpoint specifies besides its tensors, and what the caller of `load` overrides."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+
+from vitx.models import checks
+from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitx.runtime.files import parse_json
+from vitx.runtime.paths import as_path
+from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file
+from vitx.weights.names import Named
+from vitx.weights.timm_config import read_timm
+
+_LARGEST: Final = 2**13  # pixels, of a side
+
+
+def _checked_by(check: Callable[[Any], Any]) -> Any:
+    return field(default=None, metadata={"check": check})
+
+
+class _Checked:
+    """Checks and converts the values of a dataclass that are not None, or raises a ValueError."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            if (value := getattr(self, item.name)) is not None:
+                value = checks.checked(item.name, value, item.metadata["check"])
+                object.__setattr__(self, item.name, value)  # the dataclass is frozen
+
+
+def _float_type(value: Any) -> np.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"must be a float type, not {value!r}")
+    if dtype == np.float64 and jnp.result_type(float) != np.float64:
+        raise ValueError("float64 needs jax_enable_x64")
+    return dtype
+
+
+def _bounded_size(value: Any) -> tuple[int, int]:
+    """The size bounds the memory that a resampled position embedding takes."""
+    if max(size := checks.image_size(value)) > _LARGEST:
+        raise ValueError(f"must be at most {_LARGEST}, not {value!r}")
+    return size
+
+
+@dataclass(frozen=True)
+class Overrides(_Checked):
+    """The arguments of `load`, which documents them; None means: use the file's own value."""
+
+    num_heads: int | None = _checked_by(checks.positive_int)
+    image_size: tuple[int, int] | None = _checked_by(checks.image_size)
+    num_classes: int | None = _checked_by(checks.positive_int)
+    norm_eps: float | None = _checked_by(checks.positive_float)
+    final_norm_eps: float | None = _checked_by(checks.positive_float)
+    dtype: np.dtype | None = _checked_by(_float_type)  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Metadata(_Checked):
+    """What a file specifies; None where it does not. Sizes are (height, width), in pixels.
+
+    `image_size` is the size that the position embedding was made for. timm's `img_size` is the size that the
+    embedding is resampled to, and its `input_size` one that the model was trained at: either is also the size of the
+    embedding where it gives as many cells.
+    """
+
+    num_heads: int | None = _checked_by(checks.positive_int)
+    norm_eps: float | None = _checked_by(checks.positive_float)
+    final_norm_eps: float | None = _checked_by(checks.positive_float)
+    mean: tuple[float, float, float] | None = _checked_by(checks.three_numbers)
+    std: tuple[float, float, float] | None = _checked_by(checks.three_positive)
+    image_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    img_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    input_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    weight_standardisation_eps: float | None = _checked_by(checks.positive_float)
+    stem_stride: int | None = _checked_by(checks.positive_int)
+    grid: tuple[int, int] | None = _checked_by(_bounded_size)
+    groups: int | None = _checked_by(checks.positive_int)
+
+
+def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
+    """Reads, first to last: the file's own metadata, the JSON beside it, its name, the project's conventions.
+
+    Raises:
+      ValueError: for a value out of range, or one that vitx does not compute.
+    """
+    found = dict(_PROJECTS[named.scheme.project](checkpoint, named))
+    if _named_after_imagenet_models(checkpoint.path):
+        found = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | found
+    for name in (item.name for item in fields(Metadata)):
+        if name in checkpoint.metadata:
+            try:
+                found[name] = parse_json(checkpoint.metadata[name])
+            except ValueError:
+                text = checkpoint.metadata[name]
+                raise ValueError(f"metadata {name} is no JSON: {text!r:.100}") from None
+    try:
+        return Metadata(**found)
+    except ValueError as error:
+        raise ValueError(f"in its metadata or the JSON beside it, {error!s:.200}") from error
+
+
+def digest(path: str | Path) -> str:
+    """16 hexadecimal digits that change with whatever `load` makes a model from.
+
+    They follow from the file, the JSON beside it, and whether its name implies ImageNet's mean and std.
+
+    Raises:
+      FileNotFoundError: if there is nothing at `path`.
+      ValueError: for a folder without a checkpoint, or something that is not a regular file, such as a FIFO.
+    """
+    try:
+        path = find_file(as_path(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256")
+    for beside in (path.parent / name for name in BESIDE):
+        content.update(beside.read_bytes() if beside.is_file() else b"-")
+    content.update(str(_named_after_imagenet_models(path)).encode())
+    return content.hexdigest()[:16]
+
+
+def _google(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
+    """The queries' kernels are (width, heads, d)."""
+    for name, tensor in named.original.items():
+        if name.endswith("/query/kernel") and len(tensor.shape) == 3:
+            return {"num_heads": tensor.shape[1]}
+    return {}
+
+
+def _hugging_face(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
+    config, processor = checkpoint.config, checkpoint.processor
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise ValueError(f"its activation is {activation!r:.100}; vitx has the exact GELU only")
+    if (bias := config.get("qkv_bias", True)) is not True:
+        raise ValueError(f"config.json: qkv_bias={bias!r:.100}, which vitx does not compute")
+    specified = {
+        "num_heads": config.get("num_attention_heads"),
+        "norm_eps": config.get("layer_norm_eps"),
+        "image_size": config.get("image_size"),
+        "mean": processor.get("image_mean"),
+        "std": processor.get("image_std"),
+    }
+    return {"norm_eps": 1e-12} | {n: value for n, value in specified.items() if value is not None}
+
+
+_PROJECTS: Final[dict[str, Callable[[Checkpoint, Named], Mapping[str, Any]]]] = {
+    "Google": _google,
+    "Hugging Face": _hugging_face,
+    "timm": lambda checkpoint, named: read_timm(checkpoint.config, named.tensors),
+    "[Re]": lambda checkpoint, named: {"weight_standardisation_eps": 1e-6},
+}
+
+
+def _named_after_imagenet_models(path: Path) -> bool:
+    """DeiT, DINO and MAE have a ViT's tensors but ImageNet's mean and std."""
+    # Hubs name every file alike, and the folder after the model.
+    name = path.parent.name if path.name in FOLDER_FILES else path.name
+    return re.search(r"(^|[^a-z])(deit|dino|mae)", name.lower()) is not None

@@ -2,26 +2,22 @@
 
     python evaluate.py --config configs/shapes.py --workdir runs/shapes [--config.key=value]
 
-The same --workdir resumes. What each config gives stands at its head.
+The same --workdir resumes. The head of each config says how to use it.
 """
 
-from vitx.pipeline.compare import compare_with_pytorch
-from vitx.pipeline.explain import explain_images
-from vitx.pipeline.gallery import write_gallery
-from vitx.pipeline.masks import make_masks
-from vitx.pipeline.methods import compare_methods
-from vitx.pipeline.preflight_methods import preflight
-from vitx.pipeline.report import show_results, write_summary
+import train
+from vitx.pipeline import compare, explain, gallery, masks, methods, report
 from vitx.runtime.command_line import launch
+from vitx.runtime.experiment import Stage
 
-STAGES = {
-    "masks": make_masks,
-    "methods": compare_methods,
-    "report": write_summary,
-    "gallery": write_gallery,
-    "explain": explain_images,
-    "parity": compare_with_pytorch,
-}
+STAGES: tuple[Stage, ...] = (
+    masks.STAGE,
+    methods.STAGE,
+    report.STAGE,
+    gallery.COMMAND,
+    explain.COMMAND,
+    compare.COMMAND,
+)
 
 if __name__ == "__main__":
-    launch(STAGES, finish=show_results, check=preflight)
+    launch(STAGES, before=train.STAGES)

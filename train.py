@@ -5,19 +5,18 @@
 The same --workdir resumes. `evaluate.py` makes and scores the masks, and writes the report.
 """
 
-from vitx.pipeline.affinity import train_affinity
-from vitx.pipeline.classifier import train_classifier
-from vitx.pipeline.labels import make_labels
-from vitx.pipeline.preflight import preflight
-from vitx.pipeline.seeds import make_seeds
+from vitx.pipeline import affinity, classifier, labels, seeds
 from vitx.runtime.command_line import launch
+from vitx.runtime.experiment import Stage
 
-STAGES = {
-    "classifier": train_classifier,
-    "seeds": make_seeds,
-    "labels": make_labels,
-    "affinity": train_affinity,
-}
+STAGES: tuple[Stage, ...] = (
+    classifier.STAGE,
+    seeds.STAGE,
+    labels.STAGE,
+    affinity.STAGE,
+)
 
 if __name__ == "__main__":
-    launch(STAGES, check=preflight)
+    import evaluate
+
+    launch(STAGES, after=evaluate.STAGES)

@@ -8,13 +8,11 @@ import numpy as np
 from absl import app, flags
 
 from configs import shapes
+from tests.runs import begun
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pseudomasks.crf import background_channel, dense_crf
-from vitx.runtime.experiment import Run
-from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "A finished run of configs/shapes.py.")
 _IMAGES = flags.DEFINE_integer("images", 80, "Training images to look at.")
@@ -23,7 +21,7 @@ ALPHAS = (4, 8, 16, 32, 64, 128)
 
 def main(argv: list[str]) -> None:
     """Prints a table in Markdown."""
-    run = Run(shapes.get_config(), Workdir(_WORKDIR.value), StopRequest())
+    run = begun(shapes.get_config(), _WORKDIR.value)
     source, seeds = seeded(run, "train"), run.finished("seeds")
     tables = {alpha: np.zeros((len(source.classes),) * 2, np.int64) for alpha in ALPHAS}
     for index in range(_IMAGES.value):

@@ -5,7 +5,7 @@ from PIL import Image
 
 from benchmarks.loader import photograph as made_photograph
 from vitx.report.charts import bar_chart, line_chart
-from vitx.report.page import Section
+from vitx.report.page import Section, Tile
 from vitx.report.parts import Fold, Table, class_legend
 from vitx.report.pictures import ColourScale, heatmap_overlay, picture_rows
 
@@ -75,4 +75,5 @@ def full_page(text="plain"):
         "summary": text,
         "results": {**RESULTS, "options": {"name": text}},
         "sections": [Section(text, body)],
+        "tiles": [Tile(text, text, text)],
     }

@@ -12,19 +12,16 @@ from PIL import Image
 
 from configs import voc, voc_small
 from tests.made_voc import Made, make_voc
-from tests.pipeline.test_experiment import STAGES
+from tests.runs import STAGES, begun
 from tests.small_models import small_vit
 from vitx.data import loader
 from vitx.data.palette import encode_mask
 from vitx.pipeline import labels
 from vitx.pipeline.classifier import validate
 from vitx.pipeline.labels import CRFOptions, Seeded, crf_labels
-from vitx.pipeline.preflight import preflight
 from vitx.pipeline.seeds import width_of
 from vitx.pseudomasks.crf import BACKENDS, CRFParameters
-from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import Workdir
+from vitx.runtime.experiment import Run, check_stages, run_stages
 
 NAMES = ("background", "ring", "star's <b>", "kite")
 SMALL = {
@@ -47,7 +44,11 @@ def own_run(folder: Path, **options: object) -> Run:
     config.data.root = str(folder / "own")
     config.data.classes = str(folder / "classes.txt")
     config.update_from_flattened_dict(SMALL | options)
-    return Run(config, Workdir(folder / "run"), StopRequest())
+    return begun(config, folder / "run")
+
+
+def _check(run: Run) -> None:
+    check_stages(run, [stage for stage in STAGES if stage.part_of(run.config)])
 
 
 @pytest.fixture
@@ -63,7 +64,6 @@ def test_without_masks_there_are_masks_and_no_scores(
     bare: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = own_run(tmp_path)
-    preflight(run)
     run_stages(run, STAGES)
     printed = capsys.readouterr().err
     assert "learns from random weights" in printed
@@ -104,19 +104,19 @@ def test_what_would_end_a_later_stage_is_found_first(bare: Made, tmp_path: Path)
         ({"affinity.val_split": "val[90:]"}, ValueError, r"config.affinity.val_split=val\[90:\]"),
     ]:
         with pytest.raises(error, match=message):
-            preflight(own_run(tmp_path, **options))
-    preflight(own_run(tmp_path, **{"data.train_split": "all[:80%]"}))  # and 15 % of these walk
+            _check(own_run(tmp_path, **options))
+    _check(own_run(tmp_path, **{"data.train_split": "all[:80%]"}))  # and 15 % of these walk
     large = tmp_path / "own/JPEGImages/large.png"
     Image.new("RGB", (300, 200)).save(large)
     shutil.copy(
         next((tmp_path / "own/Annotations").iterdir()), tmp_path / "own/Annotations/large.xml"
     )
     with pytest.raises(ValueError, match="image large: images of 200 x 300 are too large"):
-        preflight(own_run(tmp_path, **{"data.train_split": "all", "labels.backend": "exact"}))
+        _check(own_run(tmp_path, **{"data.train_split": "all", "labels.backend": "exact"}))
     few = {"labels.backend": "jax", "labels.crf.srgb": 0.1}
     with pytest.raises(ValueError, match=r"images of 40 x 52 have more than .* use larger widths"):
-        preflight(own_run(tmp_path, **few))
-    preflight(own_run(tmp_path, **{"data.train_split": "all"}))
+        _check(own_run(tmp_path, **few))
+    _check(own_run(tmp_path, **{"data.train_split": "all"}))
 
 
 def test_splits_follow_the_datas_until_they_are_set() -> None:

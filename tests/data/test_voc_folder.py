@@ -11,15 +11,13 @@ from PIL import Image
 
 from configs import testing
 from tests.made_voc import make_voc
+from tests.runs import begun
 from vitx.data.datasets import sbd
 from vitx.data.datasets.folders import FolderRecords, images_in
 from vitx.data.datasets.voc_annotations import ClassList, labels_in_xml, read_classes
 from vitx.data.loader import evaluation_batches
 from vitx.data.palette import encode_mask
 from vitx.data.source import Source, open_source
-from vitx.runtime.experiment import Run
-from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import Workdir
 
 NAME = "voc_segmentation"
 TREE = "VOCdevkit/VOC2012"
@@ -321,7 +319,7 @@ def test_a_run_takes_its_classes_from_the_file(own):
     def run(**data):
         config = testing.get_config()
         config.data = {"name": NAME, "root": str(own.folder), "train_split": "train", **data}
-        return Run(config, Workdir(own.folder.parent / "run"), StopRequest())
+        return begun(config, own.folder.parent / "run")
 
     classes = own.folder.parent / "classes.txt"
     first = run(val_split="val", classes=str(classes))

@@ -19,20 +19,16 @@ from configs import imagenet_segmentation
 from tests.data.test_own_data import NAMES, own_run
 from tests.forked import Ended, Programs, programs
 from tests.made_voc import annotation, make_voc
-from tests.pipeline.test_experiment import STAGES
+from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
 from vitx.data.palette import encode_mask
 from vitx.evaluation import metrics, perturbation
-from vitx.pipeline.preflight import preflight
-from vitx.pipeline.preflight_methods import preflight as comparison_preflight
 from vitx.pseudomasks.affinity import affinities
 from vitx.pseudomasks.crf import dense_crf
 from vitx.pseudomasks.seeds import seed_maps_of, seed_mask
 from vitx.pseudomasks.walk import random_walk
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import WorkdirError
-from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import Workdir
 
 pytestmark = pytest.mark.slow
 
@@ -243,9 +239,9 @@ def test_bad_data_is_named_before_anything_is_trained(case: str, tmp_path: Path)
     spoil(tmp_path)
     run = own_run(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        run_stages(run, STAGES, preflight)
+        run_stages(run, STAGES)
     assert len(str(error.value).splitlines()) == 1
-    assert not any((tmp_path / "run" / stage).exists() for stage in STAGES)
+    assert not any((tmp_path / "run" / stage.name).exists() for stage in STAGES)
 
 
 ODD = {  # names and pictures that are unusual, and none the less images
@@ -280,7 +276,7 @@ def test_odd_images_go_through_and_bad_ones_are_left_out(
     # The exact CRF refuses the wide one.
     options = {"on_bad_image": "skip", "labels.backend": "jax"}
     run = own_run(tmp_path, **options)
-    run_stages(run, STAGES, preflight)
+    run_stages(run, STAGES)
     names = {*ODD, "moving", *made.splits["val"]} - {bad}
     for name in names:
         with (
@@ -298,9 +294,9 @@ def test_odd_images_go_through_and_bad_ones_are_left_out(
     )
     assert "truncated" in (tmp_path / "run/report.html").read_text()
     again = own_run(tmp_path, **options)  # goes by what it found, and is not refused
-    run_stages(again, STAGES, preflight)
+    run_stages(again, STAGES)
     assert "reading val" not in capsys.readouterr().err
-    assert own_run(tmp_path, **options).left_out() == results["dataset"]["left_out"]
+    assert own_run(tmp_path, **options).sources.left_out() == results["dataset"]["left_out"]
 
 
 def _bad_folder(folder: Path) -> tuple[Run, Path]:
@@ -311,17 +307,17 @@ def _bad_folder(folder: Path) -> tuple[Run, Path]:
         Image.new("RGB", (9, 7), (40 * number, 9, 9)).save(path)
     config = imagenet_segmentation.get_config()
     config.data.name, config.data.root, config.data.val_split = "folder", str(folder / "own"), "all"
-    return Run(config, Workdir(folder / "run"), StopRequest()), path
+    return begun(config, folder / "run"), path
 
 
 def test_a_part_that_can_be_read_is_not_refused(tmp_path: Path) -> None:
     run, path = _bad_folder(tmp_path)
     _cut(path)
-    run.require_readable("all[:2]")
+    run.sources.require_readable("all[:2]")
     with pytest.raises(ValueError, match=r"1 of 6 images of all cannot be read: .*5\.png"):
-        run.require_readable("all")
+        run.sources.require_readable("all")
     with pytest.raises(ValueError, match=r"1 of 2 images of all\[4:\] cannot be read"):
-        run.require_readable("all[4:]")
+        run.sources.require_readable("all[4:]")
 
 
 def test_a_disk_that_hiccups_leaves_nothing_out(
@@ -340,7 +336,7 @@ def test_a_disk_that_hiccups_leaves_nothing_out(
     with pytest.raises(WorkdirError, match=r"5\.png.*Stale file handle; nothing is left out"):
         run.source("all")
     monkeypatch.undo()
-    assert len(run.source("all")) == 6 and run.left_out() == {}
+    assert len(run.source("all")) == 6 and run.sources.left_out() == {}
 
 
 def test_another_limit_on_pixels_reads_again(
@@ -352,7 +348,7 @@ def test_another_limit_on_pixels_reads_again(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert len(run.source("all")) == 5
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    later = Run(run.config, run.workdir, StopRequest())
+    later = begun(run.config, run.workdir.folder)
     assert len(later.source("all")) == 6
 
 
@@ -375,14 +371,14 @@ def test_a_damaged_record_of_what_is_left_out_is_named(tmp_path: Path, content: 
     assert len(run.source("all")) == 5
     (record,) = (tmp_path / "run/unreadable").iterdir()
     record.write_bytes(content)
-    later = Run(run.config, run.workdir, StopRequest())
+    later = begun(run.config, run.workdir.folder)
     message = rf"unreadable/{re.escape(record.name)} is damaged \(.*\): delete it and start again"
-    for read in (lambda: later.source("all"), later.left_out):
+    for read in (lambda: later.source("all"), later.sources.left_out):
         with pytest.raises(ValueError, match=message) as error:
             read()
         assert len(str(error.value).splitlines()) == 1
     record.unlink()
-    assert len(Run(run.config, run.workdir, StopRequest()).source("all")) == 5
+    assert len(begun(run.config, run.workdir.folder).source("all")) == 5
 
 
 def test_a_comparison_of_all_images_looks_at_them_first(tmp_path: Path) -> None:
@@ -391,9 +387,9 @@ def test_a_comparison_of_all_images_looks_at_them_first(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"1 of 6 images of all cannot be read.*on_bad_image=skip$"
     ):
-        comparison_preflight(run)
+        KNOWN["methods"].check(run)
     run.config.limit = 2
-    comparison_preflight(run)
+    KNOWN["methods"].check(run)
 
 
 def test_a_name_that_is_no_unicode_is_one_line(started: Programs, tmp_path: Path) -> None:

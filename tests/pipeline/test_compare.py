@@ -16,6 +16,7 @@ from small_models import images_for as normal_images
 
 import vitx
 from configs import compare as compare_config
+from tests.runs import KNOWN, begun
 from tests.weights.test_weights import (
     google,
     hugging_face,
@@ -28,15 +29,11 @@ from vitx.evaluation.differences import Difference, Parity, compare, difference
 from vitx.pipeline.compare import (
     TOLERANCES,
     activations,
-    compare_with_pytorch,
     images_for,
     print_parity,
     verdict,
 )
-from vitx.runtime.experiment import Run, run_stages
-from vitx.runtime.options import check_options
-from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import Workdir
+from vitx.runtime.experiment import check_options, run_stages
 from vitx.weights import names, pytorch_reference
 from vitx.weights.pytorch_reference import build_reference, choose_library, require_library
 
@@ -56,9 +53,9 @@ def report(folder: Path, file: Path | str, **options: Any) -> dict[str, Any]:
     """The parity.json that the command writes."""
     config = compare_config.get_config()
     config.update({"checkpoint": str(file), "count": 3, "batch_size": 2} | options)
-    run = Run(config, Workdir(folder / "run"), StopRequest())
+    run = begun(config, folder / "run")
     try:
-        run_stages(run, {"parity": compare_with_pytorch})
+        run_stages(run, [KNOWN["parity"]])
     except SystemExit as ended:
         assert ended.code == 1
         code = 1
@@ -297,7 +294,7 @@ def test_options_are_checked(option: str, value: Any) -> None:
     config = compare_config.get_config()
     config[option] = value
     with pytest.raises(ValueError, match=rf"config\.{option} must be"):
-        check_options(config)
+        check_options(config, KNOWN)
 
 
 def test_a_checkpoint_is_needed(tmp_path: Path) -> None:

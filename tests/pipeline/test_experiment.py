@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,27 +12,23 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import evaluate
 import train
 from configs import testing
+from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
 from vitx.data.palette import decode_mask
 from vitx.pipeline.artifacts import padded_classes, read_seed_maps, seeded
 from vitx.pipeline.methods import Batches, chosen_images
-from vitx.runtime.experiment import COMMANDS, DEPENDS, Run, declared, run_stages
+from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.runtime.workdir import StageFolder, Workdir
-
-STAGES = {
-    name: body for name, body in (train.STAGES | evaluate.STAGES).items() if name not in COMMANDS
-}
 
 
 def _run(folder: Path, data: Path, **changes: object) -> Run:
     config: ConfigDict = testing.get_config()
     config.data.root = str(data)
     config.update_from_flattened_dict(changes)
-    return Run(config, Workdir(folder), StopRequest())
+    return begun(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def test_every_stage_ends_and_leaves_results(finished: Run) -> None:
         *results["masks"]["iou"].values(),
     ]
     assert all(0 <= figure <= 1 for figure in figures)
-    assert set(results["stages"]) == set(DEPENDS) - {"report"}
+    assert set(results["stages"]) == {stage.name for stage in STAGES} - {"report"}
     assert "ground-truth label" in results["note"]
 
 
@@ -113,7 +110,7 @@ def test_second_start_does_nothing(finished: Run, capsys: pytest.CaptureFixture[
     def forbidden(run: Run, stage: object) -> None:
         raise AssertionError("a finished stage ran again")
 
-    run_stages(finished, dict.fromkeys(STAGES, forbidden))
+    run_stages(finished, [replace(stage, run=forbidden) for stage in STAGES])
     assert capsys.readouterr().err.count("done before") == len(STAGES)
 
 
@@ -127,7 +124,7 @@ def test_lost_masks_are_made_again_to_the_bit(finished: Run) -> None:
     record = json.loads((folder / "stage.json").read_text())
     (folder / "stage.json").write_text(json.dumps(record | {"done": False}))
 
-    run_stages(finished, {"masks": STAGES["masks"]})
+    run_stages(finished, [KNOWN["masks"]])
 
     assert {path: path.read_bytes() for path in before} == before
     assert (folder / "scores.json").read_text() == scores
@@ -137,7 +134,7 @@ def test_lost_masks_are_made_again_to_the_bit(finished: Run) -> None:
 def test_other_options_are_refused(finished: Run, data: Path) -> None:
     other = _run(finished.workdir.folder, data, **{"classifier.epochs": 3})
     with pytest.raises(ValueError, match=r"classifier\.epochs 2 -> 3"):
-        run_stages(other, {"classifier": STAGES["classifier"]})
+        run_stages(other, [KNOWN["classifier"]])
 
 
 @pytest.mark.slow
@@ -146,11 +143,11 @@ def test_stopped_run_goes_on_to_the_same_weights(finished: Run, data: Path, tmp_
     with run.stop:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped) as stopped:
-            run_stages(run, {"classifier": STAGES["classifier"]})
+            run_stages(run, [KNOWN["classifier"]])
     assert stopped.value.exit_code == 143
 
     run = _run(tmp_path, data)
-    run_stages(run, {"classifier": STAGES["classifier"]})
+    run_stages(run, [KNOWN["classifier"]])
 
     weights = Path("classifier") / "model.safetensors"
     assert (tmp_path / weights).read_bytes() == (finished.workdir.folder / weights).read_bytes()
@@ -162,13 +159,12 @@ def test_a_stage_reads_only_the_options_that_it_declares(
 ) -> None:
     """Else a changed option could leave a stale stage standing."""
     shutil.copytree(finished.workdir.folder, tmp_path / "copy")
-    for name, body in STAGES.items():
+    for stage in STAGES:
         # Which stages run, and how a batch is spread, decides no number.
         free = {key: finished.config[key] for key in ("parallel", "stages")}
-        config = ConfigDict(declared(finished.config, name) | free)
-        run = _StageRun(config, Workdir(tmp_path / "copy"), StopRequest())
-        stage = run.workdir.stage(name, finished.stage(name).options)
-        body(run, stage)
+        config = ConfigDict(finished.declared(stage.name, ignored=True) | free)
+        run = _StageRun(config, Workdir(tmp_path / "copy"), StopRequest(), KNOWN)
+        stage.run(run, run.workdir.stage(stage.name, finished.stage(stage.name).options))
 
 
 class _StageRun(Run):
@@ -207,7 +203,7 @@ def test_stage_of_the_other_script_is_named(data: Path, tmp_path: Path) -> None:
 
 def test_stage_that_needs_another_says_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stage 'classifier' is not done"):
-        run_stages(_run(tmp_path, data), {"seeds": STAGES["seeds"]})
+        run_stages(_run(tmp_path, data), [KNOWN["seeds"]])
 
 
 def test_unknown_stage_is_refused(data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from small_models import filled, small_vit
 
 import vitx
 from configs import explain as config_file
+from tests.runs import KNOWN, begun
 from vitx.data.class_names import find_classes, imagenet_names, read_names
 from vitx.data.user_images import find_images, read_user_image, result_name
 from vitx.models.affinitynet import AffinityNet
@@ -30,7 +31,6 @@ from vitx.report.pictures import heatmap_overlay
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import read_npz, write_json
 from vitx.runtime.signals import Stopped, StopRequest
-from vitx.runtime.workdir import Workdir
 
 METHODS = "raw_attention,transformer_attribution"
 SUMMARY = re.compile(r"explain: (\d+) written, (\d+) done before, (\d+) broken; in (.*)")
@@ -61,13 +61,13 @@ def run_for(folder: Path, checkpoint: Path | str, images: object, **changes: obj
     with config.ignore_type():
         config.images = images if isinstance(images, tuple) else str(images)
         config.update_from_flattened_dict(changes)
-    return Run(config, Workdir(folder), StopRequest())
+    return begun(config, folder)
 
 
 def explained(run: Run, capsys: pytest.CaptureFixture[str]) -> tuple[int, int, int]:
     """Runs the command; how many images it wrote, left alone, and could not read."""
     capsys.readouterr()
-    run_stages(run, {"explain": explain_images})
+    run_stages(run, [KNOWN["explain"]])
     written, unchanged, broken, place = SUMMARY.search(capsys.readouterr().out).groups()
     assert Path(place) == run.workdir.folder.resolve()
     return int(written), int(unchanged), int(broken)
@@ -302,7 +302,7 @@ def test_every_kind_of_image(
 
     run = run_for(tmp_path / "out", checkpoint, f"{images},{images}/a/x.jpg,{tmp_path}/nowhere.png")
     with run.workdir.lock():
-        run_stages(run, {"explain": explain_images})
+        run_stages(run, [KNOWN["explain"]])
 
     printed = capsys.readouterr().out
     assert SUMMARY.search(printed).groups()[:3] == ("12", "0", "4")

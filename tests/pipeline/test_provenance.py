@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import testing
+from tests.runs import KNOWN, begun
 from vitx.data.palette import encode_mask
 from vitx.pipeline.affinity import _Labels
 from vitx.pipeline.artifacts import (
@@ -20,12 +21,10 @@ from vitx.pipeline.artifacts import (
     write_mask,
     write_seed_maps,
 )
-from vitx.pipeline.labels import make_labels
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pipeline.masks import read_choice
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import read_npz, write_json, write_npz
-from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import StageFolder, Workdir
 
 
@@ -33,7 +32,7 @@ def _run(folder: Path, data: Path, **changes: object) -> Run:
     config = testing.get_config()
     config.data.root = str(data)
     config.update_from_flattened_dict(changes)
-    return Run(config, Workdir(folder), StopRequest())
+    return begun(config, folder)
 
 
 def _write_seeds(run: Run) -> StageFolder:
@@ -58,7 +57,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Run:
     """Stages seeds and labels are done."""
     run = _run(tmp_path_factory.mktemp("runs") / "labelled", data)
     _write_seeds(run)
-    run_stages(run, {"labels": make_labels})
+    run_stages(run, [KNOWN["labels"]])
     return run
 
 
@@ -121,7 +120,7 @@ def test_the_labels_stage_does_not_mix_options(copied: Run, data: Path) -> None:
         path.unlink()
     other = _run(copied.workdir.folder, data, **{"labels.alpha_low": 1.5})
     with pytest.raises(ValueError, match=r"labels holds results .* no stage\.json"):
-        run_stages(other, {"labels": make_labels})
+        run_stages(other, [KNOWN["labels"]])
 
 
 # Files of images
@@ -179,7 +178,7 @@ def test_a_seed_map_of_another_image_is_refused(copied: Run) -> None:
     shutil.copy(seeds.item(two, ".npz", "val"), seeds.item(one, ".npz", "val"))
     shutil.rmtree(copied.workdir.folder / "labels")
     with pytest.raises(ValueError, match=rf"seeds/val/{one}\.npz {MADE}seeds/stage\.json"):
-        run_stages(copied, {"labels": make_labels})
+        run_stages(copied, [KNOWN["labels"]])
 
 
 def test_labels_of_another_image_are_refused(copied: Run) -> None:
@@ -228,9 +227,9 @@ def test_a_stage_that_goes_on_refuses_files_of_other_images(copied: Run, folder:
     _set_undone(labels)
     message = rf"labels/{folder}/{one}\.png was made for another .*delete it and start again"
     with pytest.raises(ValueError, match=message):
-        run_stages(copied, {"labels": make_labels})
+        run_stages(copied, [KNOWN["labels"]])
     labels.item(one, ".png", folder).unlink()
-    run_stages(copied, {"labels": make_labels})
+    run_stages(copied, [KNOWN["labels"]])
     read_mask(copied.finished("labels"), folder, one)
 
 
@@ -294,7 +293,7 @@ def test_what_the_message_advises_makes_the_file_again(copied: Run) -> None:
     before = path.read_bytes()
     path.unlink()
     _set_undone(labels)
-    run_stages(copied, {"labels": make_labels})
+    run_stages(copied, [KNOWN["labels"]])
     assert path.read_bytes() == before
 
 

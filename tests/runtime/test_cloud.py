@@ -20,13 +20,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load, save
 
 from configs import testing
+from tests.runs import KNOWN
 from tests.runtime.test_progress import tensorboard_scalars
 from tests.small_models import small_vit
 from vitx import weights
 from vitx.data.palette import decode_mask
 from vitx.models.registry import IMAGENET_MEAN
 from vitx.pipeline.artifacts import SPLITS, seeded, write_seed_maps
-from vitx.pipeline.labels import make_labels
 from vitx.report.page import write_report
 from vitx.runtime import locks
 from vitx.runtime.experiment import Run, run_stages
@@ -388,7 +388,7 @@ def test_a_stage_runs_in_a_bucket_and_makes_lost_objects_again(bucket, tmp_path)
     config.data.root = str(tmp_path)
     generator = np.random.default_rng(0)
     with Workdir(RUN).lock() as workdir, StopRequest() as stop:
-        run = Run(config, workdir, stop)
+        run = Run(config, workdir, stop, KNOWN)
         seeds = run.stage("seeds")
         with seeds.run():
             for split in SPLITS:
@@ -396,7 +396,7 @@ def test_a_stage_runs_in_a_bucket_and_makes_lost_objects_again(bucket, tmp_path)
                     classes = np.flatnonzero(example.labels)
                     seed_maps = generator.random((len(classes), 12, 12), np.float32)
                     write_seed_maps(seeds, split, example.id, seed_maps, classes)
-        run_stages(run, {"labels": make_labels})
+        run_stages(run, [KNOWN["labels"]])
 
         labels = run.finished("labels")
         names = [name for name in bucket if name.endswith(".png")]
@@ -411,7 +411,7 @@ def test_a_stage_runs_in_a_bucket_and_makes_lost_objects_again(bucket, tmp_path)
             del bucket[name]
         record = json.loads((labels.folder / "stage.json").read_text())
         write_json(labels.folder / "stage.json", record | {"done": False})
-        run_stages(run, {"labels": make_labels})
+        run_stages(run, [KNOWN["labels"]])
         assert run.finished("labels").items_done(".png", "train") == ids
         train = [name for name in names if "/labels/train/" in name]
         assert {n: bucket[n].getvalue() for n in train} == {n: made[n] for n in train}

@@ -9,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import shapes
-from vitx.runtime.options import MOST_WORKERS, check_options, flat, wanted_of
+from tests.runs import KNOWN
+from vitx.runtime.experiment import check_options, ranges_of
+from vitx.runtime.options import MOST_WORKERS, flat, range_of
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("[a-z]*.py"))
 FREE = [  # names of files, splits, datasets and classes, texts, and what is true or false
@@ -47,9 +49,9 @@ ELSEWHERE = [
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_option_is_looked_at(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
-    check_options(config)
+    check_options(config, KNOWN)
     free = re.compile("|".join(map(fnmatch.translate, FREE + ELSEWHERE)))
-    unwatched = [key for key, _ in flat(config) if wanted_of(key) is None]
+    unwatched = [key for key, _ in flat(config) if range_of(key, ranges_of(KNOWN)) is None]
     assert not [key for key in unwatched if not free.match(key)]
 
 
@@ -95,7 +97,7 @@ WRONG = {
 def test_a_value_out_of_range_is_named(key: str) -> None:
     value, message = WRONG[key]
     with pytest.raises(ValueError, match=f"^config.{key} must be {message}"):
-        check_options(_changed({key: value}))
+        check_options(_changed({key: value}), KNOWN)
 
 
 TOGETHER = {
@@ -116,7 +118,7 @@ TOGETHER = {
 @pytest.mark.parametrize("message", TOGETHER)
 def test_what_does_not_fit_together_is_named(message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
-        check_options(_changed(TOGETHER[message]))
+        check_options(_changed(TOGETHER[message]), KNOWN)
 
 
 def _changed(options: dict) -> ConfigDict:
@@ -128,11 +130,11 @@ def _changed(options: dict) -> ConfigDict:
 
 def test_stages_that_do_not_run_are_left_alone() -> None:
     odd = {"affinity.grid": 13, "affinity.radius": 20, "labels.alpha_low": 65.0}
-    check_options(_changed(odd | {"stages": "classifier,seeds"}))
-    check_options(_changed({"affinity.warmup_epochs": 99, "stages": "classifier"}))
+    check_options(_changed(odd | {"stages": "classifier,seeds"}), KNOWN)
+    check_options(_changed({"affinity.warmup_epochs": 99, "stages": "classifier"}), KNOWN)
 
 
 def test_the_limit_on_pixels_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITX_MAX_PIXELS", "many")
     with pytest.raises(ValueError, match="VITX_MAX_PIXELS=many is no number of pixels"):
-        check_options(shapes.get_config())
+        check_options(shapes.get_config(), KNOWN)

@@ -10,10 +10,13 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.models.affinitynet import AffinityNet
 from vitx.ops import Array
-from vitx.pipeline.artifacts import SPLITS, read_mask, seeded
-from vitx.pipeline.classifier import NO_STEM, WEIGHTS, augmentation
+from vitx.pipeline import trained
+from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
+from vitx.pipeline.classifier import NO_STEM, WEIGHTS
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
-from vitx.runtime.experiment import Run
+from vitx.report.page import Section
+from vitx.runtime.experiment import Run, Stage
+from vitx.runtime.options import whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 
@@ -47,7 +50,7 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=run.config.seed + 1,
-            augment=augmentation(config),
+            augment=trained.augmentation(config),
             workers=run.config.data.workers,
             start_step=start_step,
             extra=labels,
@@ -132,3 +135,31 @@ class _Labels:
 
 def _ids(source: loader.Source) -> list[str]:
     return list(map(source.identifier, range(len(source))))
+
+
+def _check_options(config: Any) -> None:
+    trained.check_epochs(config, "affinity")
+    check_grid(config)
+
+
+def _section(run: Run, results: dict[str, Any]) -> list[Section]:
+    charts = trained.loss_charts(run, "affinity")
+    return [Section("AffinityNet", [charts])] if charts else []
+
+
+STAGE = Stage(
+    "affinity",
+    train_affinity,
+    needs=["labels"],
+    keys=["affinity"],
+    options={
+        "affinity.grid": whole(1),
+        "affinity.radius": whole(2),
+        "affinity.features": whole(1),
+        **trained.ranges("affinity"),
+    },
+    check_options=_check_options,
+    splits=["affinity.train_split", "affinity.val_split"],
+    check=lambda run: trained.check_size(run, "affinity"),
+    section=_section,
+)

@@ -1,19 +1,23 @@
 """Per-image outputs of the pipeline: paths, reading and writing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vitx import parallel
 from vitx.data import loader
 from vitx.data.palette import decode_mask, encode_mask, mask_text
+from vitx.pseudomasks.affinity import require_pairs
 from vitx.runtime.experiment import Run
 from vitx.runtime.files import read_npz, write_bytes, write_npz
 from vitx.runtime.workdir import StageFolder
 
 SPLITS = ("train", "val")
+SCORES = "scores.json"  # in the folder of a stage: its part of the results
 ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
 _STAMP = "stamp"  # of an .npz file: what made it, see `Stage.stamp`
 
@@ -22,6 +26,16 @@ def seeded(run: Run, split: str) -> loader.Source:
     """The images of "train" or "val" that get seeds and masks."""
     config = run.config
     return run.source(config.seeds.train_split if split == "train" else config.data.val_split)
+
+
+def read_scores(run: Run, name: str) -> Any:
+    """What a stage that is done wrote as its scores.
+
+    Raises:
+      ValueError: The stage is not done.
+      FileNotFoundError: The file is not there.
+    """
+    return json.loads((run.finished(name).folder / SCORES).read_text())
 
 
 def missing_batches(
@@ -196,3 +210,13 @@ def pool_factor(image_size: int, grid: int) -> int:
     if grid < 1 or image_size % grid:
         raise ValueError(f"config.affinity.grid {grid} must divide model.image_size {image_size}")
     return image_size // grid
+
+
+def check_grid(config: Any) -> None:
+    """Raises ValueError where AffinityNet's grid does not fit the input, or has no pairs at its radius."""
+    grid = config.affinity.grid
+    pool_factor(config.model.image_size, grid)
+    try:
+        require_pairs((grid, grid), config.affinity.radius)
+    except ValueError as error:
+        raise ValueError(f"config.affinity.radius or grid: {error}") from None

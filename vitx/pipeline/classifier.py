@@ -14,10 +14,16 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.evaluation.metrics import average_precision_multilabel, by_class
 from vitx.models.registry import create
+from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
-from vitx.runtime.experiment import Run, wanted_stages
+from vitx.pipeline import trained
+from vitx.pipeline.artifacts import SCORES, read_scores
+from vitx.report.page import Section, Tile
+from vitx.report.parts import Table, percent
+from vitx.runtime.experiment import Run, Stage, wanted_stages
 from vitx.runtime.files import write_json
-from vitx.runtime.workdir import StageFolder
+from vitx.runtime.paths import as_path
+from vitx.runtime.workdir import StageFolder, recorded_options
 from vitx.training.optimizer import Loss, at_least_float32, minimise
 
 WEIGHTS = "model.safetensors"
@@ -48,14 +54,7 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
     config = run.config.classifier
     train, selection = run.source(config.train_split), run.source(config.val_split)
     model = _initial_model(run, len(train.classes) - 1)
-    if model.stem is None and "affinity" in wanted_stages(run.config):
-        raise ValueError(NO_STEM)
-    seeded = "seeds" in run.config and "seeds" in wanted_stages(run.config)
-    start = run.config.seeds.start_layer if seeded else 0
-    if start >= len(model.blocks):
-        raise ValueError(
-            f"config.seeds.start_layer {start} must be less than the model's {len(model.blocks)} blocks"
-        )
+    _check_model(model, run)
     steps_per_epoch = len(train) // config.batch_size
     graph, params = nnx.split(model)
 
@@ -66,7 +65,7 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=run.config.seed,
-            augment=augmentation(config),
+            augment=trained.augmentation(config),
             workers=run.config.data.workers,
             start_step=start_step,
             shard=parallel.process_shard(),
@@ -77,26 +76,35 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
         scores = validate(model, selection, config.batch_size, run.config.parallel)
         return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
-    best = nnx.merge(
-        graph,
-        minimise(
-            config,
-            params,
-            image_loss(graph),
-            batches,
-            evaluate,
-            steps_per_epoch,
-            folder=stage.folder,
-            stop=run.stop,
-            mode=run.config.parallel,
-        ),
+    params = minimise(
+        config,
+        params,
+        image_loss(graph),
+        batches,
+        evaluate,
+        steps_per_epoch,
+        folder=stage.folder,
+        stop=run.stop,
+        mode=run.config.parallel,
     )
-    scores = validate(
-        best, run.source(run.config.data.val_split), config.batch_size, run.config.parallel
-    )
+    best, val = nnx.merge(graph, params), run.source(run.config.data.val_split)
+    scores = validate(best, val, config.batch_size, run.config.parallel)
     if parallel.is_first_process():
         weights.save(best, stage.folder / WEIGHTS)
-        write_json(stage.folder / "scores.json", scores)
+        write_json(stage.folder / SCORES, scores)
+
+
+def _check_model(model: VisionTransformer, run: Run) -> None:
+    """Raises ValueError where a later stage cannot use the model."""
+    wanted = wanted_stages(run.config, run.stages)
+    if model.stem is None and "affinity" in wanted:
+        raise ValueError(NO_STEM)
+    explained = "seeds" in wanted and "seeds" in run.config
+    start = run.config.seeds.start_layer if explained else 0
+    if start >= len(model.blocks):
+        raise ValueError(
+            f"config.seeds.start_layer {start} must be less than the model's {len(model.blocks)} blocks"
+        )
 
 
 def validate(
@@ -138,14 +146,6 @@ def _predictor(mode: str) -> Callable[..., Any]:
     return parallel.per_example(predict, mode=mode)
 
 
-def augmentation(config: Any) -> loader.Augment:
-    """The augmentation that a stage's config names."""
-    brightness, contrast, saturation, hue = config.jitter
-    return loader.Augment(
-        flip=config.flip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
-    )
-
-
 def _initial_model(run: Run, num_classes: int) -> Any:
     config = run.config.model
     if config.checkpoint:
@@ -158,3 +158,70 @@ def _initial_model(run: Run, num_classes: int) -> Any:
             file=sys.stderr,
         )
     return create(config.name, num_classes, config.image_size, seed=run.config.seed)
+
+
+def checkpoint_digest(run: Run) -> str:
+    """The digest of `config.model.checkpoint`, see `weights.digest`; "" where there is none.
+
+    Raises:
+        FileNotFoundError: There is no such file, and the classifier is not trained yet.
+    """
+    path = run.config.get("model", {}).get("checkpoint", "")
+    folder = run.workdir.folder / STAGE.name
+    if path and not as_path(path).exists() and (folder / WEIGHTS).exists():
+        return recorded_options(folder)["model"]["checkpoint"]  # the file is no longer needed
+    return run.digest(path) if path else ""
+
+
+def _facts(run: Run) -> dict[str, dict[str, Any]]:
+    """Contents of data and of weights decide, not where they are."""
+    data = run.config.data
+    facts = {"data": {"fingerprint": run.source(data.val_split).fingerprint}}
+    if "train_split" in data:
+        facts["data"]["train_fingerprint"] = run.source(data.train_split).fingerprint
+    if "checkpoint" in run.config.get("model", {}):
+        facts["model"] = {"checkpoint": checkpoint_digest(run)}
+    return facts
+
+
+def _check_options(config: Any) -> None:
+    trained.check_epochs(config, STAGE.name)
+    if not config.model.image_size:
+        raise ValueError("config.model.image_size must be above 0 to train at, not 0")
+
+
+def _tables(results: Mapping[str, Any]) -> list[str]:
+    mean = results["classifier"]["map"]
+    shown = "no image shows a class" if mean is None else f"mAP {100 * mean:.1f} %"
+    return [f"Classifier on val: {shown}"]
+
+
+def _tiles(results: Mapping[str, Any]) -> list[Tile]:
+    return [Tile("Classifier mAP", f"{percent(results['classifier']['map'])} %")]
+
+
+def _section(run: Run, results: dict[str, Any]) -> list[Section]:
+    precision = results["classifier"]["average_precision"]
+    table = Table(
+        ["class", "average precision"],
+        [[name, percent(value)] for name, value in precision.items()],
+        f"Classifier on val, %: mAP {percent(results['classifier']['map'])}",
+    )
+    return [Section("Classifier", [table, trained.loss_charts(run, STAGE.name)])]
+
+
+STAGE = Stage(
+    "classifier",
+    train_classifier,
+    keys=("seed", "data", "model", "classifier"),
+    ignores=("data.root", "data.classes", "data.workers"),
+    facts=_facts,
+    options=trained.ranges("classifier"),
+    check_options=_check_options,
+    splits=("classifier.train_split", "classifier.val_split", "data.val_split"),
+    check=lambda run: trained.check_size(run, "classifier"),
+    scores=lambda run: {"classifier": read_scores(run, "classifier")},
+    tables=_tables,
+    tiles=_tiles,
+    section=_section,
+)

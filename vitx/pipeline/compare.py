@@ -20,12 +20,13 @@ from vitx.data.user_images import find_images, read_user_image
 from vitx.evaluation.differences import Parity, compare
 from vitx.models.vit import VisionTransformer
 from vitx.relevance.rulesets import EXACT
-from vitx.runtime.experiment import Run
+from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
+from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights import load_classifier
-from vitx.weights.pytorch_reference import Reference, build_reference, require_library
+from vitx.weights.pytorch_reference import LIBRARIES, Reference, build_reference, require_library
 
 # Largest relative difference of a stage. ViT-Base with random weights reaches 2e-6 in float32 and 4e-15 in float64;
 # with the R50 stem, which amplifies rounding on either side, 2e-4 and 2e-13: hybrids are allowed ten times as much.
@@ -186,3 +187,17 @@ def _settings(model: VisionTransformer) -> dict[str, float]:
     if model.stem is not None:
         settings["weight_standardisation_eps"] = model.stem.conv.epsilon
     return settings
+
+
+COMMAND = Stage(
+    "parity",
+    compare_with_pytorch,
+    options={
+        "reference": among(("auto", *LIBRARIES)),
+        "precision": among(tuple(TOLERANCES)),
+        "tolerance": number(0),
+        "num_classes": whole(0),
+        "count": whole(1),
+    },
+    command=True,
+)

@@ -13,11 +13,13 @@ import numpy as np
 from vitx.data.transforms import resize_image
 from vitx.data.unreadable import REMEDY
 from vitx.data.user_images import find_images, printable, read_user_image, result_name
-from vitx.pipeline.explainer import Explainer, Explanation, Size, best_classes
+from vitx.pipeline.explainer import ASPECTS, SCORES, Explainer, Explanation, Size, best_classes
+from vitx.relevance.explain import RULES
 from vitx.relevance.methods import REGISTRY
 from vitx.report.figure import Picture, Row, draw_figure, load_font, panel
-from vitx.runtime.experiment import Run
+from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_error, write_npz
+from vitx.runtime.options import among, whole
 from vitx.runtime.paths import absolute, as_path
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
@@ -199,3 +201,17 @@ def _print_summary(tally: _Tally, folder: Path) -> None:
         f"explain: {tally.written} written, {tally.unchanged} done before, {len(tally.broken)} broken; "
         f"in {absolute(folder)}"
     )
+
+
+COMMAND = Stage(
+    "explain",
+    explain_images,
+    options={
+        "aspect": among(ASPECTS),
+        "scores": among(SCORES),
+        "rules": among(RULES),
+        "best": whole(1),
+        "top": whole(1),
+    },
+    command=True,
+)

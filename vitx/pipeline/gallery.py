@@ -11,11 +11,11 @@ from vitx.data.class_names import IMAGENET_CLASSES, imagenet_names
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.perturbation import explain_pixels
 from vitx.models.vit import VisionTransformer
-from vitx.pipeline.methods import Batches, chosen_images, classifier, fits, precision
+from vitx.pipeline.explained import Batches, chosen_images, classifier, fits, precision
 from vitx.pipeline.methods_section import title
 from vitx.report.page import Section, write_report
 from vitx.report.pictures import Cell, ColourScale, heatmap_overlay, picture_rows
-from vitx.runtime.experiment import Run
+from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.paths import absolute
 from vitx.runtime.workdir import StageFolder
 
@@ -111,3 +111,6 @@ def _grouped(explained: Sequence[str], classes: dict[str, int]) -> list[list[str
     if len({classes[kind] for kind in explained}) == 1:
         return [list(explained)]
     return [[kind] for kind in explained]
+
+
+COMMAND = Stage("gallery", write_gallery, command=True)

@@ -1,6 +1,7 @@
 """Stage `labels`: a dense CRF turns seed maps into masks, and into confident labels for AffinityNet to learn from."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from vitx.data.transforms import resize_maps
 from vitx.pipeline.artifacts import (
     ALPHAS,
     SPLITS,
+    check_grid,
     crf_folder,
     items_done,
     pool_factor,
@@ -21,14 +23,18 @@ from vitx.pipeline.artifacts import (
     write_mask,
 )
 from vitx.pseudomasks.crf import (
+    BACKENDS,
+    MISSING_BACKEND,
     CRFParameters,
     background_channel,
     confident_labels,
     dense_crf,
     pool_posteriors,
+    require_size,
 )
 from vitx.runtime import workers
-from vitx.runtime.experiment import Run
+from vitx.runtime.experiment import Run, Stage
+from vitx.runtime.options import POSITIVE, among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
@@ -168,3 +174,50 @@ def crf_posteriors(options: CRFOptions, item: Seeded) -> np.ndarray:
         present=np.concatenate([[True], item.classes >= 0])[None],
         backend=options.backend,
     )[0]
+
+
+def _check_options(config: Any) -> None:
+    labels = config.labels
+    if labels.alpha_low > labels.alpha_high:
+        raise ValueError(
+            f"config.labels.alpha_low must be at most alpha_high, {labels.alpha_high:g}, not "
+            f"{labels.alpha_low:g}"
+        )
+    check_grid(config)
+
+
+def _check(run: Run) -> None:
+    """Raises ImportError without the CRF's package, ValueError for an image too large for the CRF."""
+    backend = run.config.labels.backend
+    if backend == "pydensecrf":
+        if importlib.util.find_spec("pydensecrf") is None:
+            raise ImportError(MISSING_BACKEND)
+        return
+    parameters = CRFParameters(**run.config.labels.crf)
+    first: dict[tuple[int, int], str] = {}  # an image of each size
+    for source in (seeded(run, split) for split in SPLITS):
+        for index in range(len(source)):
+            first.setdefault(source.size(index), source.identifier(index))
+    for size, identifier in first.items():
+        try:
+            require_size(*size, backend, parameters)
+        except ValueError as error:
+            raise ValueError(f"image {identifier}: {error}") from error
+
+
+STAGE = Stage(
+    "labels",
+    make_labels,
+    needs=["seeds"],
+    keys=["labels", "affinity.grid"],
+    ignores=["labels.workers"],
+    options={
+        "labels.backend": among(BACKENDS),
+        "labels.crf.iterations": whole(0),
+        "labels.crf.compat_*": number(0),
+        "labels.crf.s*": POSITIVE,
+        "labels.alpha_*": POSITIVE,
+    },
+    check_options=_check_options,
+    check=_check,
+)

@@ -6,9 +6,7 @@ from vitx.evaluation.published import PUBLISHED_MASKS
 from vitx.pipeline.mask_scores import FROM_TRUTH
 from vitx.report.charts import Chart, bar_chart, line_chart
 from vitx.report.page import Section
-from vitx.report.parts import Table, duration, percent
-from vitx.runtime.experiment import Run
-from vitx.runtime.metrics import read_metrics
+from vitx.report.parts import Table, percent
 
 KINDS = {
     "seeds": "seeds",
@@ -111,24 +109,3 @@ def _curves(scored: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> list[C
         caption = "Refined masks: alpha of the background"
         charts.append(line_chart(refined, list(alphas), labels, caption))
     return charts
-
-
-def training_section(run: Run, results: dict[str, Any]) -> Section:
-    """The classifier by class, the losses, and the time that each stage took."""
-    body: list[object] = []
-    if "classifier" in results:
-        precisions = results["classifier"]["average_precision"].items()
-        rows = [[name, percent(value)] for name, value in precisions]
-        caption = f"Classifier on val, %: mAP {percent(results['classifier']['map'])}"
-        body.append(Table(["class", "average precision"], rows, caption))
-    charts = []
-    for name in ("classifier", "affinity"):
-        lines = [line for line in read_metrics(run.workdir.folder / name) if "epoch" in line]
-        if len(lines) > 1:
-            losses = {"validation loss": [line["val/loss"] for line in lines]}
-            epochs = [line["epoch"] for line in lines]
-            caption = f"{name.capitalize()}: validation loss"
-            charts.append(line_chart(losses, epochs, ("epoch", "loss"), caption, in_percent=False))
-    times = [[name, duration(seconds)] for name, seconds in results["stages"].items()]
-    body += [charts, Table(["stage", "time"], times, "Time spent, over all starts of the run")]
-    return Section("Training and time" if "classifier" in results else "Time", body)

@@ -9,16 +9,20 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.ops import Array
 from vitx.pipeline.artifacts import (
+    SCORES,
     SPLITS,
     count_seed_maps,
     missing_batches,
     padded_classes,
+    read_scores,
     seeded,
     write_seed_maps,
 )
 from vitx.pseudomasks.seeds import class_seed_maps
-from vitx.runtime.experiment import Run
+from vitx.relevance.explain import RULES
+from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
+from vitx.runtime.options import POSITIVE, among, candidates, number
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
@@ -26,7 +30,7 @@ from vitx.runtime.workdir import StageFolder
 def width_of(labels: np.ndarray) -> int:
     """How many classes to explain for each image of a batch, from its multi-hot labels (B, C).
 
-    The most that one shows, or the next power of two: few shapes to compile, and the batch alone decides.
+    The most that one image shows, or the next power of two: few shapes to compile, and the batch alone decides.
     """
     most = max(1, int(labels.sum(1).max()))
     return min(1 << (most - 1).bit_length(), labels.shape[1])
@@ -35,7 +39,7 @@ def width_of(labels: np.ndarray) -> int:
 def make_seeds(run: Run, stage: StageFolder) -> None:
     """Writes `<split>/<id>.npz` for each image: classes (K,), seed maps (K, H, W) at the input size; counts flat ones.
 
-    Which classes an image shows is taken from its labels, on val too.
+    An image's labels name its classes, on val too.
     """
     config = run.config.seeds
     model = weights.load_classifier(run.finished("classifier").folder)
@@ -72,26 +76,40 @@ def make_seeds(run: Run, stage: StageFolder) -> None:
 
 def _count(run: Run, stage: StageFolder) -> None:
     """Counts seed maps and flat ones of all images, each process its share, and writes `scores.json`."""
-    parallel.barrier()  # all seed maps are there
+    parallel.barrier()  # all seed maps are written
     counts = {}
     for split in SPLITS:
         source = seeded(run, split)
         mine = parallel.share(range(len(source)))
-        seed_maps = flat = 0
+        total = flat = 0
         with progress(len(mine), f"seed maps {split}") as bar:
             for place in mine:
                 found = count_seed_maps(stage, split, source.identifier(place))
-                seed_maps, flat = seed_maps + found[0], flat + found[1]
+                total, flat = total + found[0], flat + found[1]
                 bar.advance()
                 run.stop.check()
-        seed_maps, flat = map(
-            int, parallel.sum_over_processes((np.array(seed_maps), np.array(flat)))
-        )
-        counts[split] = {"cues": seed_maps, "flat": flat}
+        total, flat = map(int, parallel.sum_over_processes((np.array(total), np.array(flat))))
+        counts[split] = {"cues": total, "flat": flat}
         if flat and parallel.is_first_process():
             print(
-                f"seeds {split}: {flat} of {seed_maps} seed maps have no contrast, and point to nothing",
+                f"seeds {split}: {flat} of {total} seed maps have no contrast, and point to nothing",
                 file=sys.stderr,
             )
     if parallel.is_first_process():
-        write_json(stage.folder / "scores.json", counts)
+        write_json(stage.folder / SCORES, counts)
+
+
+STAGE = Stage(
+    "seeds",
+    make_seeds,
+    needs=["classifier"],
+    keys=["seeds"],
+    ignores=["seeds.background"],  # of the seed masks, which stage `masks` scores
+    options={
+        "seeds.root": POSITIVE,
+        "seeds.rules": among(RULES),
+        "seeds.background": candidates(number(0, 1)),
+    },
+    splits=["seeds.train_split", "data.val_split"],
+    scores=lambda run: {"cues": read_scores(run, "seeds")},
+)

@@ -8,18 +8,19 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vitx.report.parts import duration, percent
 from vitx.runtime.files import plain_json, write_bytes
 
-# The results shown large at the top: (key, key in it, name).
-_HEADLINES = (
-    ("classifier", "map", "Classifier mAP"),
-    ("seeds", "miou", "Seeds' mIoU"),
-    ("masks", "miou", "Refined masks' mIoU"),
-)
+
+class Tile(NamedTuple):
+    """A main figure, shown large at the top of the page."""
+
+    name: str
+    value: str
+    remark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +45,17 @@ def write_report(
     results: Mapping,
     sections: Sequence[Section],
     summary: str = "",
+    tiles: Sequence[Tile] = (),
 ) -> None:
     """Writes the page, atomically; equal arguments give equal bytes.
 
     Args:
         path: of the HTML file.
         title: of the page.
-        results: as in `results.json`. Its main figures head the page, and the end of the page has all
-            of it, folded.
+        results: as in `results.json`. The end of the page has all of it, folded.
         sections: in order.
         summary: a sentence or two below the title.
+        tiles: the main figures.
     """
     templates = Environment(
         loader=PackageLoader("vitx", "report"),
@@ -65,25 +67,9 @@ def write_report(
     text = templates.get_template("page.html.jinja").render(
         title=title,
         summary=summary,
-        tiles=_tiles(results),
+        tiles=tiles,
         sections=sections,
         results=json.dumps(results, indent=2, default=plain_json),
     )
     # A file's name need not be Unicode; a question mark replaces what is not.
     write_bytes(path, text.encode(errors="replace"))
-
-
-def _tiles(results: Mapping) -> list[tuple[str, str, str]]:
-    """The main figures: (name, value, remark) each."""
-    tiles = [
-        (name, f"{percent(results[key][inner])} %", "")
-        for key, inner, name in _HEADLINES
-        if inner in results.get(key, {})
-    ]
-    seeds, masks = (results.get(key, {}).get("miou") for key in ("seeds", "masks"))
-    if seeds is not None and masks is not None:
-        gain = 100 * (masks - seeds)
-        tiles[-1] = (*tiles[-1][:2], f"{gain:+.1f} points over the seeds")
-    if stages := results.get("stages"):
-        tiles.append(("Time", duration(sum(stages.values())), f"over {len(stages)} stages"))
-    return tiles

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vitx import parallel
-from vitx.runtime.experiment import Run, run_stages
+from vitx.runtime.experiment import Run, Stage, check_options, run_stages
 from vitx.runtime.files import WriteError, first_line, write_bytes
-from vitx.runtime.options import check_options
 from vitx.runtime.signals import StopRequest, clean_exit, exit_together
-from vitx.runtime.workdir import StageFolder, Workdir
+from vitx.runtime.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -37,18 +36,21 @@ _MULTIHOST = flags.DEFINE_boolean(
 
 
 def launch(
-    stages: Mapping[str, Callable[[Run, StageFolder], None]],
-    finish: Callable[[Run], None] = lambda run: None,
-    check: Callable[[Run], None] = lambda run: None,
+    stages: Sequence[Stage], before: Sequence[Stage] = (), after: Sequence[Stage] = ()
 ) -> None:
-    """Reads the flags, locks the workdir, calls `check`, runs the stages that are not done, and calls `finish`.
+    """Reads the flags, locks the workdir, and runs the stages of one script that are wanted and not done.
 
     Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
     input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
     Several processes lock the workdir together, and all stop where one of them does.
+
+    Args:
+        stages: The script's own, in their order.
+        before: Stages of the experiment that run in another script before these.
+        after: Those that run after these, which are checked beforehand.
     """
     flags.mark_flags_as_required(["config"])
-    app.run(lambda argv: _main(argv, stages, finish, check), flags_parser=_parse)
+    app.run(lambda argv: _main(argv, stages, before, after), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -80,10 +82,7 @@ def _unknown(argv: list[str], error: str) -> str:
 
 
 def _main(
-    argv: list[str],
-    stages: Mapping[str, Callable[[Run, StageFolder], None]],
-    finish: Callable[[Run], None],
-    check: Callable[[Run], None],
+    argv: list[str], stages: Sequence[Stage], before: Sequence[Stage], after: Sequence[Stage]
 ) -> None:
     if len(argv) > 1:
         print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
@@ -97,7 +96,8 @@ def _main(
         workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
             parallel.barrier()  # the first has removed what killed runs left
-            _run(Run(_CONFIG.value, workdir, stop), stages, finish, check)
+            known = {stage.name: stage for stage in (*stages, *before, *after)}
+            _run(Run(_CONFIG.value, workdir, stop, known), stages, after)
 
 
 def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
@@ -105,20 +105,13 @@ def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
     return workdir.lock() if parallel.is_first_process() else contextlib.nullcontext()
 
 
-def _run(
-    run: Run,
-    stages: Mapping[str, Callable[[Run, StageFolder], None]],
-    finish: Callable[[Run], None],
-    check: Callable[[Run], None],
-) -> None:
+def _run(run: Run, stages: Sequence[Stage], after: Sequence[Stage]) -> None:
     number = parallel.process_shard()[0]
     report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
-        check_options(run.config)
-        run_stages(run, stages, check)
-        if parallel.is_first_process():
-            finish(run)
+        check_options(run.config, run.stages)
+        run_stages(run, stages, after)
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
         print(f"error: {error}\n(details: {report})", file=sys.stderr)
         with contextlib.suppress(WriteError):

@@ -1,49 +1,71 @@
-"""The stages of an experiment: what each one's results depend on, and running those that are not done."""
+"""Stages of an experiment: what each declares, and running those that are not done."""
 
-import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.data import loader
-from vitx.data.unreadable import find_unreadable, recorded, refuse
-from vitx.runtime.paths import as_path
+from vitx.report.page import Section, Tile
+from vitx.runtime.options import COMMON, Wanted, check_ranges
 from vitx.runtime.signals import StopRequest
-from vitx.runtime.workdir import StageFolder, Workdir, recorded_options
+from vitx.runtime.sources import Sources
+from vitx.runtime.workdir import StageFolder, Workdir
 
-# The keys of the config, or of a section of it, that decide a stage's results, those of the stages before it included.
-_CLASSIFIER = ("seed", "data", "model", "classifier")
-_SEEDS = (*_CLASSIFIER, "seeds")
-_LABELS = (*_SEEDS, "labels", "affinity.grid")
-_AFFINITY = (*_SEEDS, "labels", "affinity")
-_MASKS = (*_AFFINITY, "walk")
-DEPENDS: dict[str, tuple[str, ...]] = {
-    "classifier": _CLASSIFIER,
-    "seeds": _SEEDS,
-    "labels": _LABELS,
-    "affinity": _AFFINITY,
-    "masks": _MASKS,
-    "methods": (*_CLASSIFIER, "methods"),
-    "report": (*_MASKS, "methods", "report"),
-}
-# Not stages but commands: run anew each time, in the workdir itself, and never "done".
-COMMANDS = ("explain", "gallery", "parity")
-_SPLITS = ("train_split", "val_split", "split")  # options of a section that name one
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def declared(config: ConfigDict, name: str) -> dict[str, Any]:
-    """The part of a config that decides a stage's results."""
-    whole, options = config.to_dict(), {}
-    for key in DEPENDS[name]:
-        section, _, entry = key.partition(".")
-        if section in whole:
-            options[section] = {entry: whole[section][entry]} if entry else whole[section]
-    return options
+@dataclass(frozen=True)
+class Stage:
+    """One step of an experiment, declared in the file of its function. Nothing else knows it by name.
+
+    Attributes:
+        name: In `config.stages`; also its folder in the workdir.
+        run: Does the work, and writes into the stage's folder.
+        needs: Names of the stages whose results it reads. What decides their results decides its own.
+        needs_all: It reads the results of all stages of the experiment.
+        keys: Sections and entries of the config that decide its results. An experiment whose config lacks one of
+            these sections does not have the stage.
+        ignores: Entries of `keys` that decide nothing.
+        facts: What decides its results beside the config, such as fingerprints of data: {section: {entry: value}}.
+        options: Ranges of options, by patterns of keys.
+        check_options: Raises ValueError for options that do not fit together.
+        splits: Keys of the splits that it reads. Each is read once before the first stage begins.
+        check: Raises what would otherwise end the stage later.
+        scores: Its part of `results.json`.
+        tables: What the terminal shows of the results: strings and tables of rich.
+        tiles: Its main figures, at the top of the report page.
+        section: Its sections of the report page.
+        show: Called in the first process at the end of each start that wants the stage.
+        command: It has no folder of its own and runs at each start, in one process.
+    """
+
+    name: str
+    run: Callable[["Run", StageFolder], None]
+    needs: Sequence[str] = ()
+    needs_all: bool = False
+    keys: Sequence[str] = ()
+    ignores: Sequence[str] = ()
+    facts: Callable[["Run"], Mapping[str, Mapping[str, Any]]] = lambda run: _NOTHING
+    options: Mapping[str, Wanted] = field(default_factory=dict)
+    check_options: Callable[[ConfigDict], None] = lambda config: None
+    splits: Sequence[str] = ()
+    check: Callable[["Run"], None] = lambda run: None
+    scores: Callable[["Run"], Mapping[str, Any]] = lambda run: _NOTHING
+    tables: Callable[[dict[str, Any]], Iterable[Any]] = lambda results: ()
+    tiles: Callable[[dict[str, Any]], Sequence[Tile]] = lambda results: ()
+    section: Callable[["Run", dict[str, Any]], Sequence[Section]] = lambda run, results: ()
+    show: Callable[["Run"], None] = lambda run: None
+    command: bool = False
+
+    def part_of(self, config: ConfigDict) -> bool:
+        """Whether an experiment has this stage."""
+        return not self.command and all(key.partition(".")[0] in config for key in self.keys)
 
 
 @dataclass
@@ -51,146 +73,88 @@ class Run:
     """One experiment in one workdir, handed from stage to stage.
 
     Attributes:
-      config: of the experiment.
-      workdir: its folder.
-      stop: looked at where stopping is safe.
+        config: The experiment.
+        workdir: Its folder.
+        stop: Checked where stopping is safe.
+        stages: All that the experiment may have, by name.
+        sources: The images, by split.
     """
 
     config: ConfigDict
     workdir: Workdir
     stop: StopRequest
-    _opened: dict[str, loader.Source] = field(default_factory=dict)  # whole
-    _sources: dict[str, loader.Source] = field(default_factory=dict)  # without what is left out
-    _unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
+    stages: Mapping[str, Stage]
+    sources: Sources = field(init=False)
+    _digests: dict[str, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.sources = Sources(self.config, self.workdir.folder / "unreadable", self.stop)
+
+    def source(self, split: str) -> loader.Source:
+        """The images of a split such as "val" or "train[:400]", opened once; see `Sources`."""
+        return self.sources[split]
+
+    def chain(self, name: str) -> list[Stage]:
+        """The stages whose options decide a stage's results, itself last."""
+        stage = self.stages[name]
+        others = [other.name for other in self.stages.values() if other.part_of(self.config)]
+        needs = [other for other in others if other != name] if stage.needs_all else stage.needs
+        found = {before.name: before for other in needs for before in self.chain(other)}
+        return [*found.values(), stage]
+
+    def declared(self, name: str, ignored: bool = False) -> dict[str, Any]:
+        """The part of the config that decides a stage's results; with `ignored` also what a stage ignores."""
+        config, options = self.config.to_dict(), dict[str, Any]()
+        for stage in self.chain(name):
+            for key in stage.keys:
+                section, _, entry = key.partition(".")
+                value = config.get(section)
+                if isinstance(value, dict):
+                    kept = {
+                        k: v
+                        for k, v in value.items()
+                        if entry in ("", k) and (ignored or f"{section}.{k}" not in stage.ignores)
+                    }
+                    options[section] = options.get(section, {}) | kept
+                elif section in config:
+                    options[section] = value
+        return options
 
     def stage(self, name: str) -> StageFolder:
         """The folder of a stage, checked against the options that it was begun with."""
-        if name in COMMANDS:
+        if self.stages[name].command:
             return StageFolder(self.workdir.folder, {})
-        options = declared(self.config, name)
-        # What the data and the weights hold counts, not where they lie, nor how many processes read.
-        elsewhere = ("root", "classes", "workers")
-        options["data"] = {k: v for k, v in options["data"].items() if k not in elsewhere}
-        if "background" in options.get("seeds", {}) and name in ("seeds", "labels", "affinity"):
-            del options["seeds"]["background"]  # of the masks that are scored, not of the seed maps
-        if "labels" in options:
-            del options["labels"]["workers"]
-        data = self.config.data
-        options["data"]["fingerprint"] = self.source(data.val_split).fingerprint
-        if "train_split" in data:
-            options["data"]["train_fingerprint"] = self.source(data.train_split).fingerprint
-        if name in ("masks", "report") and "walk" in options:
-            splits = dict.fromkeys((data.val_split, options["seeds"]["train_split"]))
-            masks = [self.source(split).mask_fingerprint for split in splits]
-            options["data"]["mask_fingerprints"] = masks
-        if "checkpoint" in options.get("model", {}):
-            options["model"] = {**options["model"], "checkpoint": self.checkpoint_digest}
+        options = self.declared(name)
+        for stage in self.chain(name):
+            for section, facts in stage.facts(self).items():
+                if section in options:
+                    options[section] = options[section] | facts
         return self.workdir.stage(name, options)
 
-    @functools.cached_property
-    def checkpoint_digest(self) -> str:
-        """Of `config.model.checkpoint`, see `checkpoints.digest`; "" where there is none.
-
-        Raises:
-          FileNotFoundError: where the file is not there.
-        """
-        path = self.config.get("model", {}).get("checkpoint", "")
-        trained = self.workdir.folder / "classifier"
-        if path and not as_path(path).exists() and (trained / "model.safetensors").exists():
-            return recorded_options(trained)["model"]["checkpoint"]  # it is no longer needed
-        return weights.digest(path) if path else ""
+    def digest(self, path: str) -> str:
+        """The digest of a checkpoint, see `weights.digest`, computed once."""
+        if path not in self._digests:
+            self._digests[path] = weights.digest(path)
+        return self._digests[path]
 
     def finished(self, name: str) -> StageFolder:
-        """A stage that has to be done.
+        """The folder of a stage that has to be done.
 
         Raises:
-          ValueError: where it is not, saying how to get it.
+            ValueError: It is not done; the message says what to do.
         """
-        stage = self.stage(name)
-        if not stage.done:
+        folder = self.stage(name)
+        if not folder.done:
             raise ValueError(
                 f"stage {name!r} is not done in {self.workdir.folder}: run it first, with the same "
                 "--workdir and --config"
             )
-        return stage
-
-    def source(self, split: str) -> loader.Source:
-        """The images of a split such as "val" or "train[:400]", opened once.
-
-        Under `config.on_bad_image` "skip" all processes call it together, and it leaves out what `unreadable` finds.
-        """
-        if split not in self._sources:
-            source = self._open(split)
-            if self._skips:
-                source = source.without(self.unreadable(split))
-            self._sources[split] = source
-        return self._sources[split]
-
-    @property
-    def _skips(self) -> bool:
-        return self.config.get("on_bad_image") == "skip"
-
-    def unreadable(self, split: str) -> dict[str, str]:
-        """What cannot be read in a split: ids, and why.
-
-        Decodes, once in a workdir, all of the split of `config.data` that it is a part of. All processes call it
-        together.
-        """
-        whole = self._whole(split)
-        if whole not in self._unreadable:
-            source = self._open(whole)
-            found = find_unreadable(source, self._records, self.stop, keep=self._skips)
-            self._unreadable[whole] = found
-            if found and self._skips and parallel.is_first_process():
-                print(
-                    f"{whole}: {len(found)} of {len(source)} images cannot be read and are left out; "
-                    f"{self._records} lists them",
-                    file=sys.stderr,
-                )
-        found, source = self._unreadable[whole], self._open(split)
-        if not found or split == whole:
-            return found
-        held = map(source.identifier, range(len(source)))
-        return {identifier: found[identifier] for identifier in held if identifier in found}
-
-    def _whole(self, split: str) -> str:
-        """The split of `config.data` that another is a part of, or itself."""
-        data = self.config.data
-        wholes = [data[name] for name in ("train_split", "val_split") if name in data]
-        return next((name for name in wholes if split.startswith(f"{name}[")), split)
-
-    @property
-    def _records(self) -> Path:
-        return self.workdir.folder / "unreadable"
-
-    def require_readable(self, split: str) -> None:
-        """ValueError where something in a split cannot be read and is not left out."""
-        if not self._skips:
-            refuse(self.unreadable(split), self._open(split))
-
-    def left_out(self) -> dict[str, dict[str, str]]:
-        """Of each split that the config names, what this or an earlier start has left out: ids, and why."""
-        if not self._skips:
-            return {}
-        sections = [section for section in self.config.values() if isinstance(section, ConfigDict)]
-        named = [section.get(key, "") for section in sections for key in _SPLITS]
-        wholes = dict.fromkeys(self._whole(split) for split in named if split)
-        found = {split: recorded(self._open(split), self._records) for split in wholes}
-        return {split: ids for split, ids in found.items() if ids}
-
-    def _open(self, split: str) -> loader.Source:
-        if split not in self._opened:
-            data = self.config.data
-            self._opened[split] = loader.open_source(
-                data.name, split, data.root, classes=data.get("classes", "")
-            )
-        return self._opened[split]
+        return folder
 
 
-def wanted_stages(config: ConfigDict) -> list[str]:
-    """The names in `config.stages`; ValueError for one that is no stage."""
-    wanted = [name.strip() for name in config.stages.split(",")]
-    known = (*DEPENDS, *COMMANDS)
+def wanted_stages(config: ConfigDict, known: Iterable[str]) -> list[str]:
+    """The names in `config.stages`; ValueError for one that is not known."""
+    wanted, known = [name.strip() for name in config.stages.split(",")], list(known)
     if unknown := [name for name in wanted if name not in known]:
         raise ValueError(
             f"config.stages has no stage {unknown[0]!r}; there are: {', '.join(known)}"
@@ -198,40 +162,83 @@ def wanted_stages(config: ConfigDict) -> list[str]:
     return wanted
 
 
-def run_stages(
-    run: Run,
-    stages: Mapping[str, Callable[[Run, StageFolder], None]],
-    check: Callable[[Run], None] = lambda run: None,
-) -> None:
-    """Runs those of `stages` that `config.stages` names and that are not done, in their order, after `check`.
+def ranges_of(stages: Mapping[str, Stage]) -> dict[str, Wanted]:
+    """The ranges of all options, by patterns of keys."""
+    return {
+        key: range for stage in stages.values() for key, range in stage.options.items()
+    } | COMMON
+
+
+def check_options(config: ConfigDict, stages: Mapping[str, Stage]) -> None:
+    """Checks the options of a config: ranges, choices, and what must fit together in the stages to run.
 
     Raises:
-      ValueError: for a name that is no stage.
+        ValueError: Names the first option that is wrong, and what it must be.
     """
-    wanted = wanted_stages(run.config)
-    chosen = [name for name in stages if name in wanted]
+    wanted = wanted_stages(config, stages)
+    check_ranges(config, ranges_of(stages))
+    for name in wanted:
+        stages[name].check_options(config)
+
+
+def run_stages(run: Run, own: Sequence[Stage], later: Sequence[Stage] = ()) -> None:
+    """Runs those of `own` that `config.stages` names and that are not done, in their order.
+
+    Checks these first, and those of `later` that `config.stages` names; see `check_stages`.
+
+    Raises:
+        ValueError: `config.stages` has an unknown name, or none of `own`; or a check has failed.
+    """
+    wanted = wanted_stages(run.config, run.stages)
+    chosen = [stage for stage in own if stage.name in wanted]
     if not chosen:
         raise ValueError(
             f"config.stages={run.config.stages} names no stage of this script, which has "
-            f"{', '.join(stages)}"
+            f"{', '.join(stage.name for stage in own)}"
         )
-    check(run)
-    for name in chosen:
+    check_stages(run, (*chosen, *(stage for stage in later if stage.name in wanted)))
+    for stage in chosen:
         run.stop.check()
-        stage = run.stage(name)
-        if name in COMMANDS:
-            if parallel.process_shard()[1] > 1:
-                raise ValueError(f"{name} runs in one process: start it without the others")
-            stages[name](run, stage)
+        folder = run.stage(stage.name)
+        if stage.command:
+            if jax.process_count() > 1:
+                raise ValueError(f"{stage.name} runs in one process: start it without the others")
+            stage.run(run, folder)
             continue
-        if stage.done:
-            if parallel.is_first_process():
-                print(f"{name}: done before, in {stage.seconds:.0f} s", file=sys.stderr)
+        if folder.done:
+            _report(f"{stage.name}: done before, in {folder.seconds:.0f} s")
             continue
         parallel.barrier()  # all have looked at the stage's folder before one writes there
-        with stage.run():
-            stages[name](run, stage)
+        with folder.run():
+            stage.run(run, folder)
             parallel.barrier()  # all parts are there
         parallel.barrier()  # the first process has recorded it
+        _report(f"{stage.name}: done in {folder.seconds:.0f} s")
+    for stage in chosen:
         if parallel.is_first_process():
-            print(f"{name}: done in {stage.seconds:.0f} s", file=sys.stderr)
+            stage.show(run)
+
+
+def _report(line: str) -> None:
+    if parallel.is_first_process():
+        print(line, file=sys.stderr)
+
+
+def check_stages(run: Run, stages: Iterable[Stage]) -> None:
+    """Reads the splits of those stages that are not done, and calls each `Stage.check`, before work begins.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: What would otherwise end a stage later.
+    """
+    for stage in stages:
+        if stage.command or run.stage(stage.name).done:
+            continue
+        for key in stage.splits:
+            section, _, name = key.partition(".")
+            split = run.config[section][name]
+            try:
+                run.source(split)
+                run.sources.require_readable(split)
+            except ValueError as error:
+                raise ValueError(f"config.{key}={split}: {error}") from error
+        stage.check(run)

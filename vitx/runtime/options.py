@@ -1,6 +1,6 @@
-"""Checks ranges, choices and combinations of options, before anything else is done.
+"""Ranges of options, and the check of a config against them before anything else is done.
 
-The flags themselves check names and types.
+The flags themselves check names and types. A stage declares the ranges of its own options, see `Stage.options`.
 """
 
 import fnmatch
@@ -12,18 +12,7 @@ from ml_collections import ConfigDict
 
 from vitx.data.pictures import pixel_limit
 from vitx.data.unreadable import POLICIES
-from vitx.evaluation.comparison import Comparison
 from vitx.parallel import MODES
-from vitx.pipeline.artifacts import pool_factor
-from vitx.pipeline.compare import TOLERANCES
-from vitx.pipeline.explainer import ASPECTS, SCORES
-from vitx.pseudomasks import walk
-from vitx.pseudomasks.affinity import require_pairs
-from vitx.pseudomasks.crf import BACKENDS
-from vitx.relevance.explain import RULES
-from vitx.runtime.experiment import wanted_stages
-from vitx.training.optimizer import COMPUTE, OPTIMIZERS
-from vitx.weights.pytorch_reference import LIBRARIES
 
 
 class Wanted(NamedTuple):
@@ -78,21 +67,11 @@ def candidates(wanted: Wanted) -> Wanted:
     return Wanted(fits, f"{wanted.text}, or a tuple of such candidates")
 
 
-def _jitter(value: Any) -> bool:
-    each = number(0).fits
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 4
-        and all(map(each, value))
-        and value[3] <= 0.5
-    )
+POSITIVE = number(0, above=True)
+MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more
 
-
-_POSITIVE = number(0, above=True)
-MOST_WORKERS = 256  # processes; beyond, most hosts run out of memory while they start
-
-# Patterns of keys, sections first; the first that fits a key is the one that counts.
-WANTED: Mapping[str, Wanted] = {
+# Ranges of options that no stage owns. The first pattern that fits a key counts, here and in a stage's ranges.
+COMMON: dict[str, Wanted] = {
     "seed": whole(0, 2**31 - 1),
     "parallel": among(MODES),
     "on_bad_image": among(POLICIES),
@@ -102,60 +81,23 @@ WANTED: Mapping[str, Wanted] = {
     "*num_heads": whole(0),
     "*norm_eps": number(0),
     "*batch_size": whole(1),
-    "*.accumulate": whole(1),
-    "*.epochs": whole(1),
-    "*.warmup_epochs": whole(0),
-    "*.learning_rate": _POSITIVE,
-    "*.weight_decay": number(0),
-    "*.clip_norm": number(0),
-    "*.optimizer": among(OPTIMIZERS),
-    "*.compute": among(COMPUTE),
-    "*.jitter": Wanted(_jitter, "four numbers from 0 up, the last of at most 0.5"),
     "*start_layer*": whole(0),
-    "*rules": among(RULES),
-    "seeds.root": _POSITIVE,
-    "seeds.background": candidates(number(0, 1)),
-    "labels.backend": among(BACKENDS),
-    "labels.crf.iterations": whole(0),
-    "labels.crf.compat_*": number(0),
-    "labels.crf.s*": _POSITIVE,
-    "labels.alpha_*": _POSITIVE,
-    "walk.alpha": candidates(_POSITIVE),
-    "affinity.grid": whole(1),
-    "affinity.radius": whole(2),
-    "affinity.features": whole(1),
-    "walk.method": among(walk.METHODS),
-    "walk.beta": candidates(_POSITIVE),
-    "walk.log2_steps": candidates(whole(0, 30)),
-    "methods.images": whole(0),
-    "report.images": whole(0),
-    "report.extremes": whole(0),
     "limit": whole(0),
-    "aspect": among(ASPECTS),
-    "scores": among(SCORES),
-    "best": whole(1),
-    "top": whole(1),
-    "reference": among(("auto", *LIBRARIES)),
-    "precision": among(tuple(TOLERANCES)),
-    "tolerance": number(0),
-    "num_classes": whole(0),
-    "count": whole(1),
 }
 
 
-def check_options(config: ConfigDict) -> None:
-    """Raises ValueError naming the first option whose value cannot be, and what it must be."""
-    wanted_stages(config)
+def check_ranges(config: ConfigDict, ranges: Mapping[str, Wanted]) -> None:
+    """Raises ValueError that names the first option outside its range, and the range."""
     for key, value in flat(config):
-        wanted = wanted_of(key)
+        wanted = range_of(key, ranges)
         if wanted is not None and not wanted.fits(value):
             raise ValueError(f"config.{key} must be {wanted.text}, not {value!r}")
-    _check_together(config)
+    pixel_limit()  # an option in the environment, VITX_MAX_PIXELS
 
 
-def wanted_of(key: str) -> Wanted | None:
-    """What the option at a key must be; None where any value of its type will do."""
-    return next((WANTED[name] for name in WANTED if fnmatch.fnmatchcase(key, name)), None)
+def range_of(key: str, ranges: Mapping[str, Wanted]) -> Wanted | None:
+    """The range of the option at a key; None where any value of its type will do."""
+    return next((ranges[name] for name in ranges if fnmatch.fnmatchcase(key, name)), None)
 
 
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,31 +107,3 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _check_together(config: ConfigDict) -> None:
-    """What single options cannot tell, for the stages that are to run."""
-    wanted = wanted_stages(config)
-    for name in ("classifier", "affinity"):
-        if name in wanted and config[name].warmup_epochs >= config[name].epochs:
-            raise ValueError(
-                f"config.{name}.warmup_epochs must be less than {name}.epochs, {config[name].epochs}, "
-                f"not {config[name].warmup_epochs}"
-            )
-    if "classifier" in wanted and not config.model.image_size:
-        raise ValueError("config.model.image_size must be above 0 to train at, not 0")
-    if "labels" in wanted and config.labels.alpha_low > config.labels.alpha_high:
-        raise ValueError(
-            f"config.labels.alpha_low must be at most alpha_high, {config.labels.alpha_high:g}, not "
-            f"{config.labels.alpha_low:g}"
-        )
-    if {"labels", "affinity", "masks"} & {*wanted}:
-        grid = config.affinity.grid
-        pool_factor(config.model.image_size, grid)
-        try:
-            require_pairs((grid, grid), config.affinity.radius)
-        except ValueError as error:
-            raise ValueError(f"config.affinity.radius or grid: {error}") from None
-    if "methods" in wanted:
-        Comparison.from_config(config.methods)
-    pixel_limit()  # VITX_MAX_PIXELS, which is no option but one of the environment

@@ -41,7 +41,7 @@ from vitx.runtime.files import (
 )
 from vitx.runtime.locks import WorkdirBusy
 from vitx.runtime.metrics import MetricsWriter, read_metrics
-from vitx.runtime.paths import absolute, as_path
+from vitx.runtime.paths import as_path
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.runtime.workdir import Workdir
 
@@ -137,7 +137,6 @@ RUN = "gs://bucket/runs/one"
 def test_names_with_a_scheme_are_buckets(bucket, tmp_path):
     assert isinstance(as_path(RUN), epath.Path)
     assert as_path(as_path(RUN) / "a") == as_path(f"{RUN}/a")
-    assert str(absolute(as_path(RUN))) == RUN
     assert type(as_path("runs/one")) is type(as_path(tmp_path)) is type(tmp_path)
     for name in ("s3://bucket/run", "http://host/run", "gs://", "gs:///"):
         with pytest.raises(ValueError, match=f"{name}: give a local folder or gs://BUCKET/FOLDER"):
@@ -172,7 +171,7 @@ def test_files_come_back(bucket):
 
 def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
     with pytest.raises(
-        WriteError, match=r"^cannot write gs://none/a: there is no such bucket; mend"
+        WriteError, match=r"^cannot write gs://none/a: there is no such bucket; fix"
     ):
         write_bytes("gs://none/a", b"")
     with pytest.raises(WriteError, match="no such bucket"), Workdir("gs://none/run").lock():
@@ -186,9 +185,7 @@ def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch):
 
     monkeypatch.setattr(Bucket, "pipe_file", refuse)
     for write in (write_bytes, lambda path, data: append_line(path, "x")):
-        with pytest.raises(
-            WriteError, match="cannot write gs://bucket/a: 403: not permitted; mend"
-        ):
+        with pytest.raises(WriteError, match="cannot write gs://bucket/a: 403: not permitted; fix"):
             write(as_path("gs://bucket/a"), b"")
     with pytest.raises(WorkdirError, match="403"), Workdir(RUN).lock():
         pass
@@ -311,9 +308,8 @@ def test_metrics_are_rewound(bucket):
         for step in (1, 2, 3):
             metrics.write(step, {"loss": 1 / step})
         assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3]  # before it is closed
-    with MetricsWriter(folder) as metrics:
-        metrics.rewind(2)
-        assert metrics.read() == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    with MetricsWriter(folder, 2) as metrics:
+        assert read_metrics(folder) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
         metrics.write(3, {"loss": 0.25})
     assert read_metrics(folder)[-1] == {"step": 3, "loss": 0.25}
     assert read_metrics(folder / "none") == []
@@ -323,8 +319,7 @@ def test_tensorboard_events_arrive_when_the_writer_is_closed(bucket, tmp_path):
     def events():
         return {name: data for name, data in bucket.items() if "events.out.tfevents." in name}
 
-    with MetricsWriter(as_path(RUN)) as metrics:
-        metrics.rewind(2)
+    with MetricsWriter(as_path(RUN), 2) as metrics:
         metrics.write(3, {"train/loss": 0.5, "val/map": 0.25})
         assert not events()
     ((name, data),) = events().items()

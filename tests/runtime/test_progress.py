@@ -59,16 +59,14 @@ def test_a_defect_keeps_its_traceback():
 
 def test_metrics_are_read_back_and_rewound(tmp_path):
     with MetricsWriter(tmp_path / "a") as metrics:
-        metrics.rewind(0)
         for step in (1, 2, 3):
             metrics.write(step, {"loss": 1 / step, "bad": float("nan")})
-        assert metrics.read()[1] == {"step": 2, "loss": 0.5, "bad": None}
+    assert read_metrics(tmp_path / "a")[1] == {"step": 2, "loss": 0.5, "bad": None}
     with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # a kill in the middle of a line
-    with MetricsWriter(tmp_path / "a") as metrics:
-        assert [line["step"] for line in metrics.read()] == [1, 2, 3]
-        metrics.rewind(2)
-        assert [line["step"] for line in metrics.read()] == [1, 2]
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2, 3]
+    with MetricsWriter(tmp_path / "a", 2) as metrics:
+        assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1, 2]
         metrics.write(3, {"loss": 7})
     lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
@@ -93,7 +91,7 @@ def test_damaged_metrics_are_named(tmp_path, content, message):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"metrics\.jsonl is damaged in {message}") as error:
-        MetricsWriter(tmp_path).rewind(5)
+        MetricsWriter(tmp_path, 5)
     assert "delete that line" in str(error.value) and len(str(error.value).splitlines()) == 1
     assert path.read_bytes() == content
 
@@ -124,10 +122,11 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    metrics = MetricsWriter(tmp_path)
-    metrics.path.mkdir()
-    with pytest.raises(WriteError, match=r"cannot write \S*metrics.jsonl"):
-        metrics.write(1, {"loss": 1})
+    with MetricsWriter(tmp_path) as metrics:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").mkdir()
+        with pytest.raises(WriteError, match=r"cannot write \S*metrics.jsonl"):
+            metrics.write(1, {"loss": 1})
 
 
 def test_progress_without_a_terminal_is_sparse(monkeypatch):

@@ -201,7 +201,7 @@ with clean_exit(), Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
     arguments = [sys.executable, "-c", script, str(tmp_path)]
     process = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
     assert process.returncode == 1
-    assert re.fullmatch(r"error: cannot write \S*/2: File too large; mend .*\n", process.stderr)
+    assert re.fullmatch(r"error: cannot write \S*/2: File too large; fix .*\n", process.stderr)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_best({"x": np.zeros(100000)}).step == 1
 

@@ -20,7 +20,7 @@ from vitx.report.figure import Picture, Row, draw_figure, load_font, panel
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_error, write_npz
 from vitx.runtime.options import among, whole
-from vitx.runtime.paths import absolute, as_path
+from vitx.runtime.paths import as_path
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
@@ -199,7 +199,7 @@ def _print_summary(tally: _Tally, folder: Path) -> None:
                 print(f"  and {len(lines) - _LISTED} more")
     print(
         f"explain: {tally.written} written, {tally.unchanged} done before, {len(tally.broken)} broken; "
-        f"in {absolute(folder)}"
+        f"in {folder}"
     )
 
 

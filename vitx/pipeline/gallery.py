@@ -16,7 +16,6 @@ from vitx.pipeline.methods_section import title
 from vitx.report.page import Section, write_report
 from vitx.report.pictures import Cell, ColourScale, heatmap_overlay, picture_rows
 from vitx.runtime.experiment import Run, Stage
-from vitx.runtime.paths import absolute
 from vitx.runtime.workdir import StageFolder
 
 
@@ -29,7 +28,7 @@ def write_gallery(run: Run, stage: StageFolder) -> None:
         results={"options": run.config.to_dict()},
         sections=[Section("Explanation methods", pictures(run))],
     )
-    print(f"page: {absolute(page)}")
+    print(f"page: {page}")
 
 
 def pictures(run: Run) -> list[object]:

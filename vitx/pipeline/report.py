@@ -16,7 +16,6 @@ from vitx.report.parts import Fold, Table, duration
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import whole
-from vitx.runtime.paths import absolute
 from vitx.runtime.workdir import StageFolder
 
 _RESULTS, _PAGE = "results.json", "report.html"
@@ -86,7 +85,7 @@ def show_results(run: Run) -> None:
     for stage in run.stages.values():
         for table in stage.tables(results) if stage.part_of(run.config) else ():
             console.print(table)
-    print(f"\nreport: {absolute(folder / _PAGE)}")
+    print(f"\nreport: {folder / _PAGE}")
 
 
 def _tiles(results: dict[str, Any]) -> list[Tile]:

@@ -19,15 +19,15 @@ from numpy.typing import ArrayLike
 
 from vitx.runtime import paths
 
-TEMPORARY: Final = (".vitx-", ".tmp")  # how the names of half-written files begin and end
-# A .zip file that holds more bytes than the first, and more than the second times its size, is no data.
+TEMPORARY: Final = (".vitx-", ".tmp")  # beginning and end of the names of half-written files
+# A .zip file of data does not hold more bytes than the first and more than the second times its size.
 _EXPANDED, _EXPANSION = 2**30, 100
 # MemoryError: the header of an array may claim any size.
 _NO_NPZ: Final = (ValueError, EOFError, zipfile.BadZipFile, AttributeError, zlib.error, MemoryError)
 
 
 class WorkdirError(RuntimeError):
-    """Something about the workdir that the user can mend; the message is one line."""
+    """A problem of the workdir that the user can fix; the message is one line."""
 
 
 class WriteError(WorkdirError):
@@ -40,10 +40,10 @@ def first_line(error: Exception) -> str:
 
 
 def write_error(path: Path, error: Exception) -> WriteError:
-    """Says in one line that `path` could not be written, why, and what to do."""
+    """The error for a file that could not be written, in one line: why, and what to do."""
     reason = getattr(error, "strerror", None) or first_line(error)
     return WriteError(
-        f"cannot write {path}: {reason}; mend that (free space, permissions) and start again with "
+        f"cannot write {path}: {reason}; fix that (free space, permissions) and start again with "
         "the same --workdir: finished work is kept"
     )
 
@@ -52,12 +52,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file so that it is whole or absent, whenever the process dies.
 
     Args:
-        path: The file, here or in a bucket; missing folders are made, an existing file is replaced.
-            If it is a symbolic link, its target is replaced or made, and the link stays.
+        path: The file, here or in a bucket; missing folders are created, an existing file is replaced.
+            If it is a symbolic link, its target is replaced or created, and the link stays.
         data: Its contents.
 
     Raises:
-        WriteError: It cannot be written, or the link names what is no regular file; nothing is left behind.
+        WriteError: It cannot be written, or it is a link to something other than a file; nothing is left behind.
     """
     path = paths.as_path(path)
     temporary = None
@@ -84,7 +84,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _target(path: Path) -> Path:
-    """The file that a chain of symbolic links names, which need not exist; other paths as they are."""
+    """The file that a chain of symbolic links points to, which need not exist; other paths as they are."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
@@ -96,7 +96,7 @@ def _target(path: Path) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file; one in a bucket is rewritten whole.
+    """Appends a line to a text file; one in a bucket is rewritten whole.
 
     Raises:
         WriteError: It cannot be written.
@@ -143,7 +143,7 @@ def read_npz(
 
     Args:
         path: The file.
-        only: The names of the arrays to read, where they exist; default: all.
+        only: Names of the arrays to read, if they exist; default: all.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -167,7 +167,7 @@ def read_npz(
 
 
 def check_members(archive: zipfile.ZipFile) -> None:
-    """Raises ValueError where a .zip file would expand to far more than its size, before anything is."""
+    """Raises ValueError if a .zip file would expand to far more than its size."""
     held = sum(member.file_size for member in archive.infolist())
     size = sum(member.compress_size for member in archive.infolist())
     if held > _EXPANDED and held > _EXPANSION * size:
@@ -175,14 +175,14 @@ def check_members(archive: zipfile.ZipFile) -> None:
 
 
 def check_array(member: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises ValueError where an .npy file in a .zip file has not the bytes that its header claims."""
+    """Raises ValueError if an .npy file in a .zip file has fewer bytes than its header claims."""
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > member.file_size:
         raise ValueError(f"its header claims {claimed:,} bytes, but it has {member.file_size:,}")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, with a ValueError also for what nests too deeply."""
+    """`json.loads`, which also raises ValueError for text that nests too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -190,16 +190,16 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def safe_name(identifier: str) -> str:
-    """A file name for any non-empty id: ordinary ids stay as they are, `unquote` gives it back."""
+    """A file name for any non-empty id, which `unquote` gives back; ordinary ids stay as they are."""
     if not identifier:
         raise ValueError("an id is empty: there is no file name for it")
-    # A file's name need not be Unicode, nor then an id made of it.
+    # File names need not be Unicode, so neither need ids that come from them.
     name = quote(identifier, safe=" ()+,=@[]", errors="surrogateescape")
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def plain_json(value: Any) -> Any:
-    """What json does not know: config dicts, NumPy and JAX numbers and arrays, paths."""
+    """Converts for json: config dicts, NumPy and JAX numbers and arrays, paths."""
     for method in ("to_dict", "tolist"):
         if hasattr(value, method):
             return getattr(value, method)()

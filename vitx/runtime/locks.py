@@ -19,10 +19,8 @@ from vitx.runtime.paths import get, is_remote, put
 
 _NAME: Final = ".lock"
 _REFRESH_SECONDS: Final = 30.0
-_STALE_SECONDS: Final = 180.0  # without a refresh the holder is taken for dead
-_SETTLE_SECONDS: Final = (
-    5.0  # in which others that take the lock over at the same time have written
-)
+_STALE_SECONDS: Final = 180.0  # without a refresh the holder counts as dead
+_SETTLE_SECONDS: Final = 5.0  # for others that take the lock over at the same time to write
 
 
 class WorkdirBusy(WorkdirError):
@@ -79,8 +77,8 @@ def _kernel_lock(path: Path) -> Iterator[None]:
 def _bucket_lock(path: Path) -> Iterator[None]:
     """An object that names its holder, who refreshes it; one that is not refreshed is taken over.
 
-    The bucket lets only one process make it. Two that take over a dead one's, or one that was cut off and comes back,
-    see in the object that it is another's, and all but one end within `_REFRESH_SECONDS`.
+    The bucket lets only one process create it. Of two that take over a dead one's lock, or of a new holder and one that
+    was cut off and comes back, all but one see another's name in it and end within `_REFRESH_SECONDS`.
     """
     token = uuid.uuid4().hex
     _take(path, token)
@@ -92,7 +90,7 @@ def _bucket_lock(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         refresher.join()
-        with contextlib.suppress(Exception):  # then it goes stale
+        with contextlib.suppress(Exception):  # a lock that is left becomes stale
             if _read(path).get("token") == token:
                 path.unlink(missing_ok=True)
 
@@ -125,7 +123,7 @@ def _refresh(path: Path, token: str, ended: threading.Event) -> None:
                 _write(path, token)
                 continue
         except OSError:
-            continue  # a bucket that is out of reach is told by the run's own writes
+            continue  # the run's own writes report a bucket that is out of reach
         print(
             f"error: {path.parent} was taken over by {found.get('holder')}, as this run was cut off "
             f"from it for over {_STALE_SECONDS:.0f} s",
@@ -140,7 +138,7 @@ def _write(path: Path, token: str, *, new: bool = False) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the lock says; {} where there is none, or it is no lock of ours."""
+    """What is in the lock; {} where there is none, or it is no lock of ours."""
     try:
         return dict(json.loads(get(path)))
     except (FileNotFoundError, ValueError, TypeError):

@@ -3,39 +3,45 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tensorboardX
 
 from vitx import parallel
 from vitx.runtime.files import append_line, first_line, parse_json, write_bytes, write_error
-from vitx.runtime.paths import local_folder
+from vitx.runtime.paths import is_remote
+
+_NAME: Final = "metrics.jsonl"
 
 
-class MetricsWriter:
-    """Metrics as JSON lines (`metrics.jsonl`) and as TensorBoard events, in one folder.
+class MetricsWriter(contextlib.AbstractContextManager):
+    """Writes metrics to a folder as JSON lines (`metrics.jsonl`) and as TensorBoard events.
 
-    Lines are added to those of an earlier start: see `rewind`. Of several processes the first writes.
+    What an earlier start wrote is kept up to the step that training goes on from: a killed run wrote
+    later lines after it last saved its state. Only the first process writes.
 
     Args:
-        folder: Made when it is missing. In a bucket the events arrive when the writer is closed.
+        folder: Created if missing. In a bucket the events arrive when the writer is closed.
+        step: The last step whose metrics are kept.
+
+    Raises:
+        ValueError: The lines of an earlier start are damaged.
+        WriteError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / "metrics.jsonl"
-        self._events: tensorboardX.SummaryWriter | None = None
+    def __init__(self, folder: Path, step: int = 0):
+        self._folder = folder
         self._closing = contextlib.ExitStack()
-
-    def rewind(self, step: int) -> None:
-        """Drops lines of later steps: a killed run wrote them after it last saved its state."""
         if not parallel.is_first_process():
             return
-        kept = [line for line in self.read() if line["step"] <= step]
-        write_bytes(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.close()
-        self._open_events(step + 1)
+        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        write_bytes(folder / _NAME, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        local = self._closing.enter_context(_copied_to(folder)) if is_remote(folder) else folder
+        self._events = tensorboardX.SummaryWriter(str(local), purge_step=step + 1)
+        self._closing.callback(self._events.close)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one line; numbers that are not finite are written as null."""
@@ -43,45 +49,36 @@ class MetricsWriter:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
-        append_line(self.path, json.dumps({"step": step} | finite) + "\n")
-        events = self._events or self._open_events()
+        append_line(self._folder / _NAME, json.dumps({"step": step} | finite) + "\n")
         for name, value in numbers.items():
-            events.add_scalar(name, value, step)
+            self._events.add_scalar(name, value, step)
 
-    def _open_events(self, purge_step: int | None = None) -> tensorboardX.SummaryWriter:
-        folder = self._closing.enter_context(local_folder(self.path.parent))
-        self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
-        self._closing.callback(self._events.close)
-        return self._events
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines, oldest first: dicts with `step` and the metrics."""
-        return read_metrics(self.path.parent)
-
-    def close(self) -> None:
-        """Writes out what TensorBoard still holds in memory."""
-        self._events = None
+    def __exit__(self, *_: object) -> None:
+        """Writes the events that TensorBoard's writer still holds in memory."""
         try:
             self._closing.close()
         except OSError as error:
-            raise write_error(self.path.parent, error) from error
+            raise write_error(self._folder, error) from error
 
-    def __enter__(self) -> "MetricsWriter":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextlib.contextmanager
+def _copied_to(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files are copied into a bucket's folder in the end."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            write_bytes(folder / file.name, file.read_bytes())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines that a MetricsWriter left in a folder, oldest first; [] if there are none.
 
-    A last line without its end is left out: the run was killed while it wrote it.
+    A last line that does not end is left out: the run was killed while it wrote it.
 
     Raises:
         ValueError: Another line is damaged.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / _NAME
     texts = path.read_bytes().split(b"\n") if path.exists() else [b""]
     lines = []
     for number, text in enumerate(texts[:-1], 1):
@@ -98,7 +95,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _require_metrics(line: Any) -> None:
-    """ValueError where a line is not a dict of `step` and of numbers, or null for one that is not finite."""
+    """ValueError if a line is not a dict of `step` and of numbers, or null for one that is not finite."""
     if not isinstance(line, dict):
         raise ValueError("it is no JSON object")
     if type(line.get("step")) is not int:

@@ -1,12 +1,11 @@
-"""Progress bars in a terminal, and sparse lines of progress in logs."""
+"""Progress of a stage: a bar in a terminal, sparse lines in a log."""
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final, TextIO
+from typing import Final, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -20,11 +19,22 @@ from rich.progress import (
 
 from vitx import parallel
 
-_LINE_SECONDS: Final = 10.0  # between two lines of progress where there is no terminal
+_LINE_SECONDS: Final = 10.0  # between two lines in a log
+
+
+class Advance(Protocol):
+    """Counts items that are done, and shows values beside the count."""
+
+    def advance(self, count: int = 1, /, **values: float) -> None: ...  # noqa: D102
+
+
+class _Silent:
+    def advance(self, count: int = 1, /, **values: float) -> None:
+        pass
 
 
 class _Lines:
-    """Progress for logs: a line every ten seconds, and one at the end."""
+    """A line every ten seconds, and one at the end."""
 
     def __init__(self, file: TextIO, total: int, description: str, start: int):
         self._file, self._total, self._description = file, total, description
@@ -43,19 +53,13 @@ class _Lines:
         seconds = self._printed - self._began
         done = self._done - self._start
         left = seconds / done * (self._total - self._done) if done else math.nan
-        shown = _show(self._values)
-        print(
-            f"{self._description}: {self._done}/{self._total}, {seconds:.0f} s"
-            + (f", {left:.0f} s left" if left > 0 else "")
-            + (f", {shown}" if shown else ""),
-            file=self._file,
-            flush=True,
-        )
+        parts = [f"{self._description}: {self._done}/{self._total}", f"{seconds:.0f} s"]
+        parts += [f"{left:.0f} s left"] if left > 0 else []
+        parts += [_show(self._values)] if self._values else []
+        print(", ".join(parts), file=self._file, flush=True)
 
 
 class _Bar:
-    """Progress for terminals: a bar."""
-
     def __init__(self, bar: Progress, total: int, description: str, start: int):
         self._bar = bar
         self._task = bar.add_task(description, total=total, completed=start, values="")
@@ -73,37 +77,35 @@ def _show(values: Mapping[str, float]) -> str:
 @contextlib.contextmanager
 def progress(
     total: int, description: str, *, start: int = 0, file: TextIO | None = None
-) -> Iterator[_Bar | _Lines]:
-    """Shows how far a stage is, on standard error: a bar in a terminal, else sparse lines.
+) -> Iterator[Advance]:
+    """Shows how far a stage is: a bar in a terminal, else sparse lines.
 
-    Of several processes the first shows its own part.
+    Of several processes only the first shows its own part.
 
     Args:
-        total: Number of items; `start` of them were done by an earlier start.
+        total: Number of items, those of earlier starts included.
         description: The stage's name.
-        start: Items that are done already.
-        file: Where to, if not standard error.
+        start: Items that an earlier start did.
+        file: Where to; default: standard error.
 
     Yields:
         An object whose `advance(count=1, **values)` counts items and shows values.
     """
-    if not parallel.is_first_process():
-        with open(os.devnull, "w") as nowhere:
-            yield _Lines(nowhere, total, description, start)
-        return
     file = file or sys.stderr
-    if not file.isatty():
+    if not parallel.is_first_process():
+        yield _Silent()
+    elif not file.isatty():
         lines = _Lines(file, total, description, start)
         yield lines
         lines.print()
-        return
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[values]}"),
-    )
-    with Progress(*columns, console=Console(file=file), refresh_per_second=4) as bar:
-        yield _Bar(bar, total, description, start)
+    else:
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        )
+        with Progress(*columns, console=Console(file=file), refresh_per_second=4) as bar:
+            yield _Bar(bar, total, description, start)

@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 import jax
@@ -16,10 +16,10 @@ from vitx.runtime.files import WorkdirError
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and did so at a safe point.
+    """A signal asked the run to stop, and it did so at a safe point.
 
     Attributes:
-        signal: The signal that asked.
+        signal: The signal.
     """
 
     def __init__(self, signal_number: int):
@@ -28,22 +28,22 @@ class Stopped(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What shells expect of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The exit code of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signal
 
 
 class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag that the run looks at where stopping is safe.
+    """Turns Ctrl-C and SIGTERM into a flag that the run checks where stopping is safe.
 
     Use as a context in the main thread. The second signal acts as if the context were not there; worker processes end
     with the run, see `vitx.runtime.workers`.
 
     Attributes:
-        signal: The number of the signal that has come, 0 if none has.
+        signal: The number of the signal that came, 0 if none did.
     """
 
     def __init__(self) -> None:
-        self.signal = 0  # that has come
+        self.signal = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -51,12 +51,7 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _restore(self) -> None:
@@ -69,14 +64,14 @@ class StopRequest:
         print("\nstopping at the next safe point; again to stop at once", file=sys.stderr)
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come: call where everything is saved."""
+        """Raises Stopped if a signal came: call where everything is saved."""
         if self.signal:
             raise Stopped(self.signal)
 
 
 @contextlib.contextmanager
 def clean_exit() -> Iterator[None]:
-    """Ends the program with one line and the right exit code where the user knows what to do."""
+    """Ends the program with one line and the right exit code after errors that tell the user what to do."""
     try:
         yield
     except Stopped as stopped:

@@ -1,7 +1,7 @@
-"""The folder of one run: a lock, stages that resume, and files that are whole or absent.
+"""The folder of one run: a lock, and a folder for each stage, from which the stage resumes.
 
-A workdir holds one folder per stage. Whatever a stage finished is a file under its final name, so
-a process that is killed anywhere leaves a state from which the next start goes on.
+Whatever a stage finished is a file under its final name, so a process that is killed anywhere
+leaves a state from which the next start goes on.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
+from flax.traverse_util import flatten_dict
+
 from vitx import parallel
 from vitx.runtime import locks
 from vitx.runtime.files import (
@@ -26,39 +28,43 @@ from vitx.runtime.files import (
     write_error,
     write_json,
 )
-from vitx.runtime.paths import as_path, is_remote, make_folder
+from vitx.runtime.paths import as_path, is_remote
 
 _RECORD: Final = "stage.json"
 # Bytes that Linux allows; the stages' own folders and files take up to 400 of a path.
 _LONGEST_PATH: Final = 4096 - 400
 _LONGEST_NAME: Final = 255
-_SAVE_SECONDS: Final = 10.0  # at most this much of a stage's time is lost to a kill
+_SAVE_SECONDS: Final = 10.0  # a kill loses at most this much of a stage's recorded time
 
 
 class Workdir:
-    """The folder of one run, made when it is missing.
+    """The folder of one run, created if missing.
 
     Attributes:
-        folder: Its path, an `epath.Path` where it is in a bucket: see `vitx.runtime.paths`.
+        folder: Its absolute path, an `epath.Path` where it is in a bucket.
+
+    Raises:
+        ImportError, ValueError: See `vitx.runtime.paths.as_path`; or the path is too long.
+        WriteError: The folder cannot be created.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.folder = as_path(path)
-        if not is_remote(self.folder):
-            _require_room(self.folder)
+        if is_remote(self.folder):
+            return
+        self.folder = self.folder.absolute()
+        _require_room(self.folder)
         try:
-            make_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self.folder, error) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator["Workdir"]:
-        """Keeps other processes out, and removes what killed ones left half-written.
-
-        The lock is the kernel's or, in a bucket, an object: `vitx.runtime.locks` says how they end.
+        """Keeps other processes out, see `vitx.runtime.locks`, and removes half-written files of killed ones.
 
         Raises:
-            WorkdirBusy: Another process holds it; the message names its pid and host.
+            WorkdirBusy: Another process holds the lock; the message names its pid and host.
         """
         with locks.hold(self.folder):
             if not is_remote(self.folder):  # objects are never half-written
@@ -79,8 +85,8 @@ class Workdir:
             options: All that its results depend on, comparable as JSON.
 
         Raises:
-            ValueError: The stage was begun with other options; the message says which. Or the folder holds
-                results without the record of the options that made them.
+            ValueError: The stage was begun with other options, which the message names. Or the folder
+                holds results without the record of the options that made them.
         """
         if parallel.is_first_process():  # it holds the lock
             _require_record(self.folder / name)
@@ -95,8 +101,8 @@ class Workdir:
 
 
 def _require_room(folder: Path) -> None:
-    """ValueError where the folder's path, or a name in it, is longer than files inside it can have."""
-    path = os.fsencode(folder.absolute())
+    """ValueError if the folder's path, or a name in it, is too long for the files inside it."""
+    path = os.fsencode(folder)
     longest = max(map(len, path.split(b"/")))
     if len(path) > _LONGEST_PATH or longest > _LONGEST_NAME:
         shown = path[:60].decode(errors="replace")
@@ -108,7 +114,7 @@ def _require_room(folder: Path) -> None:
 
 
 class StageFolder:
-    """One step of a run, with a folder of its own.
+    """The folder of one stage of a run: its record, and its results as files.
 
     Attributes:
         folder: Where its results go.
@@ -123,9 +129,9 @@ class StageFolder:
         path = folder / _RECORD
         if path.exists():
             record = _read_record(path)
-            made = record["done"] or any(entry.name != _RECORD for entry in folder.iterdir())
-            # What failed before it made anything takes other options.
-            self._record = record if made else record | {"options": self.options}
+            has_results = record["done"] or any(entry.name != _RECORD for entry in folder.iterdir())
+            # A stage that failed before its first result may start with other options.
+            self._record = record if has_results else record | {"options": self.options}
             self._require_same_options()
 
     def _require_same_options(self) -> None:
@@ -154,10 +160,8 @@ class StageFolder:
         return self._record["seconds"] + running
 
     @contextlib.contextmanager
-    def run(self) -> Iterator["StageFolder"]:
+    def run(self) -> Iterator[None]:
         """Times the body, and marks the stage done when it ends without an exception."""
-        if self.done:
-            raise ValueError(f"stage {self.folder.name!r} is done: check `stage.done` before run()")
         self._record.setdefault("begun", time.time())
         self._started = time.monotonic()
         self._save()
@@ -166,7 +170,7 @@ class StageFolder:
         saver.start()
         done = False
         try:
-            yield self
+            yield
             done = True
         finally:
             ended.set()
@@ -181,7 +185,7 @@ class StageFolder:
 
     def _save_regularly(self, ended: threading.Event) -> None:
         while not ended.wait(_SAVE_SECONDS):
-            with contextlib.suppress(WriteError):  # the stage's own writes will say so
+            with contextlib.suppress(WriteError):  # the stage's own writes report it
                 self._save()
 
     def _save(self) -> None:
@@ -200,7 +204,7 @@ class StageFolder:
 
         Args:
             path: The file.
-            stamp: The stamp that the file holds; None where it holds none.
+            stamp: The stamp in the file; None if it has none.
             identifier: The item whose file it should be.
             folder: The item's folder in the stage.
 
@@ -251,15 +255,14 @@ class StageFolder:
 
 
 def recorded_options(folder: Path) -> dict[str, Any]:
-    """The options that the stage in `folder` was begun with; ValueError where they are not recorded."""
+    """The options that the stage in `folder` was begun with; ValueError if they are not recorded."""
     _require_record(folder)
-    return dict(_read_record(folder / _RECORD)["options"])
+    return _read_record(folder / _RECORD)["options"]
 
 
 def _require_record(folder: Path) -> None:
-    """ValueError where a stage's folder holds results, but not the options that made them."""
-    record = folder / _RECORD
-    if record.exists() or not folder.is_dir():
+    """ValueError if a stage's folder holds results, but not the options that made them."""
+    if (folder / _RECORD).exists() or not folder.is_dir():
         return
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if found:
@@ -270,20 +273,15 @@ def _require_record(folder: Path) -> None:
         )
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as {"a.b": JSON text}, so that options are compared and shown one by one."""
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat: dict[str, str] = {}
-    for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _flatten(options: dict[str, Any]) -> dict[str, str]:
+    """Nested options as {"a.b": JSON text}, so that they are compared and shown one by one."""
+    return {key: json.dumps(value) for key, value in flatten_dict(options, sep=".").items()}
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = parse_json(path.read_text())
-        record["options"], record["seconds"], record["done"], record["begun"]
-    except (ValueError, KeyError, TypeError) as error:
+        record["options"].items(), record["seconds"], record["done"], record["begun"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete {path.parent}") from error
     return record

@@ -81,14 +81,13 @@ def fit(
         ValueError: `batches` ended early.
     """
     stage = folder.name
-    with MetricsWriter(folder) as metrics, Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore_latest(state)
         state, start = restored.state, restored.step or 0
-        metrics.rewind(start)
-        log = _Log(metrics, stage, restored.extra.get("window", []))
-        saver = _Saver(checkpoints, log, stop, save_every_seconds)
         source = batches(start) if start < steps else iter(())
-        with progress(steps, stage, start=start) as bar:
+        with MetricsWriter(folder, start) as metrics, progress(steps, stage, start=start) as bar:
+            log = _Log(metrics, stage, restored.extra.get("window", []))
+            saver = _Saver(checkpoints, log, stop, save_every_seconds)
             for step, batch in zip(range(start + 1, steps + 1), source, strict=False):
                 state, scalars = step_fn(state, batch)
                 log.add(step, scalars)

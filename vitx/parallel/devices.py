@@ -28,42 +28,28 @@ def mesh(devices: tuple[jax.Device, ...] | None = None) -> Mesh:
 
     Its axis is Auto: the compiler propagates shardings through the model's reshapes.
     """
-    devices = tuple(jax.devices()) if devices is None else devices
+    devices = devices or tuple(jax.devices())
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def local_mesh() -> Mesh:
     """The mesh over this process's own devices."""
-    return mesh(tuple(jax.local_devices())) if jax.process_count() > 1 else mesh()
+    return mesh(tuple(jax.local_devices()))
 
 
 def shard_batch(batch: Any, over: Mesh | None = None) -> Any:
     """Puts host arrays (B, ...) on the mesh's devices, each with B / devices examples.
 
-    With several processes each gives its own part of the batch.
-
-    Raises:
-        ValueError: B is no multiple of the number of devices; see `pad_batch`.
+    With several processes each gives its own part of the batch. JAX raises ValueError if B is not a multiple of the
+    number of devices; see `pad_batch`.
     """
-    over = over or mesh()
-    sharding = NamedSharding(over, P(AXIS))
+    sharding = NamedSharding(over or mesh(), P(AXIS))
 
     def put(x: Any) -> Any:
-        if _has_sharding(x, sharding):
-            return x
-        return jax.make_array_from_process_local_data(sharding, x)
+        there = _has_sharding(x, sharding)
+        return x if there else jax.make_array_from_process_local_data(sharding, x)
 
-    return jax.tree.map(put, _divisible(batch, over.local_mesh.size))
-
-
-def _divisible(batch: Any, devices: int) -> Any:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        if np.ndim(leaf) == 0 or np.shape(leaf)[0] % devices:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}: its first "
-                f"dimension must be a multiple of the {devices} devices; pad it with pad_batch"
-            )
-    return batch
+    return jax.tree.map(put, batch)
 
 
 def replicate(tree: Any, over: Mesh | None = None) -> Any:
@@ -75,14 +61,12 @@ def replicate(tree: Any, over: Mesh | None = None) -> Any:
     if all(_has_sharding(leaf, sharding) for leaf in jax.tree.leaves(tree)):
         return tree
 
-    def put(x: Any) -> Any:
-        if _has_sharding(x, sharding):
-            return x
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            x = x.addressable_data(0)  # replicated over the devices of all processes
-        return jax.device_put(x, sharding)
+    def own(x: Any) -> Any:
+        """This process's copy of an array that is replicated over the devices of all processes."""
+        whole = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return x if whole else x.addressable_data(0)
 
-    return jax.tree.map(put, tree)
+    return jax.device_put(jax.tree.map(own, tree), sharding)
 
 
 def _has_sharding(x: Any, sharding: NamedSharding) -> bool:
@@ -117,10 +101,9 @@ def data_parallel(
     """Compiles a function of positional pytrees for a mesh, and puts its arguments there.
 
     Args:
-        function: For example (state, batch) -> (state, metrics), whose sums over the whole batch go
-            through `sum_over_devices`, or (model, images) -> maps.
-        batch_argnums: Arguments whose arrays are sharded along their first axis; the others are
-            replicated.
+        function: For example (state, batch) -> (state, metrics), whose sums over the whole batch go through
+            `sum_over_devices`, or (model, images) -> maps.
+        batch_argnums: Arguments whose arrays are sharded along their first axis; the others are replicated.
         sharded_output: Whether results are per example, or replicated.
         donate_argnums: Arguments whose memory the results may take.
         over: The mesh; default: all devices.
@@ -166,9 +149,8 @@ def data_parallel(
 
 
 def _by_device(batch: Any, over: Mesh) -> Any:
-    """Arrays (B, ...) in the layout of `jax.pmap`, (devices of this process, B / devices, ...)."""
-    local = over.local_mesh.size
-    return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), _divisible(batch, local))
+    """Arrays (B, ...) in the layout of `jax.pmap`, (devices, B / devices, ...)."""
+    return jax.tree.map(lambda x: x.reshape(over.size, -1, *x.shape[1:]), batch)
 
 
 def per_example(
@@ -210,22 +192,12 @@ def per_example(
 
 
 def pad_batch(batch: Any, multiple: int) -> tuple[Any, np.ndarray]:
-    """Repeats the last example until the batch size is a multiple of `multiple`.
-
-    Args:
-        batch: Pytree of host arrays (B, ...).
-        multiple: For example the number of devices.
+    """Repeats the last example until the batch size is a multiple of `multiple`, for example the number of devices.
 
     Returns:
-        The pytree with arrays (B', ...), and `valid`, bool (B',), False for each repeat.
-
-    Raises:
-        ValueError: The batch is empty, or its arrays differ in B.
+        The pytree, of arrays (B, ...), with arrays (B', ...), and `valid`, bool (B',), False for each repeat.
     """
-    sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"a batch needs arrays of one size, not empty; got sizes {sorted(sizes)}")
-    (size,) = sizes
+    size = len(jax.tree.leaves(batch)[0])
     padded = -(-size // multiple) * multiple
     rows = np.minimum(np.arange(padded), size - 1)  # (B',)
     return jax.tree.map(lambda x: np.asarray(x)[rows], batch), np.arange(padded) < size

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol, TextIO
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,18 +22,14 @@ from vitx import parallel
 _LINE_SECONDS: Final = 10.0  # between two lines in a log
 
 
-class Advance(Protocol):
-    """Counts items that are done, and shows values beside the count."""
+class Counter:
+    """Counts items that are done; this one shows nothing."""
 
-    def advance(self, count: int = 1, /, **values: float) -> None: ...  # noqa: D102
-
-
-class _Silent:
     def advance(self, count: int = 1, /, **values: float) -> None:
-        pass
+        """Adds `count` items, and shows values beside the count."""
 
 
-class _Lines:
+class _Lines(Counter):
     """A line every ten seconds, and one at the end."""
 
     def __init__(self, file: TextIO, total: int, description: str, start: int):
@@ -59,7 +55,7 @@ class _Lines:
         print(", ".join(parts), file=self._file, flush=True)
 
 
-class _Bar:
+class _Bar(Counter):
     def __init__(self, bar: Progress, total: int, description: str, start: int):
         self._bar = bar
         self._task = bar.add_task(description, total=total, completed=start, values="")
@@ -77,7 +73,7 @@ def _show(values: Mapping[str, float]) -> str:
 @contextlib.contextmanager
 def progress(
     total: int, description: str, *, start: int = 0, file: TextIO | None = None
-) -> Iterator[Advance]:
+) -> Iterator[Counter]:
     """Shows how far a stage is: a bar in a terminal, else sparse lines.
 
     Of several processes only the first shows its own part.
@@ -87,13 +83,10 @@ def progress(
         description: The stage's name.
         start: Items that an earlier start did.
         file: Where to; default: standard error.
-
-    Yields:
-        An object whose `advance(count=1, **values)` counts items and shows values.
     """
     file = file or sys.stderr
     if not parallel.is_first_process():
-        yield _Silent()
+        yield Counter()
     elif not file.isatty():
         lines = _Lines(file, total, description, start)
         yield lines

@@ -68,25 +68,16 @@ class Workdir:
         """
         with locks.hold(self.folder):
             if not is_remote(self.folder):  # objects are never half-written
-                self._remove_leftovers()
+                for path in list(self.folder.rglob("*".join(TEMPORARY))):
+                    path.unlink(missing_ok=True)
             yield self
 
-    def _remove_leftovers(self) -> None:
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                if name.startswith(TEMPORARY[0]) and name.endswith(TEMPORARY[1]):
-                    (Path(folder) / name).unlink(missing_ok=True)
-
     def stage(self, name: str, options: Mapping[str, Any]) -> "StageFolder":
-        """A stage's folder, with what an earlier start left in it.
-
-        Args:
-            name: The folder's name inside the workdir.
-            options: All that its results depend on, comparable as JSON.
+        """The folder of a stage, whose results depend on `options`.
 
         Raises:
-            ValueError: The stage was begun with other options, which the message names. Or the folder
-                holds results without the record of the options that made them.
+            ValueError: The stage was begun with other options, which the message names; or the folder holds results
+                without the record of the options that made them.
         """
         if parallel.is_first_process():  # it holds the lock
             _require_record(self.folder / name)
@@ -200,16 +191,13 @@ class StageFolder:
     def require_stamp(
         self, path: Path, stamp: str | None, identifier: str, folder: str = ""
     ) -> None:
-        """Refuses a file that this stage did not write for this item with its options.
+        """Raises ValueError for a file that this stage did not write for this item with its options.
 
         Args:
             path: The file.
             stamp: The stamp in the file; None if it has none.
             identifier: The item whose file it should be.
             folder: The item's folder in the stage.
-
-        Raises:
-            ValueError: The stamp is missing, or another one.
         """
         if stamp is None:
             raise ValueError(

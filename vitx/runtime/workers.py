@@ -1,4 +1,4 @@
-"""Work on many items side by side: in other processes of this host, or on all of its devices."""
+"""Maps a function over many items side by side: in other processes of this host, or on all of its devices."""
 
 import multiprocessing
 import os
@@ -25,21 +25,19 @@ def in_processes(
 ) -> Generator[Result, None, None]:
     """`function(item)` for each item, in their order, computed by processes that leave the accelerators alone.
 
-    At most two items a process wait at once, so that memory stays flat however many there are.
-
     Args:
-      function: of a module's top level; it and the items are pickled.
-      items: drawn as there is room.
-      workers: number of processes; 0: one for each core.
+        function: Of a module's top level; it and the items are pickled.
+        items: Drawn as there is room, so that memory stays flat: two per process wait.
+        workers: Number of processes; 0: one per core.
 
     Raises:
-      WorkdirError: where a process died, for example killed for memory. Results given so far stand.
+        WorkdirError: A process died, for example killed for memory. Results so far were given.
     """
     workers = workers or os.cpu_count() or 1
     # A fork of a process that runs JAX's threads may hang; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),)
+        workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
         yield from _in_order(pool, function, items, 2 * workers)
@@ -56,28 +54,24 @@ def on_devices(
     threads: int = 0,
     devices: Sequence[jax.Device] | None = None,
 ) -> Generator[Result, None, None]:
-    """`function(item)` for each item, in their order, by several devices side by side.
+    """`function(item)` for each item, in their order, computed by several devices side by side.
 
     Args:
-      function: called with JAX's default device set to its thread's; other settings of the caller's thread, such as
-        `jax.enable_x64`, do not reach it. What it compiles, it compiles for each device.
-      items: drawn as there is room: two a thread wait.
-      threads: of each device; 0: two for an accelerator, so that one item is prepared while another is computed, and
-        for a CPU one for each core.
-      devices: of one kind; default: this process' accelerators, or the CPU.
-
-    Raises:
-      whatever `function` raises. Results given so far stand.
+        function: Called with JAX's default device set to its thread's. Other settings of the caller's thread, such as
+            `jax.enable_x64`, do not reach it. It is compiled for each device.
+        items: Drawn as there is room: two per thread wait.
+        threads: Per device; 0: two for an accelerator, so that one item is prepared while another is computed, and
+            one per core for a CPU.
+        devices: Of one kind; default: this process's accelerators, or the CPU.
     """
     if devices is None:
         devices = jax.local_devices()
         if devices[0].platform == "cpu":
-            devices = devices[:1]  # virtual ones have the same cores
+            devices = devices[:1]  # virtual ones share the cores
     threads = threads or (os.cpu_count() or 1 if devices[0].platform == "cpu" else 2)
-    count = threads * len(devices)
     free: SimpleQueue[jax.Device] = SimpleQueue()
-    for thread in range(count):
-        free.put(devices[thread % len(devices)])
+    for device in [*devices] * threads:
+        free.put(device)
 
     def call(item: Item) -> Result:
         device = free.get()
@@ -87,13 +81,14 @@ def on_devices(
         finally:
             free.put(device)
 
+    count = free.qsize()
     yield from _in_order(ThreadPoolExecutor(count), call, items, 2 * count)
 
 
 def _in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
-    """Results of a pool in the items' order, up to `ahead` of them waiting; shuts it down."""
+    """Results of a pool in the items' order, with up to `ahead` of them waiting; then shuts the pool down."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -106,21 +101,23 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
+def _start_worker(parent: int) -> None:
     jax.config.update("jax_platforms", "cpu")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the run itself decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the run itself decides
     end_with(parent)
 
 
 def end_with(parent: int) -> None:
-    """Has this process end within a second after its parent, of this process id, however that ended.
+    """Ends this process within a second after its parent, of this process id, however the parent ended.
 
-    A killed run cannot stop its worker processes, which would wait for it for ever.
+    A killed run cannot stop its worker processes, which would wait for it forever.
     """
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()

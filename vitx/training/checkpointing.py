@@ -1,7 +1,7 @@
 """Checkpoints of training with Orbax: the newest, the best, and older ones where those are damaged.
 
-Leaves are stored as host arrays under their paths in the pytree, so that a checkpoint depends
-neither on the containers (named tuples, NNX states) nor on the devices it was written from.
+Leaves are stored as host arrays under their paths in the pytree, so that a checkpoint depends neither on the
+containers (named tuples, NNX states) nor on the devices it was written from.
 """
 
 import contextlib
@@ -41,17 +41,11 @@ class _Damaged(Exception):
 
 
 class Restored(NamedTuple):
-    """A restored checkpoint.
+    """A restored checkpoint."""
 
-    Attributes:
-        step: Its step; None if there was no checkpoint, and then `state` is the template.
-        state: A pytree like the template.
-        extra: The JSON values it was saved with.
-    """
-
-    step: int | None
-    state: Any
-    extra: dict[str, Any]
+    step: int | None  # None if there was no checkpoint, and then `state` is the template
+    state: Any  # a pytree like the template
+    extra: dict[str, Any]  # the JSON values it was saved with
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -67,7 +61,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._failed = False
         self._losses: dict[int, float] = {}  # of the steps that were saved with one
         policies = ocp.training.preservation_policies
-        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), _Best(self)])
+        kept = policies.AnyPreservationPolicy([policies.LatestN(keep), self])
         try:
             if not is_remote(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +90,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Steps of the checkpoints on disk, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def steps_by_loss(self) -> list[int]:
+    def _steps_by_loss(self) -> list[int]:
         """Steps of the checkpoints that were saved with a loss, best first; of equal ones the newer first."""
         ranked = [step for step in self.steps if step in self._losses]
         return sorted(ranked, key=lambda step: (self._losses[step], -step))
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Keeps the best, as a policy of Orbax, whose own BestN stops at a damaged file of metrics."""
+        best = self._steps_by_loss()[:1]
+        return [checkpoint.step in best for checkpoint in checkpoints]
 
     def save(
         self,
@@ -110,8 +109,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     ) -> None:
         """Saves a pytree of arrays, and returns when it is on disk.
 
-        Removes checkpoints of this and later steps first: they are damaged, or of a course that
-        training has gone back from.
+        Removes checkpoints of this and later steps first: they are damaged, or training went back behind them.
 
         Args:
             step: Number of training steps that led to `state`.
@@ -143,8 +141,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """The newest checkpoint that can be read, else older ones; the same one in all processes.
 
         Args:
-            template: A pytree with the structure, shapes and types of what was saved; restored
-                leaves take the kind (NumPy or JAX) and the sharding of its leaves.
+            template: A pytree with the structure, shapes and types of what was saved; restored leaves take the kind
+                (NumPy or JAX) and the sharding of its leaves.
 
         Raises:
             ValueError: A checkpoint is whole but holds other arrays than the template.
@@ -154,7 +152,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def restore_best(self, template: Any) -> Restored:
         """The best checkpoint that can be read, else the next best, see `restore_latest`."""
-        return self._restore(template, self.steps_by_loss())
+        return self._restore(template, self._steps_by_loss())
 
     def _restore(self, template: Any, steps: list[int]) -> Restored:
         listed = zlib.crc32(repr(steps).encode())
@@ -211,17 +209,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         if _checksum(arrays) != kept.get("crc32"):
             raise ValueError("its checksum is missing or differs")
         return arrays, kept["extra"]
-
-
-class _Best:
-    """Orbax policy that keeps the best checkpoint; its own BestN stops at a damaged file of metrics."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        best = self._checkpoints.steps_by_loss()[:1]
-        return [checkpoint.step in best for checkpoint in checkpoints]
 
 
 def _require_same(template: Any, arrays: Mapping[str, np.ndarray], path: Path) -> None:

@@ -17,20 +17,20 @@ from flax import nnx
 import vitx
 from vitx.ops import Ops
 from vitx.relevance.methods import attribution
-from vitx.relevance.rulesets import CHEFER_PAIRS, STABLE_PAIRS, STABLE_RULES, attribution_bundle
+from vitx.relevance.rulesets import CHEFER_PAIRS, STABLE_PAIRS, STABLE_RULES, attribution_rule_set
 
 _MODEL = flags.DEFINE_string("model", "vit_base_patch16_224", "A name of vitx's registry.")
 _IMAGES = flags.DEFINE_integer("images", 10, "Images, one a call.")
 
 _ADD = {"add": STABLE_RULES["add"]}
-_PRODUCTS = {name: STABLE_RULES[name] for name in ("scores", "weigh")}
-_FORK = {"fork": STABLE_RULES["fork"]}
-BUNDLES = {
+_PRODUCTS = {name: STABLE_RULES[name] for name in ("attention_scores", "apply_attention")}
+_CLONE = {"clone": STABLE_RULES["clone"]}
+RULE_SETS = {
     "published": CHEFER_PAIRS,
-    "stabilised: adds": attribution_bundle(**_ADD),
-    "stabilised: products": attribution_bundle(**_PRODUCTS),
-    "fan-out by plain addition": attribution_bundle(**_FORK),
-    "stabilised: adds and products": attribution_bundle(**_ADD, **_PRODUCTS),
+    "stabilised: adds": attribution_rule_set(**_ADD),
+    "stabilised: products": attribution_rule_set(**_PRODUCTS),
+    "fan-out by plain addition": attribution_rule_set(**_CLONE),
+    "stabilised: adds and products": attribution_rule_set(**_ADD, **_PRODUCTS),
     "stable (all three)": STABLE_PAIRS,
 }
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     print(f"{_MODEL.value}, {_IMAGES.value} images, {jax.devices()[0].device_kind}\n")
     print("| rules | correlation: least | median | largest error: worst | median |")
     print("|---|---|---|---|---|")
-    for name, ops in BUNDLES.items():
+    for name, ops in RULE_SETS.items():
         pairs = [
             (one_map(single, image.astype(np.float32), ops), one_map(double, image, ops))
             for image in random_images(single.preprocess.size, _IMAGES.value)

@@ -94,7 +94,7 @@ def _name_aliases(
 
 
 def _leave_out_long_values(app: Sphinx, page: nodes.document) -> None:
-    """A bundle's value is a page of functions."""
+    """A rule set's value is a page of functions."""
     for note in list(page.findall(addnodes.desc_annotation)):
         text = note.astext()
         if text.startswith(" = ") and len(text) > 80:

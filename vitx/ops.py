@@ -1,10 +1,9 @@
-"""The operations a model may use, as plain JAX, and the bundle that hands them to it.
+"""The operations a model may use, as plain JAX, and `Ops`, the set of them that a model is called with.
 
-A model never writes `x + y` or `x @ w`: it calls the operation of that name in the `Ops` that it is
-given. Under `PLAIN` that is ordinary arithmetic. Under a bundle of `vitx.relevance.rulesets` the
-value is the same, at full float32 precision whatever the backend's default, and the cotangent is
-relevance. Reshapes, transposes and slices need no operation: their transpose is right for both.
-Arrays are positional arguments, constants are keyword arguments.
+A model never writes `x + y` or `x @ w`: it calls `ops.add` or `ops.linear`. `PLAIN` is ordinary arithmetic. A rule
+set of `vitx.relevance.rulesets` computes the same values, at full float32 precision whatever the backend's default,
+and its cotangents are relevance. Reshapes, transposes and slices need no operation: their transpose is right for
+both. Arrays are positional arguments, constants are keyword arguments.
 """
 
 import math
@@ -35,17 +34,17 @@ def add(x: Array, y: Array) -> Array:
     return x + y
 
 
-def fork(x: Array) -> tuple[Array, Array]:
-    """One value for two readers: the mirror of `add`."""
+def clone(x: Array) -> tuple[Array, Array]:
+    """One value for two branches: the mirror of `add`."""
     return x, x
 
 
-def scores(query: Array, key: Array, precision: Precision = None) -> Array:
+def attention_scores(query: Array, key: Array, precision: Precision = None) -> Array:
     """QK^T: query (B, H, Q, D), key (B, H, N, D) -> (B, H, Q, N)."""
     return jnp.einsum("bhqd,bhnd->bhqn", query, key, precision=precision)
 
 
-def weigh(attention: Array, value: Array, precision: Precision = None) -> Array:
+def apply_attention(attention: Array, value: Array, precision: Precision = None) -> Array:
     """AV: attention (B, H, Q, N), value (B, H, N, D) -> (B, H, Q, D)."""
     return jnp.einsum("bhqn,bhnd->bhqd", attention, value, precision=precision)
 
@@ -89,9 +88,9 @@ def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Arra
     return centred * lax.rsqrt(variance + epsilon) * _last_axis(weight, x) + _last_axis(shift, x)
 
 
-def observe(attention: Array, tap: Array | None) -> Array:
+def probe(attention: Array, zeros: Array | None) -> Array:
     """Adds a zero probe to the attention, whose cotangent is the gradient or relevance at this point."""
-    return attention if tap is None else attention + tap
+    return attention if zeros is None else attention + zeros
 
 
 def conv(x: Array, kernel: Array, *, stride: int, precision: Precision = None) -> Array:
@@ -131,7 +130,7 @@ def _last_axis(parameter: Array, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Ops:
-    """A bundle of operations. Fields have the signatures of the functions above; equal and hashed by identity of them.
+    """A set of operations, with the signatures of the functions above; equal and hashed by identity of them.
 
     `pixels` is the linear layer that reads the image itself: its input is bounded, which some rules use.
     `conv`, `group_norm`, `relu` and `max_pool` belong to the hybrid's stem, below every explanation.
@@ -141,14 +140,14 @@ class Ops:
     pixels: Callable[..., Any] = linear
     bias: Callable[..., Any] = bias
     add: Callable[..., Any] = add
-    fork: Callable[..., Any] = fork
-    scores: Callable[..., Any] = scores
-    weigh: Callable[..., Any] = weigh
+    clone: Callable[..., Any] = clone
+    attention_scores: Callable[..., Any] = attention_scores
+    apply_attention: Callable[..., Any] = apply_attention
     scale: Callable[..., Any] = scale
     softmax: Callable[..., Any] = softmax
     gelu: Callable[..., Any] = gelu
     layer_norm: Callable[..., Any] = layer_norm
-    observe: Callable[..., Any] = observe
+    probe: Callable[..., Any] = probe
     conv: Callable[..., Any] = conv
     group_norm: Callable[..., Any] = group_norm
     relu: Callable[..., Any] = relu

@@ -176,7 +176,7 @@ def test_taps_reach_their_blocks():
     model = small_vit()
     images = images_for(model, 2)
     first, last = jnp.zeros((2, 2, 7, 7)), jnp.zeros((2, 2, 1, 7))
-    run = jax.jit(lambda first, last: model(images, taps=[first, last]))
+    run = jax.jit(lambda first, last: model(images, probes=[first, last]))
     plain = run(first, last)
     assert not np.allclose(run(first + 1, last), plain)
     assert not np.allclose(run(first, last + 1), plain)

@@ -60,23 +60,23 @@ def test_linear_bias_add_and_scale():
     assert_close(ops.scale(jnp.asarray(x), factor=0.25), x / 4)
 
 
-def test_fork_gives_the_value_twice():
+def test_clone_gives_the_value_twice():
     x = jnp.ones((2, 3))
-    first, second = ops.fork(x)
+    first, second = ops.clone(x)
     assert first is x and second is x
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-def test_scores_and_weigh_by_loops_over_tokens(queries):
+def test_attention_by_loops_over_tokens(queries):
     query, key, value = normal(0, 2, 2, queries, 4), normal(1, 2, 2, 3, 4), normal(2, 2, 2, 3, 4)
     scores = np.empty((2, 2, queries, 3))
     for b, h, q, n in np.ndindex(scores.shape):
         scores[b, h, q, n] = sum(query[b, h, q, d] * key[b, h, n, d] for d in range(4))
-    assert_close(ops.scores(query, key), scores)
+    assert_close(ops.attention_scores(query, key), scores)
     mixed = np.empty(query.shape)
     for b, h, q, d in np.ndindex(mixed.shape):
         mixed[b, h, q, d] = sum(scores[b, h, q, n] * value[b, h, n, d] for n in range(3))
-    assert_close(ops.weigh(jnp.asarray(scores), value), mixed)
+    assert_close(ops.apply_attention(jnp.asarray(scores), value), mixed)
 
 
 def test_softmax_and_gelu():
@@ -116,13 +116,13 @@ def test_group_norm_takes_neighbouring_channels_of_one_image(groups):
     assert_close(found, expected, 1e-12)
 
 
-def test_observe_returns_the_attention_and_shows_its_gradient():
+def test_probe_returns_the_attention_and_shows_its_gradient():
     attention = jnp.asarray(normal(0, 1, 2, 3, 3))
-    assert ops.observe(attention, None) is attention
-    tap = jnp.zeros_like(attention)
-    value, pull = jax.vjp(lambda t: ops.observe(attention, t), tap)
+    assert ops.probe(attention, None) is attention
+    probe = jnp.zeros_like(attention)
+    value, pullback = jax.vjp(lambda t: ops.probe(attention, t), probe)
     np.testing.assert_array_equal(value, attention)
-    np.testing.assert_array_equal(pull(2 * attention)[0], 2 * attention)
+    np.testing.assert_array_equal(pullback(2 * attention)[0], 2 * attention)
 
 
 SIDES = st.sampled_from([1, 2, 5, 6])
@@ -151,8 +151,8 @@ def test_operations_keep_float32():
     results = {
         "linear": ops.linear(x, one),
         "bias": ops.bias(x, c),
-        "scores": ops.scores(x, x),
-        "weigh": ops.weigh(x, x),
+        "attention_scores": ops.attention_scores(x, x),
+        "apply_attention": ops.apply_attention(x, x),
         "scale": ops.scale(x, factor=0.1),
         "softmax": ops.softmax(x),
         "gelu": ops.gelu(x),
@@ -171,6 +171,6 @@ def test_plain_is_the_module_s_own_functions():
         assert getattr(PLAIN, field.name) is getattr(ops, name)
 
 
-def test_bundles_compare_and_hash_by_their_functions():
+def test_rule_sets_compare_and_hash_by_their_functions():
     assert Ops() == PLAIN and hash(Ops()) == hash(PLAIN)
     assert Ops(add=lambda x, y: x + y) != PLAIN

@@ -67,17 +67,17 @@ def observed(model, images, ops, hot):
     """Attention and its cotangent (B, H, N, N) in every block, with no queries left out."""
     tokens = model.embed(model.features(images))
     count = tokens.shape[1]
-    taps = [jnp.zeros((len(images), b.attn.heads, count, count)) for b in model.blocks]
+    probes = [jnp.zeros((len(images), b.attn.heads, count, count)) for b in model.blocks]
 
-    def forward(taps):
+    def forward(probes):
         x, attentions = tokens, []
-        for block, tap in zip(model.blocks, taps, strict=True):
-            x, attention = block(x, ops, tap)
+        for block, probe in zip(model.blocks, probes, strict=True):
+            x, attention = block(x, ops, probe)
             attentions.append(attention)
         return model.classify(x, ops), attentions
 
-    logits, pull, attentions = jax.vjp(forward, taps, has_aux=True)
-    return logits, attentions, pull(hot)[0]
+    logits, pullback, attentions = jax.vjp(forward, probes, has_aux=True)
+    return logits, attentions, pullback(hot)[0]
 
 
 def row_of_product(matrices, normalised):
@@ -267,11 +267,11 @@ def test_a_second_call_traces_nothing():
     assert module._explain._cache_size() == before + 1
 
 
-def test_no_bundle_is_made_in_a_call(monkeypatch):
+def test_no_rule_set_is_built_in_a_call(monkeypatch):
     def forbidden(*_):
-        raise AssertionError("a bundle was made inside a call")
+        raise AssertionError("a rule set was built inside a call")
 
-    for name in ("with_rule", "paired", "observer", "_bundle"):
+    for name in ("with_rule", "paired", "probing", "_rule_set"):
         monkeypatch.setattr(rulesets, name, forbidden)
     model = small_vit(depth=1, hidden=8)
     for method in METHODS:
@@ -294,10 +294,10 @@ def program(method, classes=None, start_layer=0, model=None, class_chunk=1):
 
 
 # By hand, for two blocks. Forward: patch embedding and head, and in a block query, key, value,
-# scores, weighing, projection and two MLP layers: 8. Passed backward, a linear layer costs 4 more
+# attention scores, applying attention, projection and two MLP layers: 8. Passed backward, a linear layer costs 4 more
 # (gradient, |x||w|, two transposed), and a product of two activations 4 (two gradients, two
 # relevances). The lowest block that is looked at is passed only down to its attention:
-# projection and MLP 3 * 4, weighing 2. The class token's row takes one product a block.
+# projection and MLP 3 * 4, applying attention 2. The class token's row takes one product a block.
 FORWARD = 2 + 2 * 8
 WHOLE_BLOCK, LOWEST_BLOCK, HEAD = 6 * 4 + 2 * 4, 3 * 4 + 2, 4
 DOTS = {
@@ -305,7 +305,10 @@ DOTS = {
     ("transformer_attribution", 1): FORWARD + HEAD + LOWEST_BLOCK + 1,
     ("rollout", 0): FORWARD + 2,
     ("raw_attention", 0): FORWARD,
-    ("gradcam", 0): FORWARD + 1 + 3 + 1,  # gradients alone: head, projection and MLP, weighing
+    ("gradcam", 0): FORWARD
+    + 1
+    + 3
+    + 1,  # gradients alone: head, projection and MLP, applying attention
 }
 
 

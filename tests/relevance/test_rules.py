@@ -30,17 +30,17 @@ def compiled(rule):
 ADD = compiled(rules.z_rule(ops.add))
 NORMALISED_ADD = compiled(rules.normalised(rules.z_rule(ops.add)))
 STABILISED_ADD = compiled(rules.stabilised(ops.add))
-SCORES = compiled(rules.z_rule(ops.scores))
-HALVED_SCORES = compiled(rules.halved(rules.z_rule(ops.scores)))
-WEIGH = compiled(rules.z_rule(ops.weigh))
-STABILISED_WEIGH = compiled(rules.stabilised(ops.weigh, strength=0.01))
-ALPHA1 = compiled(rules.alpha1(ops.linear))
-ALPHA1_HALVES = compiled(rules.alpha1_halves(ops.linear))
-Z_B = compiled(rules.z_b(ops.linear))
-GATHER_PUBLISHED = compiled(rules.gather_published)
+SCORES = compiled(rules.z_rule(ops.attention_scores))
+HALVED_SCORES = compiled(rules.halved(rules.z_rule(ops.attention_scores)))
+APPLY_ATTENTION = compiled(rules.z_rule(ops.apply_attention))
+STABILISED_APPLY_ATTENTION = compiled(rules.stabilised(ops.apply_attention, strength=0.01))
+ALPHA1_BETA0 = compiled(rules.alpha1_beta0(ops.linear))
+ALPHA1_BETA0_SPLIT = compiled(rules.alpha1_beta0_split(ops.linear))
+Z_BOX = compiled(rules.z_box(ops.linear))
+SUM_BRANCHES_PUBLISHED = compiled(rules.sum_branches_published)
 UNIFORM_ADD = compiled(rules.uniform(ops.add))
 UNIFORM_LINEAR = compiled(rules.only_first(rules.uniform(ops.linear)))
-UNIFORM_SCORES = compiled(rules.uniform(ops.scores))
+UNIFORM_SCORES = compiled(rules.uniform(ops.attention_scores))
 
 TOKENS = st.sampled_from([(1, 1, 1), (2, 3, 4), (3, 1, 5)])
 LAYERS = st.sampled_from([(1, 1, 1, 1), (2, 3, 4, 5), (3, 2, 7, 1)])  # images, tokens, in, out
@@ -108,7 +108,7 @@ def scores_by_loops(query, key, relevance):
     return out_q, out_k
 
 
-def weigh_by_loops(attention, value, relevance):
+def apply_attention_by_loops(attention, value, relevance):
     out_a, out_v = np.zeros(attention.shape), np.zeros(value.shape)
     for b, h, q, d in np.ndindex(relevance.shape):
         products = attention[b, h, q] * value[b, h, :, d]
@@ -130,8 +130,10 @@ def test_z_rule_of_the_two_products_by_loops_over_tokens(sizes, seed, kind):
 
     attention, relevance = draw(seed + 3, "positive", b, h, q, n), draw(seed + 4, kind, b, h, q, d)
     output = np.einsum("bhqn,bhnd->bhqd", attention, right)
-    found = apply(WEIGH, (attention, right), output, relevance)
-    for part, expected in zip(found, weigh_by_loops(attention, right, relevance), strict=True):
+    found = apply(APPLY_ATTENTION, (attention, right), output, relevance)
+    for part, expected in zip(
+        found, apply_attention_by_loops(attention, right, relevance), strict=True
+    ):
         assert_close(part, expected, 1e-11)
 
 
@@ -210,7 +212,9 @@ def test_stabilised_products(sizes, seed):
         out_a[i, j, k] += products * relevance[i, j, k, c] / below
         out_v[i, j, :, c] += products * relevance[i, j, k, c] / below
     for part, expected in zip(
-        apply(STABILISED_WEIGH, (attention, value), output, relevance), (out_a, out_v), strict=True
+        apply(STABILISED_APPLY_ATTENTION, (attention, value), output, relevance),
+        (out_a, out_v),
+        strict=True,
     ):
         assert_close(part, expected, 1e-5)  # the reference leaves out the 1e-9
 
@@ -235,7 +239,7 @@ def test_alpha1_is_the_four_product_form(sizes, seed, kind, other):
     images, tokens, inputs, outputs = sizes
     x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
     relevance = draw(seed + 2, "normal", images, tokens, outputs)
-    found, nothing = apply(ALPHA1, (x, w), x @ w, relevance)
+    found, nothing = apply(ALPHA1_BETA0, (x, w), x @ w, relevance)
     assert nothing is None
     expected = four_products(x, w, relevance)
     # Where the positive part is small against the products, the short form cancels digits away.
@@ -250,7 +254,7 @@ def test_alpha1_halves_divides_each_half_by_itself(sizes, seed, kind, other):
     images, tokens, inputs, outputs = sizes
     x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
     relevance = draw(seed + 2, "normal", images, tokens, outputs)
-    found, nothing = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    found, nothing = apply(ALPHA1_BETA0_SPLIT, (x, w), x @ w, relevance)
     assert nothing is None
     expected = sum(px * (divide(relevance, px @ pw) @ pw.T) for px, pw in positive_parts(x, w))
     assert_close(found, expected)
@@ -259,9 +263,9 @@ def test_alpha1_halves_divides_each_half_by_itself(sizes, seed, kind, other):
 def test_linear_rules_by_hand():
     x, w = np.array([[1.0, -2.0, 3.0]]), np.array([[2.0], [-1.0], [-4.0]])  # products 2, 2, -12
     relevance = np.array([[8.0]])
-    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    found, _ = apply(ALPHA1_BETA0, (x, w), x @ w, relevance)
     np.testing.assert_allclose(found, [[4, 4, 0]], rtol=1e-8)
-    found, _ = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    found, _ = apply(ALPHA1_BETA0_SPLIT, (x, w), x @ w, relevance)
     np.testing.assert_allclose(found, [[8, 8, 0]], rtol=1e-8)
 
 
@@ -279,7 +283,7 @@ def test_alpha1_without_positive_products_gives_zero(dtype, sign):
         z * dtype(1 + 8 * np.finfo(dtype).eps),
         z * dtype(1 - 8 * np.finfo(dtype).eps),
     ):
-        found, _ = apply(ALPHA1, (x, w), output, relevance)
+        found, _ = apply(ALPHA1_BETA0, (x, w), output, relevance)
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, np.zeros_like(x))
 
@@ -290,7 +294,7 @@ def test_alpha1_with_one_output_without_positive_products(dtype):
     x, w = np.abs(generator.normal(size=(2, 3, 64))), generator.normal(size=(64, 4))
     w[:, 2] = -np.abs(w[:, 2])
     x, w, relevance = (a.astype(dtype) for a in (x, w, generator.normal(size=(2, 3, 4))))
-    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    found, _ = apply(ALPHA1_BETA0, (x, w), x @ w, relevance)
     others = [0, 1, 3]
     expected = four_products(
         *(a.astype(np.float64) for a in (x, w[:, others], relevance[..., others]))
@@ -300,7 +304,7 @@ def test_alpha1_with_one_output_without_positive_products(dtype):
 
 def test_a_dead_input_takes_nothing_and_an_empty_output_gives_nothing():
     x, w = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[5.0, 0.0], [1.0, 0.0]])
-    found, _ = apply(ALPHA1, (x, w), x @ w, np.ones((2, 2)))
+    found, _ = apply(ALPHA1_BETA0, (x, w), x @ w, np.ones((2, 2)))
     np.testing.assert_allclose(found, [[0, 1], [0, 0]], rtol=1e-8)
 
 
@@ -309,7 +313,7 @@ def test_z_b_by_loops_over_tokens(sizes, seed, kind):
     images, tokens, inputs, outputs = sizes
     x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, "normal", inputs, outputs)
     relevance = draw(seed + 2, "normal", images, tokens, outputs)
-    found, nothing = apply(Z_B, (x, w), x @ w, relevance)
+    found, nothing = apply(Z_BOX, (x, w), x @ w, relevance)
     assert nothing is None
     expected, size = np.zeros(x.shape), 0.0
     for b, n, o in np.ndindex(relevance.shape):
@@ -327,7 +331,7 @@ def test_z_b_by_loops_over_tokens(sizes, seed, kind):
 def test_z_b_by_hand():
     # Bounds 0 and 1: x w = (1, -1, 0), less L w+ = 0 and H w- = (0, -1, 0), leaves (1, 0, 0).
     x, w = np.array([[0.5, 1.0, 0.0]]), np.array([[2.0], [-1.0], [1.0]])
-    found, _ = apply(Z_B, (x, w), x @ w, np.ones((1, 1)))
+    found, _ = apply(Z_BOX, (x, w), x @ w, np.ones((1, 1)))
     np.testing.assert_allclose(found, [[1, 0, 0]], atol=1e-8)
 
 
@@ -337,24 +341,24 @@ def test_z_b_by_hand():
 def test_carry_gives_all_to_the_first_input():
     relevance = jnp.arange(6.0).reshape(2, 3)
     x, parameter = jnp.ones((2, 3)), jnp.ones(3)
-    found = rules.carry((x, parameter, parameter), x)(relevance)
+    found = rules.identity((x, parameter, parameter), x)(relevance)
     assert found[0] is relevance and found[1:] == (None, None)
-    assert len(rules.carry((x,), x)(relevance)) == 1
+    assert len(rules.identity((x,), x)(relevance)) == 1
 
 
 @given(TOKENS, SEEDS, KIND)
 def test_fan_out(shape, seed, kind):
     x, first = draw(seed, kind, *shape), draw(seed + 1, "normal", *shape)
     second = draw(seed + 2, "normal", *shape)
-    (plain,) = rules.gather((x,), x)((first, second))
+    (plain,) = rules.sum_branches((x,), x)((first, second))
     np.testing.assert_array_equal(plain, first + second)
-    (published,) = apply(GATHER_PUBLISHED, (x,), x, (first, second))
+    (published,) = apply(SUM_BRANCHES_PUBLISHED, (x,), x, (first, second))
     assert_close(published, x * (divide(first, x) + divide(second, x)))
 
 
 def test_published_fan_out_by_hand():
     x = np.array([2.0, 0.0])
-    (found,) = apply(GATHER_PUBLISHED, (x,), x, (np.array([3.0, 3.0]), np.array([5.0, 5.0])))
+    (found,) = apply(SUM_BRANCHES_PUBLISHED, (x,), x, (np.array([3.0, 3.0]), np.array([5.0, 5.0])))
     np.testing.assert_allclose(found, [8, 0], rtol=1e-8)  # a value of zero takes nothing
 
 
@@ -398,9 +402,9 @@ def test_alpha1_conserves_and_its_halves_double(sizes, seed, kind):
     w = np.concatenate([w, -np.ones((1, outputs))])
     relevance = draw(seed + 2, "normal", images, tokens, outputs)
     lost = 2e-9 * np.abs(relevance).sum() + 1e-12  # both halves are 1 at least
-    found, _ = apply(ALPHA1, (x, w), x @ w, relevance)
+    found, _ = apply(ALPHA1_BETA0, (x, w), x @ w, relevance)
     assert abs(found.sum() - relevance.sum()) <= lost
-    found, _ = apply(ALPHA1_HALVES, (x, w), x @ w, relevance)
+    found, _ = apply(ALPHA1_BETA0_SPLIT, (x, w), x @ w, relevance)
     assert abs(found.sum() - 2 * relevance.sum()) <= 2 * lost
 
 

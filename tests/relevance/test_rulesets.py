@@ -1,4 +1,4 @@
-"""Every operation under every bundle: values, linearity, permutations, conservation, pairs.
+"""Every operation under every rule set: values, linearity, permutations, conservation, pairs.
 
 Whole models under UNIFORM, which shows an operation without a rule.
 """
@@ -31,9 +31,9 @@ SHAPES = {
     "pixels": ([TOKENS], [(4, 5)], {}),
     "bias": ([TOKENS], [(4,)], {}),
     "add": ([TOKENS, TOKENS], [], {}),
-    "fork": ([TOKENS], [], {}),
-    "scores": ([HEADS, HEADS], [], {}),
-    "weigh": ([MATRIX, HEADS], [], {}),
+    "clone": ([TOKENS], [], {}),
+    "attention_scores": ([HEADS, HEADS], [], {}),
+    "apply_attention": ([MATRIX, HEADS], [], {}),
     "scale": ([MATRIX], [], {"factor": 0.5}),
     "softmax": ([MATRIX], [], {}),
     "gelu": ([TOKENS], [], {}),
@@ -61,8 +61,8 @@ def values_of(name, seed=0):
     return [normal(generator, *s) for s in values], [normal(generator, *s) for s in parameters]
 
 
-def call(bundle, name, values, parameters):
-    return getattr(bundle, name)(*values, *parameters, **SHAPES[name][2])
+def call(rule_set, name, values, parameters):
+    return getattr(rule_set, name)(*values, *parameters, **SHAPES[name][2])
 
 
 def cotangent_of(name, seed=9):
@@ -73,20 +73,20 @@ def cotangent_of(name, seed=9):
 
 @partial(jax.jit, static_argnums=0)
 def relevances(name, values, parameters, cotangent):
-    """What comes out below an operation, under each bundle."""
+    """What comes out below an operation, under each rule set."""
     return {
-        label: jax.vjp(lambda *v, b=bundle: call(b, name, v, parameters), *values)[1](cotangent)
-        for label, bundle in RELEVANCE.items()
+        label: jax.vjp(lambda *v, b=rule_set: call(b, name, v, parameters), *values)[1](cotangent)
+        for label, rule_set in RELEVANCE.items()
     }
 
 
 @partial(jax.jit, static_argnums=0)
 def pairs_below(name, values, parameters, cotangents):
     return {
-        label: jax.vjp(lambda *v, b=bundle: call(b, name, v, parameters), *twice(values))[1](
+        label: jax.vjp(lambda *v, b=rule_set: call(b, name, v, parameters), *twice(values))[1](
             cotangents
         )
-        for label, bundle in PAIRS.items()
+        for label, rule_set in PAIRS.items()
     }
 
 
@@ -101,7 +101,7 @@ def assert_same(found, expected, tolerance=0.0):
 
 
 def test_every_operation_is_here():
-    assert {*SHAPES, *STEM, "observe"} == {field.name for field in dataclasses.fields(Ops)}
+    assert {*SHAPES, *STEM, "probe"} == {field.name for field in dataclasses.fields(Ops)}
 
 
 # Values.
@@ -111,12 +111,12 @@ def test_every_operation_is_here():
 def test_values_are_the_plain_ones_to_the_bit(name):
     values, parameters = values_of(name)
     expected = call(PLAIN, name, values, parameters)
-    for bundle in (EXACT, *RELEVANCE.values()):
-        assert_same(call(bundle, name, values, parameters), expected)
-        value, _ = jax.vjp(lambda *v, b=bundle: call(b, name, v, parameters), *values)
+    for rule_set in (EXACT, *RELEVANCE.values()):
+        assert_same(call(rule_set, name, values, parameters), expected)
+        value, _ = jax.vjp(lambda *v, b=rule_set: call(b, name, v, parameters), *values)
         assert_same(value, expected)
-    for bundle in PAIRS.values():
-        value, _ = jax.vjp(lambda *v, b=bundle: call(b, name, v, parameters), *twice(values))
+    for rule_set in PAIRS.values():
+        value, _ = jax.vjp(lambda *v, b=rule_set: call(b, name, v, parameters), *twice(values))
         assert_same(value, twice(expected))
 
 
@@ -138,9 +138,9 @@ def test_values_of_a_whole_model_are_the_plain_ones_in_float32():
 @pytest.mark.parametrize("name", [name for name in SHAPES if SHAPES[name][1]])
 def test_parameters_take_no_relevance(name):
     values, parameters = values_of(name)
-    for bundle in (rulesets.CHEFER, rulesets.LRP, UNIFORM):
-        output, pull = jax.vjp(lambda *p, b=bundle: call(b, name, values, p), *parameters)
-        for taken in pull(jnp.ones_like(output)):
+    for rule_set in (rulesets.CHEFER, rulesets.LRP, UNIFORM):
+        output, pullback = jax.vjp(lambda *p, b=rule_set: call(b, name, values, p), *parameters)
+        for taken in pullback(jnp.ones_like(output)):
             np.testing.assert_array_equal(taken, np.zeros(taken.shape))
 
 
@@ -159,8 +159,8 @@ def test_gradients_with_a_derivative_of_their_own(name, written_out, factor):
     (x,), _ = values_of(name)
     cotangent = cotangent_of(name)
     (expected,) = jax.vjp(written_out, factor * x)[1](cotangent)
-    for bundle in (PLAIN, EXACT):
-        (found,) = jax.vjp(getattr(bundle, name), factor * x)[1](cotangent)
+    for rule_set in (PLAIN, EXACT):
+        (found,) = jax.vjp(getattr(rule_set, name), factor * x)[1](cotangent)
         assert_same(found, expected, 1e-13)
 
 
@@ -256,21 +256,21 @@ def test_pixels_conserve_by_their_bounds():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", [rulesets.CHEFER, UNIFORM, rulesets.STABLE_PAIRS])
-def test_operations_of_the_stem_have_no_rule_and_say_so(bundle):
+@pytest.mark.parametrize("rule_set", [rulesets.CHEFER, UNIFORM, rulesets.STABLE_PAIRS])
+def test_operations_of_the_stem_have_no_rule_and_say_so(rule_set):
     x, one = jnp.ones((1, 4, 4, 2)), jnp.ones(2)
     calls = {
-        "conv": lambda v: bundle.conv(v, jnp.ones((1, 1, 2, 2)), stride=1),
-        "group_norm": lambda v: bundle.group_norm(v, one, one, groups=1, epsilon=1e-5),
-        "relu": bundle.relu,
-        "max_pool": bundle.max_pool,
+        "conv": lambda v: rule_set.conv(v, jnp.ones((1, 1, 2, 2)), stride=1),
+        "group_norm": lambda v: rule_set.group_norm(v, one, one, groups=1, epsilon=1e-5),
+        "relu": rule_set.relu,
+        "max_pool": rule_set.max_pool,
     }
     assert set(calls) == set(STEM)
     for name, call in calls.items():
-        value = twice(x) if bundle is rulesets.STABLE_PAIRS else x
-        output, pull = jax.vjp(call, value)
+        value = twice(x) if rule_set is rulesets.STABLE_PAIRS else x
+        output, pullback = jax.vjp(call, value)
         with pytest.raises(NotImplementedError, match=f"^{name} has no relevance rule"):
-            pull(output)
+            pullback(output)
 
 
 # Pairs.
@@ -304,13 +304,13 @@ def test_taps_see_relevance_or_the_mean_positive_product():
     attention = jnp.ones((1, 2, 1, 3))
     gradient = jnp.array([[1.0, -2.0, 3.0], [2.0, 2.0, 2.0]]).reshape(1, 2, 1, 3)
     relevance = jnp.array([[1.0, 1.0, -1.0], [3.0, 0.0, 1.0]]).reshape(1, 2, 1, 3)
-    output, pull = jax.vjp(rulesets.CHEFER.observe, attention, jnp.zeros_like(attention))
+    output, pullback = jax.vjp(rulesets.CHEFER.probe, attention, jnp.zeros_like(attention))
     np.testing.assert_array_equal(output, attention)
-    for seen in pull(relevance):
+    for seen in pullback(relevance):
         np.testing.assert_array_equal(seen, relevance)
-    tap = jnp.zeros((1, 1, 3))
-    _, pull = jax.vjp(rulesets.CHEFER_PAIRS.observe, twice(attention), tap)
-    passed, seen = pull(Pair(gradient, relevance))
+    probe = jnp.zeros((1, 1, 3))
+    _, pullback = jax.vjp(rulesets.CHEFER_PAIRS.probe, twice(attention), probe)
+    passed, seen = pullback(Pair(gradient, relevance))
     # Head by head: (1, -2, -3) and (6, 0, 2); their positive parts' mean.
     np.testing.assert_array_equal(seen, [[[3.5, 0, 1]]])
     np.testing.assert_array_equal(passed.relevance, relevance)
@@ -322,29 +322,31 @@ def test_taps_see_relevance_or_the_mean_positive_product():
 @jax.jit
 def relevance_at_tokens(model, images):
     tokens = model.embed(model.features(images))
-    logits, pull = jax.vjp(lambda t: model.classify(model.encode(t, UNIFORM)[0], UNIFORM), tokens)
-    return pull(jnp.zeros_like(logits).at[:, 1].set(1.0))[0].sum((1, 2))
+    logits, pullback = jax.vjp(
+        lambda t: model.classify(model.encode(t, UNIFORM)[0], UNIFORM), tokens
+    )
+    return pullback(jnp.zeros_like(logits).at[:, 1].set(1.0))[0].sum((1, 2))
 
 
 # Blocks with one operation written bare.
 
 
-def bare_scale(self, x, ops, tap, queries):
-    x, attention = Block.__call__(self, x, ops, tap, queries)
+def bare_scale(self, x, ops, probe, queries):
+    x, attention = Block.__call__(self, x, ops, probe, queries)
     return x * 2, attention
 
 
-def bare_add(self, x, ops, tap, queries):
-    skip, branch = ops.fork(x)
-    mixed, attention = self.attn(self.norm1(branch, ops), ops, tap, queries)
+def bare_add(self, x, ops, probe, queries):
+    skip, branch = ops.clone(x)
+    mixed, attention = self.attn(self.norm1(branch, ops), ops, probe, queries)
     x = skip[:, :queries] + mixed
-    skip, branch = ops.fork(x)
+    skip, branch = ops.clone(x)
     return ops.add(skip, self.mlp(self.norm2(branch, ops), ops)), attention
 
 
-def bare_norm(self, x, ops, tap, queries):
-    skip, branch = ops.fork(x)
-    mixed, attention = self.attn(self.norm1(branch, PLAIN), ops, tap, queries)
+def bare_norm(self, x, ops, probe, queries):
+    skip, branch = ops.clone(x)
+    mixed, attention = self.attn(self.norm1(branch, PLAIN), ops, probe, queries)
     return ops.add(skip[:, :queries], mixed), attention
 
 

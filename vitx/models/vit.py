@@ -1,7 +1,7 @@
 """The Vision Transformer (Dosovitskiy et al., ICLR 2021), written once over `Ops`: read it top to bottom.
 
-Under `vitx.ops.PLAIN` it predicts and trains; under a relevance bundle its `jax.vjp` is a relevance pass. Activations
-may be arrays or pairs of them: only operations of the bundle, reshapes, transposes and slices touch them.
+Under `vitx.ops.PLAIN` it predicts and trains; under a rule set its `jax.vjp` is a relevance pass. Activations
+may be arrays or pairs of them: only operations of `Ops`, reshapes, transposes and slices touch them.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(
-        self, x: Array, ops: Ops = PLAIN, tap: Array | None = None, queries: int | None = None
+        self, x: Array, ops: Ops = PLAIN, probe: Array | None = None, queries: int | None = None
     ) -> tuple[Array, Array]:
         """X (B, N, D) -> output (B, Q, D) of the first `queries` tokens, and attention (B, heads, Q, N)."""
         width = x.shape[-1]
@@ -74,10 +74,10 @@ class Attention(nnx.Module):
         value = self._split(self.qkv(x, ops, slice(2 * width, None)))  # (B, heads, N, d)
 
         logits = ops.scale(
-            ops.scores(query, key), factor=(width // self.heads) ** -0.5
+            ops.attention_scores(query, key), factor=(width // self.heads) ** -0.5
         )  # (B, heads, Q, N)
-        attention = ops.observe(ops.softmax(logits), tap)
-        mixed = ops.weigh(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
+        attention = ops.probe(ops.softmax(logits), probe)
+        mixed = ops.apply_attention(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
         return self.proj(mixed.reshape(*mixed.shape[:2], width), ops), attention
 
     def _split(self, x: Array) -> Array:
@@ -94,16 +94,16 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, hidden, rngs=rngs)
 
     def __call__(
-        self, x: Array, ops: Ops = PLAIN, tap: Array | None = None, queries: int | None = None
+        self, x: Array, ops: Ops = PLAIN, probe: Array | None = None, queries: int | None = None
     ) -> tuple[Array, Array]:
         """X (B, N, D) -> the first `queries` tokens (B, Q, D), and attention (B, heads, Q, N).
 
-        `tap` is a zero added to the attention matrix, None where nobody looks.
+        `probe`: zeros added to the attention matrix, see `vitx.ops.probe`; None adds nothing.
         """
-        skip, branch = ops.fork(x)
-        mixed, attention = self.attn(self.norm1(branch, ops), ops, tap, queries)
+        skip, branch = ops.clone(x)
+        mixed, attention = self.attn(self.norm1(branch, ops), ops, probe, queries)
         x = ops.add(skip[:, :queries], mixed)
-        skip, branch = ops.fork(x)
+        skip, branch = ops.clone(x)
         return ops.add(skip, self.mlp(self.norm2(branch, ops), ops)), attention
 
 
@@ -191,54 +191,54 @@ class VisionTransformer(nnx.Module):
         )
 
     def encode(
-        self, tokens: Array, ops: Ops = PLAIN, taps: Sequence[Array | None] | None = None
+        self, tokens: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
     ) -> tuple[Array, list[Array]]:
         """Tokens (B, N, D) -> the class token (B, 1, D) and each block's attention (B, heads, Q, N).
 
-        Q is N, but 1 in the last block, of which only the class token is read. `taps` has one entry a block.
+        Q is N, but 1 in the last block, of which only the class token is read. `probes` has one entry a block.
         """
         attentions = []
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            tap = None if taps is None else taps[index]
-            tokens, attention = block(tokens, ops, tap, queries=1 if index == last else None)
+            probe = None if probes is None else probes[index]
+            tokens, attention = block(tokens, ops, probe, queries=1 if index == last else None)
             attentions.append(attention)
         return tokens, attentions
 
     def encode_lean(
-        self, tokens: Array, ops: Ops = PLAIN, taps: Sequence[Array | None] | None = None
+        self, tokens: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
     ) -> Array:
         """The class token of `encode`, for a backward pass in little memory: only the blocks' inputs are kept.
 
         The rest is computed anew. The blocks but the last run in a scan over their stacked weights, since a compiler
-        may compute unrolled ones anew too early. `taps` has one entry a block; those that are None come first.
+        may compute unrolled ones anew too early. `probes` has one entry a block; those that are None come first.
         """
         *below, last = self.blocks
-        taps = [None] * len(self.blocks) if taps is None else list(taps)
-        seen = [tap for tap in taps[:-1] if tap is not None]
+        probes = [None] * len(self.blocks) if probes is None else list(probes)
+        seen = [probe for probe in probes[:-1] if probe is not None]
         start = len(below) - len(seen)
         graph, _ = nnx.split(last)
 
         @jax.checkpoint
         def step(x: Array, scanned: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
-            state, tap = scanned
-            return nnx.merge(graph, state)(x, ops, tap)[0], None
+            state, probe = scanned
+            return nnx.merge(graph, state)(x, ops, probe)[0], None
 
-        for part, part_taps in ((below[:start], None), (below[start:], seen)):
+        for part, part_probes in ((below[:start], None), (below[start:], seen)):
             if part:
                 states = [nnx.split(block)[1] for block in part]
                 stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-                over = (stacked, None if part_taps is None else jnp.stack(part_taps))
+                over = (stacked, None if part_probes is None else jnp.stack(part_probes))
                 tokens, _ = jax.lax.scan(step, tokens, over)
-        return last(tokens, ops, taps[-1], queries=1)[0]
+        return last(tokens, ops, probes[-1], queries=1)[0]
 
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens (B, >= 1, D) -> logits (B, classes), from the class token alone."""
         return self.head(self.norm(tokens[:, :1], ops), ops)[:, 0]
 
     def __call__(
-        self, images: Array, ops: Ops = PLAIN, taps: Sequence[Array | None] | None = None
+        self, images: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
     ) -> Array:
         """Normalised images (B, H, W, 3) -> logits (B, classes)."""
-        tokens, _ = self.encode(self.embed(self.features(images, ops), ops), ops, taps)
+        tokens, _ = self.encode(self.embed(self.features(images, ops), ops), ops, probes)
         return self.classify(tokens, ops)

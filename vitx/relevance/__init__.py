@@ -1,1 +1,1 @@
-"""Relevance: rules, the bundles made of them, the maps, and `explain`."""
+"""Relevance: rules, the rule sets built from them, the maps, and `explain`."""

@@ -141,7 +141,7 @@ def _explain(
     memory: str,
 ) -> tuple[Array, Array]:
     chosen = REGISTRY[method]
-    # Convolutions and whatever else runs outside a bundle follow the same precision as the bundles.
+    # What runs outside a rule set has the precision of the rule sets.
     with jax.default_matmul_precision("highest"):
         ops = chosen.operations(rules)
         logits, one_class = chosen.run(model, images, ops, start_layer, memory == "lean")

@@ -143,8 +143,8 @@ def _raw_attention(model: Any, images: Array, ops: Ops, start_layer: int, lean: 
 
 @method("GradCAM")
 def _gradcam(model: Any, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
-    logits, attention, pull = last_block(model, images, ops)
-    return logits, lambda hot: _on_grid(model, gradcam(attention, pull(hot)))
+    logits, attention, pullback = last_block(model, images, ops)
+    return logits, lambda hot: _on_grid(model, gradcam(attention, pullback(hot)))
 
 
 @method("LRP", rule_sets=_LRP_RULES)
@@ -153,14 +153,16 @@ def _lrp(model: Any, images: Array, ops: Ops, start_layer: int, lean: bool) -> F
         encoded = _encoded(model, model.embed(features, ops), ops, None, lean)
         return model.classify(encoded, ops)
 
-    logits, pull = jax.vjp(forward, model.features(images, rulesets.EXACT))
-    return _under_rules(model, images, logits, lambda hot: pull(hot)[0].sum(-1))
+    logits, pullback = jax.vjp(forward, model.features(images, rulesets.EXACT))
+    return _under_rules(model, images, logits, lambda hot: pullback(hot)[0].sum(-1))
 
 
 @method("partial LRP", rule_sets=_LRP_RULES)
 def _partial_lrp(model: Any, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
-    logits, _, pull = last_block(model, images, ops)
-    return _under_rules(model, images, logits, lambda hot: _on_grid(model, partial_lrp(pull(hot))))
+    logits, _, pullback = last_block(model, images, ops)
+    return _under_rules(
+        model, images, logits, lambda hot: _on_grid(model, partial_lrp(pullback(hot)))
+    )
 
 
 @method(
@@ -177,13 +179,13 @@ def _transformer_attribution(
 def attribution(
     model: Any, images: Array, start_layer: int, ops: Ops, *, lean: bool = False
 ) -> Forward:
-    """Transformer attribution under any bundle of pairs, `bundles.attribution_bundle` makes others.
+    """Transformer attribution under any rule set of pairs; `rulesets.attribution_rule_set` builds further ones.
 
     Args:
       model: a `VisionTransformer`.
       images: normalised, (B, H, W, 3).
       start_layer: first block of the product.
-      ops: a bundle of pairs.
+      ops: a rule set of pairs.
       lean: computes the blocks anew on the way back.
 
     Returns:
@@ -191,16 +193,16 @@ def attribution(
     """
     tokens = _tokens(model, images)
 
-    def forward(taps: list[Array]) -> Any:
-        encoded = _encoded(model, rulesets.twice(tokens), ops, [None] * start_layer + taps, lean)
+    def forward(probes: list[Array]) -> Any:
+        encoded = _encoded(model, rulesets.twice(tokens), ops, [None] * start_layer + probes, lean)
         return model.classify(encoded, ops)
 
     counts = _queries(model, tokens)[start_layer:]
-    taps = [jnp.zeros((len(tokens), q, tokens.shape[1]), tokens.dtype) for q in counts]
-    logits, pull = jax.vjp(forward, taps)
+    probes = [jnp.zeros((len(tokens), q, tokens.shape[1]), tokens.dtype) for q in counts]
+    logits, pullback = jax.vjp(forward, probes)
 
     def one_class(hot: Array) -> Array:
-        (attributions,) = pull(rulesets.twice(hot))
+        (attributions,) = pullback(rulesets.twice(hot))
         return _on_grid(model, transformer_attribution(attributions, 0))
 
     return _under_rules(model, images, logits.gradient, one_class)
@@ -212,13 +214,13 @@ def last_block(model: Any, images: Array, ops: Ops) -> Any:
     batch, count, _ = tokens.shape
     free = [None] * (len(model.blocks) - 1)
 
-    def forward(tap: Array) -> tuple[Array, Array]:
-        encoded, attentions = model.encode(tokens, ops, [*free, tap])
+    def forward(probe: Array) -> tuple[Array, Array]:
+        encoded, attentions = model.encode(tokens, ops, [*free, probe])
         return model.classify(encoded, ops), attentions[-1]
 
-    tap = jnp.zeros((batch, model.blocks[-1].attn.heads, 1, count), tokens.dtype)
-    logits, pull, attention = jax.vjp(forward, tap, has_aux=True)
-    return logits, attention, lambda hot: pull(hot)[0]
+    probe = jnp.zeros((batch, model.blocks[-1].attn.heads, 1, count), tokens.dtype)
+    logits, pullback, attention = jax.vjp(forward, probe, has_aux=True)
+    return logits, attention, lambda hot: pullback(hot)[0]
 
 
 def _under_rules(
@@ -235,19 +237,21 @@ def _with_gradient(model: Any, images: Array, logits: Array) -> Array:
 
 
 def _logits_forward(model: Any, images: Array, logits: Array) -> tuple[Array, Any]:
-    _, pull = jax.vjp(lambda model, images: model(images, rulesets.EXACT), model, images)
-    return logits, pull
+    _, pullback = jax.vjp(lambda model, images: model(images, rulesets.EXACT), model, images)
+    return logits, pullback
 
 
-def _logits_backward(pull: Any, cotangent: Array) -> tuple[Any, ...]:
-    return *pull(cotangent), jnp.zeros_like(cotangent)
+def _logits_backward(pullback: Any, cotangent: Array) -> tuple[Any, ...]:
+    return *pullback(cotangent), jnp.zeros_like(cotangent)
 
 
 _with_gradient.defvjp(_logits_forward, _logits_backward)
 
 
-def _encoded(model: Any, tokens: Any, ops: Ops, taps: list[Array | None] | None, lean: bool) -> Any:
-    return model.encode_lean(tokens, ops, taps) if lean else model.encode(tokens, ops, taps)[0]
+def _encoded(
+    model: Any, tokens: Any, ops: Ops, probes: list[Array | None] | None, lean: bool
+) -> Any:
+    return model.encode_lean(tokens, ops, probes) if lean else model.encode(tokens, ops, probes)[0]
 
 
 def _tokens(model: Any, images: Array) -> Array:

@@ -1,8 +1,9 @@
 """Relevance rules: pure functions that share an operation's relevance out among its inputs.
 
-A rule is curried, like `jax.vjp`: `rule(inputs, output) -> pull` runs with the forward, `pull(relevance) -> relevances`
-on the way back: one for each input, None for a parameter. A pull is a pytree, `Partial(function, *kept)`. What does not
-depend on the relevance, and so not on the class explained, belongs in `kept`: it is computed once for all classes.
+A rule is curried, like `jax.vjp`: `rule(inputs, output)` runs with the forward and returns a pullback, which maps the
+output's relevance to the inputs' relevances, None for a parameter. A pullback is a pytree, `Partial(function, *kept)`.
+What does not depend on the relevance, and so not on the class explained, belongs in `kept`: it is computed once for
+all classes.
 
 There is one generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other one changes
 one thing in it. Everything is per image: no sum crosses the leading axis. Which rule the published code uses where:
@@ -19,10 +20,10 @@ from jax.tree_util import Partial
 
 from vitx.ops import Array
 
-Pull = Callable[[Any], tuple[Any, ...]]
+Pullback = Callable[[Any], tuple[Any, ...]]
 """An output's relevance -> the inputs' relevances."""
-Rule = Callable[[Sequence[Any], Any], Pull]
-"""An operation's inputs and output -> pull."""
+Rule = Callable[[Sequence[Any], Any], Pullback]
+"""An operation's inputs and output -> pullback."""
 Operation = Callable[..., Any]
 
 DENOMINATOR = 1e-9
@@ -38,7 +39,7 @@ def inverse(x: Array) -> Array:
 def z_rule(op: Operation) -> Rule:
     """R_i = x_i * (dz / dx_i)^T (R / z), for an operation that is linear in each input."""
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         return Partial(partial(_share, op), inputs, inverse(output))
 
     return rule
@@ -47,7 +48,7 @@ def z_rule(op: Operation) -> Rule:
 def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
     """The z-rule with z + strength * sign(z) * op(|inputs|) below: bounded where summands cancel."""
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         magnitude = op(*(jnp.abs(x) for x in inputs))
         sign = jnp.where(output < 0, -1.0, 1.0).astype(output.dtype)
         return Partial(partial(_share, op), inputs, inverse(output + strength * sign * magnitude))
@@ -58,16 +59,16 @@ def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
 def halved(rule: Rule) -> Rule:
     """Each input of a product gets half, since the z-rule hands the whole relevance to both (eq. 11)."""
 
-    def pull(whole: Pull, relevance: Array) -> tuple[Array, ...]:
+    def pullback(whole: Pullback, relevance: Array) -> tuple[Array, ...]:
         return tuple(r / 2 for r in whole(relevance))
 
-    return lambda inputs, output: Partial(pull, rule(inputs, output))
+    return lambda inputs, output: Partial(pullback, rule(inputs, output))
 
 
 def normalised(rule: Rule) -> Rule:
     """An add's two shares, rescaled so that their sums keep |sum| : |sum| and total R (section 4.2), per image."""
 
-    def pull(shared: Pull, relevance: Array) -> tuple[Array, ...]:
+    def pullback(shared: Pullback, relevance: Array) -> tuple[Array, ...]:
         shares = shared(relevance)
         sums = [_image_sum(share) for share in shares]
         weight = jnp.abs(sums[0]) + jnp.abs(sums[1])
@@ -77,17 +78,17 @@ def normalised(rule: Rule) -> Rule:
             share * (part * inverse(s)) for share, part, s in zip(shares, parts, sums, strict=True)
         )
 
-    return lambda inputs, output: Partial(pull, rule(inputs, output))
+    return lambda inputs, output: Partial(pullback, rule(inputs, output))
 
 
-def alpha1(op: Operation) -> Rule:
+def alpha1_beta0(op: Operation) -> Rule:
     """Linear layer, alpha = 1, beta = 0 (eq. 4 with positive parts): z+ = x+ w+ + x- w- below, one denominator.
 
     From z = x w, z+ = (z + |x||w|) / 2, and with S = R / z+, R_x = (x (S w^T) + |x| (S |w|^T)) / 2; so one product
     forward and two backward are enough.
     """
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         x, weight = inputs
         absolute = jnp.abs(weight)
         magnitude = op(jnp.abs(x), absolute)
@@ -95,10 +96,10 @@ def alpha1(op: Operation) -> Rule:
         # Where every part is negative the two cancel up to rounding, which the division would blow up.
         noise = 32 * jnp.finfo(positive.dtype).eps * magnitude
         return Partial(
-            pull, x, weight, absolute, inverse(jnp.where(positive > noise, positive, 0.0))
+            pullback, x, weight, absolute, inverse(jnp.where(positive > noise, positive, 0.0))
         )
 
-    def pull(
+    def pullback(
         x: Array, weight: Array, absolute: Array, inverted: Array, relevance: Array
     ) -> tuple[Any, ...]:
         share = relevance * inverted
@@ -109,16 +110,16 @@ def alpha1(op: Operation) -> Rule:
     return rule
 
 
-def alpha1_halves(op: Operation) -> Rule:
-    """As `alpha1`, but x+ w+ and x- w- each divide by their own sum: original LRP, about twice the relevance."""
+def alpha1_beta0_split(op: Operation) -> Rule:
+    """As `alpha1_beta0`, but x+ w+ and x- w- each divide by their own sum: original LRP, about twice the relevance."""
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         x, weight = inputs
         kernels = [jax.nn.relu(sign * weight) for sign in (1, -1)]
         sums = [op(jax.nn.relu(sign * x), w) for sign, w in zip((1, -1), kernels, strict=True)]
-        return Partial(pull, x, kernels, [inverse(z) for z in sums])
+        return Partial(pullback, x, kernels, [inverse(z) for z in sums])
 
-    def pull(
+    def pullback(
         x: Array, kernels: Sequence[Array], inverted: Sequence[Array], relevance: Array
     ) -> tuple[Any, ...]:
         rising, falling = (
@@ -129,22 +130,22 @@ def alpha1_halves(op: Operation) -> Rule:
     return rule
 
 
-def z_b(op: Operation) -> Rule:
+def z_box(op: Operation) -> Rule:
     """Input layer with bounds (Montavon et al., 2017, z^B): the image's own least L and greatest H value.
 
     Z = x w - L w+ - H w- + 1e-9, S = R / Z, R_x = x (S w^T) - L (S w+^T) - H (S w-^T).
     """
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         x, weight = inputs
         axes = tuple(range(1, x.ndim))
         low = jnp.broadcast_to(x.min(axes, keepdims=True), x.shape)
         high = jnp.broadcast_to(x.max(axes, keepdims=True), x.shape)
         rising, falling = jnp.maximum(weight, 0.0), jnp.minimum(weight, 0.0)
         z = output - op(low, rising) - op(high, falling) + DENOMINATOR
-        return Partial(pull, (x, low, high), (weight, rising, falling), 1 / z)
+        return Partial(pullback, (x, low, high), (weight, rising, falling), 1 / z)
 
-    def pull(
+    def pullback(
         values: Sequence[Array], weights: Sequence[Array], inverted: Array, relevance: Array
     ) -> tuple[Any, ...]:
         share = relevance * inverted
@@ -156,36 +157,36 @@ def z_b(op: Operation) -> Rule:
     return rule
 
 
-def carry(inputs: Sequence[Any], output: Array) -> Pull:
+def identity(inputs: Sequence[Any], output: Array) -> Pullback:
     """Through unchanged: GELU, softmax, LayerNorm, the scale, the bias."""
     return Partial(_first, tuple(None for _ in inputs[1:]))
 
 
-def gather(inputs: Sequence[Array], output: Any) -> Pull:
+def sum_branches(inputs: Sequence[Array], output: Any) -> Pullback:
     """Fan-out: relevances add."""
 
-    def pull(relevances: Sequence[Array]) -> tuple[Array, ...]:
+    def pullback(relevances: Sequence[Array]) -> tuple[Array, ...]:
         first, second = relevances
         return (first + second,)
 
-    return Partial(pull)
+    return Partial(pullback)
 
 
-def gather_published(inputs: Sequence[Array], output: Any) -> Pull:
+def sum_branches_published(inputs: Sequence[Array], output: Any) -> Pullback:
     """Fan-out as in the published code: x * (R_1 / x + R_2 / x), which moves ill-conditioned maps visibly."""
 
-    def pull(kept: Array, relevances: Sequence[Array]) -> tuple[Array, ...]:
+    def pullback(kept: Array, relevances: Sequence[Array]) -> tuple[Array, ...]:
         first, second = relevances
         return (kept * (first + second),)
 
     (x,) = inputs
-    return Partial(pull, x * inverse(x))
+    return Partial(pullback, x * inverse(x))
 
 
 def uniform(op: Operation) -> Rule:
     """The z-rule with every input replaced by ones: relevance in = relevance out at every operation."""
 
-    def rule(inputs: Sequence[Array], output: Array) -> Pull:
+    def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         ones = tuple(jnp.ones_like(x) for x in inputs)
         return Partial(partial(_share, op), ones, 1 / op(*ones))
 
@@ -195,11 +196,11 @@ def uniform(op: Operation) -> Rule:
 def only_first(rule: Rule) -> Rule:
     """The rule of an operation whose other inputs are parameters, which take nothing."""
 
-    def pull(whole: Pull, others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:
+    def pullback(whole: Pullback, others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:
         return _first(others, whole(relevance)[0])
 
     return lambda inputs, output: Partial(
-        pull, rule(inputs, output), tuple(None for _ in inputs[1:])
+        pullback, rule(inputs, output), tuple(None for _ in inputs[1:])
     )
 
 

@@ -1,7 +1,7 @@
-"""Bundles: for each operation of `Ops`, the same value with another cotangent.
+"""Rule sets: for each operation of `Ops`, the same value with another cotangent.
 
 `with_rule` makes the cotangent relevance; `paired` makes it a pair of gradient and relevance, from one forward.
-Bundles are made once, here: a bundle built inside a function would retrace at every call.
+Create rule sets at module level: a new one per call triggers recompilation.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,24 @@ from jax.tree_util import Partial
 from vitx import ops as plain
 from vitx.ops import Array, Ops
 from vitx.relevance import rules
-from vitx.relevance.rules import Operation, Pull, Rule
+from vitx.relevance.rules import Operation, Pullback, Rule
 
 Constants = tuple[tuple[str, Any], ...]
 
 # Relevance is ill-conditioned: the reduced-precision products that GPUs and TPUs default to would show in the maps.
 _linear = partial(plain.linear, precision=lax.Precision.HIGHEST)
-_scores = partial(plain.scores, precision=lax.Precision.HIGHEST)
-_weigh = partial(plain.weigh, precision=lax.Precision.HIGHEST)
+_attention_scores = partial(plain.attention_scores, precision=lax.Precision.HIGHEST)
+_apply_attention = partial(plain.apply_attention, precision=lax.Precision.HIGHEST)
 _conv = partial(plain.conv, precision=lax.Precision.HIGHEST)
 
-EXACT = Ops(linear=_linear, pixels=_linear, scores=_scores, weigh=_weigh, conv=_conv)
-"""`PLAIN` at full float32 precision on every backend. Taps (B, heads, Q, N) see the gradient."""
+EXACT = Ops(
+    linear=_linear,
+    pixels=_linear,
+    attention_scores=_attention_scores,
+    apply_attention=_apply_attention,
+    conv=_conv,
+)
+"""`PLAIN` at full float32 precision on every backend. Probes (B, heads, Q, N) see the gradient."""
 
 
 @jax.tree_util.register_dataclass
@@ -81,12 +87,12 @@ def with_rule(op: Operation, rule: Rule) -> Operation:
     def value(constants: Constants, *inputs: Any) -> Any:
         return op(*inputs, **dict(constants))
 
-    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Pull]:
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, Pullback]:
         output = op(*inputs, **dict(constants))
         return output, rule(inputs, output)
 
-    def backward(constants: Constants, pull: Pull, relevance: Any) -> tuple[Any, ...]:
-        return pull(relevance)
+    def backward(constants: Constants, pullback: Pullback, relevance: Any) -> tuple[Any, ...]:
+        return pullback(relevance)
 
     return _with_backward(value, forward, backward)
 
@@ -97,13 +103,15 @@ def paired(op: Operation, rule: Rule) -> Operation:
     def value(constants: Constants, *inputs: Any) -> Any:
         return twice(op(*map(_value, inputs), **dict(constants)))
 
-    def forward(constants: Constants, *inputs: Any) -> tuple[Any, tuple[Pull, Pull]]:
+    def forward(constants: Constants, *inputs: Any) -> tuple[Any, tuple[Pullback, Pullback]]:
         values = tuple(map(_value, inputs))
         output, gradient = jax.vjp(partial(op, **dict(constants)), *values)
         return twice(output), (gradient, rule(values, output))
 
-    def backward(constants: Constants, pulls: tuple[Pull, Pull], cotangent: Any) -> tuple[Any, ...]:
-        gradient, relevance = pulls
+    def backward(
+        constants: Constants, pullbacks: tuple[Pullback, Pullback], cotangent: Any
+    ) -> tuple[Any, ...]:
+        gradient, relevance = pullbacks
         gradients = gradient(jax.tree.map(lambda p: p.gradient, cotangent, is_leaf=_is_pair))
         relevances = relevance(jax.tree.map(lambda p: p.relevance, cotangent, is_leaf=_is_pair))
         return tuple(
@@ -122,37 +130,37 @@ def _with_backward(
     return lambda *inputs, **constants: apply(tuple(constants.items()), *inputs)
 
 
-def observer(look: Callable[[Any], Array]) -> Operation:
-    """An `observe` whose tap receives look(cotangent of the attention), which itself passes unchanged."""
+def probing(readout: Callable[[Any], Array]) -> Operation:
+    """A `probe` whose zeros receive readout(cotangent of the attention); the cotangent itself passes unchanged."""
 
     @jax.custom_vjp
-    def apply(attention: Any, tap: Array) -> Any:
+    def apply(attention: Any, probe: Array) -> Any:
         return attention
 
-    def forward(attention: Any, tap: Array) -> tuple[Any, None]:
+    def forward(attention: Any, probe: Array) -> tuple[Any, None]:
         return attention, None
 
     def backward(_: None, cotangent: Any) -> tuple[Any, Array]:
-        return cotangent, look(cotangent)
+        return cotangent, readout(cotangent)
 
     apply.defvjp(forward, backward)
-    return lambda attention, tap: attention if tap is None else apply(attention, tap)
+    return lambda attention, probe: attention if probe is None else apply(attention, probe)
 
 
 def _no_rule(op: Operation) -> Rule:
-    def pull(*_: Any) -> tuple[Any, ...]:
+    def pullback(*_: Any) -> tuple[Any, ...]:
         raise NotImplementedError(
             f"{op.__name__} has no relevance rule: explanations end above the stem"
         )
 
-    return lambda inputs, output: Partial(pull)
+    return lambda inputs, output: Partial(pullback)
 
 
 def _rules(
-    linear: Rule, pixels: Rule, add: Rule, fork: Rule, products: Callable[..., Rule]
+    linear: Rule, pixels: Rule, add: Rule, clone: Rule, products: Callable[..., Rule]
 ) -> dict:
     table: dict[str, Rule] = dict.fromkeys(
-        ("bias", "scale", "softmax", "gelu", "layer_norm"), rules.carry
+        ("bias", "scale", "softmax", "gelu", "layer_norm"), rules.identity
     )
     for name in ("conv", "group_norm", "relu", "max_pool"):
         table[name] = _no_rule(getattr(plain, name))
@@ -160,26 +168,26 @@ def _rules(
         linear=linear,
         pixels=pixels,
         add=add,
-        fork=fork,
-        scores=rules.halved(products(_scores)),
-        weigh=rules.halved(products(_weigh)),
+        clone=clone,
+        attention_scores=rules.halved(products(_attention_scores)),
+        apply_attention=rules.halved(products(_apply_attention)),
     )
     return table
 
 
 _CHEFER = _rules(
-    linear=rules.alpha1(_linear),
-    pixels=rules.z_b(_linear),
+    linear=rules.alpha1_beta0(_linear),
+    pixels=rules.z_box(_linear),
     add=rules.normalised(rules.z_rule(plain.add)),
-    fork=rules.gather_published,
+    clone=rules.sum_branches_published,
     products=rules.z_rule,
 )
-_LRP = {**_CHEFER, "linear": rules.alpha1_halves(_linear), "add": rules.z_rule(plain.add)}
+_LRP = {**_CHEFER, "linear": rules.alpha1_beta0_split(_linear), "add": rules.z_rule(plain.add)}
 STABLE_RULES: dict[str, Rule] = {
     "add": rules.normalised(rules.stabilised(plain.add)),
-    "fork": rules.gather,
-    "scores": rules.halved(rules.stabilised(_scores)),
-    "weigh": rules.halved(rules.stabilised(_weigh)),
+    "clone": rules.sum_branches,
+    "attention_scores": rules.halved(rules.stabilised(_attention_scores)),
+    "apply_attention": rules.halved(rules.stabilised(_apply_attention)),
 }
 """What STABLE does otherwise than CHEFER."""
 _STABLE = {**_CHEFER, **STABLE_RULES}
@@ -188,18 +196,18 @@ _UNIFORM = _rules(
     linear=rules.only_first(rules.uniform(_linear)),
     pixels=rules.only_first(rules.uniform(_linear)),
     add=rules.uniform(plain.add),
-    fork=rules.gather,
+    clone=rules.sum_branches,
     products=rules.uniform,
 )
 
 
-def _bundle(make: Callable[[Operation, Rule], Operation], table: dict, look: Any) -> Ops:
+def _rule_set(make: Callable[[Operation, Rule], Operation], table: dict, readout: Any) -> Ops:
     made = {
         field.name: make(getattr(EXACT, field.name), table[field.name])
         for field in fields(Ops)
-        if field.name != "observe"
+        if field.name != "probe"
     }
-    return Ops(**made, observe=observer(look))
+    return Ops(**made, probe=probing(readout))
 
 
 def _raw(relevance: Array) -> Array:
@@ -212,7 +220,7 @@ def _mean_positive_product(cotangent: Pair) -> Array:
     return jnp.where(product < 0, 0.0, product).mean(1)
 
 
-def attribution_bundle(**rules_of: Rule) -> Ops:
+def attribution_rule_set(**rules_of: Rule) -> Ops:
     """CHEFER_PAIRS with other rules for the operations named: make it once, at module level.
 
     Raises:
@@ -220,21 +228,21 @@ def attribution_bundle(**rules_of: Rule) -> Ops:
     """
     if unknown := rules_of.keys() - _CHEFER.keys():
         raise ValueError(f"no operation {min(unknown)!r}; there are {', '.join(sorted(_CHEFER))}")
-    return _bundle(paired, {**_CHEFER, **rules_of}, _mean_positive_product)
+    return _rule_set(paired, {**_CHEFER, **rules_of}, _mean_positive_product)
 
 
-CHEFER = _bundle(with_rule, _CHEFER, _raw)
-"""The rules of Chefer et al., CVPR 2021, as their published code has them. Taps (B, heads, Q, N) see relevance."""
-LRP = _bundle(with_rule, _LRP, _raw)
+CHEFER = _rule_set(with_rule, _CHEFER, _raw)
+"""The rules of Chefer et al., CVPR 2021, as their published code has them. Probes (B, heads, Q, N) see relevance."""
+LRP = _rule_set(with_rule, _LRP, _raw)
 """The original-LRP baseline of the same code, without normalisation at the adds, halves divided separately."""
-STABLE = _bundle(with_rule, _STABLE, _raw)
+STABLE = _rule_set(with_rule, _STABLE, _raw)
 """CHEFER with stabilised adds and products, for float32."""
-STABLE_LRP = _bundle(with_rule, _STABLE_LRP, _raw)
+STABLE_LRP = _rule_set(with_rule, _STABLE_LRP, _raw)
 """LRP with stabilised adds and products."""
-UNIFORM = _bundle(with_rule, _UNIFORM, _raw)
+UNIFORM = _rule_set(with_rule, _UNIFORM, _raw)
 """Keeps every operation's total exactly, so that a model with an operation outside `Ops` shows at once."""
 
-CHEFER_PAIRS = attribution_bundle()
-"""Gradient and CHEFER relevance in one pass over pairs. Taps (B, Q, N) see mean over heads of relu(g * r)."""
-STABLE_PAIRS = attribution_bundle(**STABLE_RULES)
+CHEFER_PAIRS = attribution_rule_set()
+"""Gradient and CHEFER relevance in one pass over pairs. Probes (B, Q, N) see mean over heads of relu(g * r)."""
+STABLE_PAIRS = attribution_rule_set(**STABLE_RULES)
 """The same with STABLE."""

@@ -18,7 +18,7 @@ import scipy.sparse
 from PIL import Image
 
 from tests.made_imagenet import add_member
-from vitx.data.datasets.voc_annotations import VOC_CLASSES
+from vitx.data.formats.voc_annotations import VOC_CLASSES
 from vitx.data.palette import encode_mask
 
 FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass")

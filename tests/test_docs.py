@@ -27,7 +27,7 @@ from tests.made_imagenet import make_gtsegs, make_validation_tar
 from tests.made_voc import make_voc, write_sbd
 from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
-from vitx.data.datasets.voc_annotations import VOC_CLASSES
+from vitx.data.formats.voc_annotations import VOC_CLASSES
 from vitx.data.source import open_source
 
 ROOT = Path(__file__).parent.parent

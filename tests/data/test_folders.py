@@ -50,7 +50,7 @@ def test_the_folder_itself_is_a_split(pets):
         assert [e.id for e in open_source("folder", split, pets / "val")] == val
     part = open_source("folder", "all[1:-1]", pets / "val")
     assert [e.id for e in part] == val[1:-1] and part.classes[1:] == ("ant", "cat", "dog")
-    assert [e.id for e in open_source("folder", "val[60%:]", pets, limit=1)] == val[3:4]
+    assert [e.id for e in open_source("folder", "val[60%:][:1]", pets)] == val[3:4]
 
 
 def test_labels_read_no_file(pets):
@@ -150,10 +150,8 @@ def test_layouts_that_are_none(pets):
         open_source("folder", "all", pets / "cats")
     with pytest.raises(ValueError, match=r"val/cat holds no class folders; wanted <class>/<image>"):
         open_source("folder", "all", pets / "val" / "cat")
-    with pytest.raises(ValueError, match="dataset 'folder' has no config 'val'"):
+    with pytest.raises(ValueError, match="dataset 'folder' has no config 'val'; it has none"):
         open_source("folder/val", "all", pets)
-    with pytest.raises(ValueError, match="limit is 0"):
-        open_source("folder", "val", pets, limit=0)
 
 
 def test_thousand_synsets_come_in_imagenets_order(tmp_path):

@@ -15,7 +15,7 @@ from tensorflow_datasets.core import shuffle
 
 from tests.made_imagenet import add_member, make_validation_tar
 from vitx.data.class_names import imagenet_names
-from vitx.data.datasets import imagenet
+from vitx.data.datasets import imagenet2012 as imagenet
 from vitx.data.loader import Augment, evaluation_batches, training_loader
 from vitx.data.source import open_source
 
@@ -133,7 +133,7 @@ def test_every_layout_gives_the_same_examples(layout, made, tmp_path):
         assert example.id == other.id
         np.testing.assert_array_equal(example.image, other.image)
         np.testing.assert_array_equal(example.labels, other.labels)
-    part = open_source(NAME, "validation[25%:50%]", tmp_path, limit=4)
+    part = open_source(NAME, "validation[25%:50%][:4]", tmp_path)
     assert [e.id for e in part] == [e.id for e in open_source(NAME, "validation[16:20]", root)]
 
 
@@ -251,7 +251,7 @@ WHOLE = LABEL_FILES["val.txt"]
         (
             "labels.txt",
             "490\n361\n",
-            ", line 1: wanted the name of an image and its class, found '490'",
+            ", line 1: wanted an image's name and its class, found '490'",
         ),
         ("labels.txt", "tench, Tinca tinca\n", ", line 1: 'tinca' is no class"),
         (
@@ -263,9 +263,9 @@ WHOLE = LABEL_FILES["val.txt"]
         (
             "LOC_val_solution.csv",
             "ImageId,PredictionString\na,\n",
-            ", line 2: wanted .* found 'a'",
+            ", line 2: wanted .* found 'a,'",
         ),
-        ("LOC_val_solution.csv", f"{'a' * 200_000},n01440764", ": field larger than field limit"),
+        ("LOC_val_solution.csv", "a,n0144 " * 20_000, ", line 1: 'n0144' is no class"),
         ("val.txt", "10 0\n\xff 0".encode("latin-1"), ": 'utf-8' codec"),
     ],
 )
@@ -301,7 +301,7 @@ def test_images_of_no_known_class_are_not_dropped(made, tmp_path):
         open_source(NAME, "validation", tmp_path)
     truth = "ILSVRC2012_validation_ground_truth.txt"
     (tmp_path / truth).write_text("490\n361\n")
-    with pytest.raises(ValueError, match=rf"first 10.GIF \({truth} cannot: it names no images"):
+    with pytest.raises(ValueError, match=rf"first 10.GIF \({truth} does not: it names no images"):
         open_source(NAME, "validation", tmp_path)
     for name in RENAMED:
         (folder / name).unlink()
@@ -359,9 +359,8 @@ def test_fingerprints_follow_the_tar(made, tmp_path):
         open_source(NAME, "validation", root),
         open_source(NAME, "validation", tmp_path),
         open_source(NAME, "validation[:63]", root),
-        open_source(NAME, "validation", root, limit=63),
     ]
-    assert len({source.fingerprint for source in sources}) == 4
+    assert len({source.fingerprint for source in sources}) == 3
     assert open_source(NAME, "validation", root).fingerprint == sources[0].fingerprint
 
 
@@ -433,11 +432,11 @@ def spoil(path, kind, data):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("climbs", r"holds '../../ILSVRC2012_val_00000002.JPEG', but .* has only the files"),
-        ("absolute", r"holds '.*/outside/ILSVRC2012_val_00000002.JPEG', but"),
+        ("climbs", r"holds '../../ILSVRC2012_val_00000002.JPEG', which leads out of it"),
+        ("absolute", r"holds '.*/outside/ILSVRC2012_val_00000002.JPEG', which leads out of it"),
         ("another name", "holds 'n01440764_18.JPEG', but"),
         ("number 50001", "holds 'ILSVRC2012_val_00050001.JPEG', but"),
-        ("link", "holds 'ILSVRC2012_val_00000002.JPEG', but"),
+        ("link", ": ILSVRC2012_val_00000002.JPEG is no file"),
         ("twice", "holds ILSVRC2012_val_00000001.JPEG twice"),
         ("empty", "holds no images"),
         ("compressed", "is damaged or no tar file"),
@@ -453,9 +452,9 @@ def test_a_spoilt_tar_is_refused_in_one_line(kind, message, made, tmp_path):
     path = place(root)
     path.parent.mkdir(parents=True)
     spoil(path, kind, next(iter(made[1].values())))
-    with pytest.raises(ValueError, match=rf"^{path} {message}") as raised:
+    with pytest.raises(ValueError, match=rf"^{path}:? ?{message}") as raised:
         open_source(NAME, "validation", root)
-    assert str(raised.value).endswith("get it anew") and "\n" not in str(raised.value)
+    assert str(raised.value).endswith("again") and "\n" not in str(raised.value)
     # Nothing is left half built, and nothing was written elsewhere.
     files = [found for found in tmp_path.rglob("*") if found.is_file()]
     assert sorted(files) == sorted([path, root / ".imagenet2012_validation.lock"])
@@ -485,7 +484,8 @@ def test_more_than_fits_tfds_memory_needs_no_tensorflow(monkeypatch, tmp_path):
 
 BUILD = """
     import os, signal, sys
-    from vitx.data import imagenet, sources
+    from vitx.data import source
+    from vitx.data.datasets import imagenet2012 as imagenet
 
     if len(sys.argv) > 2:
         class_of, calls = imagenet.class_of, []
@@ -497,9 +497,9 @@ BUILD = """
             return class_of(name)
 
         imagenet.class_of = class_of_until
-    source = sources.open_source("imagenet2012", "validation", sys.argv[1])
+    opened = source.open_source("imagenet2012", "validation", sys.argv[1])
     assert "tensorflow" not in sys.modules and "h5py" not in sys.modules
-    print(len(source), source[15].id, source.fingerprint)
+    print(len(opened), opened[15].id, opened.fingerprint)
 """
 
 
@@ -522,13 +522,13 @@ def test_a_killed_build_is_done_again(tmp_path):
 
 FULL = """
     import resource, signal, sys
-    from vitx.data import sources
+    from vitx.data import source
     from vitx.runtime.files import WriteError
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     try:
-        sources.open_source("imagenet2012", "validation", sys.argv[1])
+        source.open_source("imagenet2012", "validation", sys.argv[1])
     except WriteError as error:
         print(error)
 """

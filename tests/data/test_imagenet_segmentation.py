@@ -13,7 +13,7 @@ import scipy.io.matlab
 from PIL import Image
 
 from tests.made_imagenet import Cells, make_gtsegs
-from vitx.data.datasets.gtsegs import read_gtsegs
+from vitx.data.formats.gtsegs import read_gtsegs
 from vitx.data.source import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_what_is_stored_are_lossless_pngs(made):
 def test_parts_limits_and_fingerprints(made, tmp_path):
     root, names, *_ = made
     source = open_source(NAME, "test", root)
-    part = open_source(NAME, "test[4:9]", root, limit=3)
+    part = open_source(NAME, "test[4:9][:3]", root)
     assert [example.id for example in part] == names[4:7]
     make_gtsegs(place(tmp_path), 23, seed=4)
     other = open_source(NAME, "test", tmp_path)
@@ -237,7 +237,7 @@ def test_a_spoilt_file_is_refused_in_one_line(kind, message, tmp_path):
         open_source(NAME, "test", tmp_path)
     text = str(raised.value)
     assert re.search(message, text) and text.startswith(str(path)) and "\n" not in text
-    assert text.endswith("get it anew")
+    assert text.endswith("get it again")
     assert list((tmp_path / NAME).iterdir()) == []  # nothing is left half built
 
 

@@ -308,21 +308,18 @@ def test_closing_ends_reading_ahead():
     assert len(batches.begun) <= 5 and threading.active_count() == threads
 
 
-def test_a_limit_leaves_the_first(source, tmp_path):
-    limited = open_source("shapes/tiny", "train", tmp_path, limit=7)
+def test_a_part_has_the_first(source, tmp_path):
+    limited = open_source("shapes/tiny", "train[:7]", tmp_path)
     assert [example.id for example in limited] == [source[index].id for index in range(7)]
     with pytest.raises(IndexError):
         limited[7]
     assert limited[-1].id == limited[6].id
     fingerprints = {
-        open_source("shapes/tiny", split, tmp_path, limit=limit).fingerprint
-        for split in ("train", "val")
-        for limit in (7, None)
+        open_source("shapes/tiny", split, tmp_path).fingerprint
+        for split in ("train", "val", "train[:7]", "val[:7]")
     }
     assert len(fingerprints) == 4
     assert source.fingerprint in fingerprints  # the folder does not matter
-    with pytest.raises(ValueError, match="limit is 0"):
-        open_source("shapes/tiny", "train", tmp_path, limit=0)
 
 
 def test_a_part_of_a_split_is_a_split(source, tmp_path):
@@ -343,7 +340,7 @@ def test_the_cache_has_a_limit(source, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("circles", "train", "unknown dataset 'circles'; there is shapes"),
+        ("circles", "train", "unknown dataset 'circles'; there is folder, imagenet2012"),
         ("shapes/huge", "train", "no config 'huge'; it has standard, tiny"),
         ("shapes/tiny", "test", "no split 'test'; it has train, val"),
     ],

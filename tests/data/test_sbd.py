@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 
 from tests import made_voc
-from vitx.data.datasets import sbd
+from vitx.data.formats import sbd
 
 
 def mat(content, **options):
@@ -62,7 +62,7 @@ STRUCTURES["Segmentation"][0, 0] = STRUCTURES["Segmentation"][0, 1] = np.ones((2
 )
 def test_other_matlab_files_are_refused(data, message):
     with pytest.raises(
-        ValueError, match=f"^x is damaged or no MATLAB 5 file .*{message}.*get it anew$"
+        ValueError, match=f"^x is damaged or no MATLAB 5 file .*{message}.*get it again$"
     ):
         sbd.segmentation(data, "x")
 

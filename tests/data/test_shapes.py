@@ -126,7 +126,8 @@ def test_objects_stay_visible():
 
 BUILD = """
     import os, signal, socket, sys
-    from vitx.data import shapes, sources
+    from vitx.data import source
+    from vitx.data.datasets import shapes
 
     def refuse(*arguments):
         raise AssertionError(f"a connection to {arguments}")
@@ -141,9 +142,9 @@ BUILD = """
             return draw(seed, split, index)
 
         shapes.draw = draw_until
-    source = sources.open_source("shapes/tiny", "val", sys.argv[1])
+    opened = source.open_source("shapes/tiny", "val", sys.argv[1])
     assert "tensorflow" not in sys.modules, "TensorFlow was imported"
-    print(len(source), source[11].id, source.fingerprint)
+    print(len(opened), opened[11].id, opened.fingerprint)
 """
 
 

@@ -78,7 +78,7 @@ COMMANDS = {
         "config.classifier.warmup_epochs must be less than classifier.epochs, 2",
     ),
     "unknown stage": (["--config.stages=clasifier"], "config.stages has no stage 'clasifier'"),
-    "unknown dataset": (["--config.data.name=voc"], "unknown dataset 'voc'; there is shapes"),
+    "unknown dataset": (["--config.data.name=voc"], "unknown dataset 'voc'; there is folder"),
     "empty split": (
         ["--config.classifier.val_split=train[5:5]"],
         "config.classifier.val_split=train[5:5]: split 'train[5:5]' of shapes/tiny/1.0.0 has no examples",
@@ -190,11 +190,11 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "missing mask and annotation": (
         lambda f: (_first(f, "Annotations").unlink(), _first(f, "SegmentationClass").unlink()),
-        r"nothing tells what .*000\.jpg shows: wanted Annotations/.*\.xml, without objects",
+        r"nothing says what .*000\.jpg shows: wanted Annotations/.*\.xml, without objects",
     ),
     "class that is not listed": (
         lambda f: _text(f, "Annotations", annotation("x", (4, 4), [("owl", False, 1, 1, 2, 2)])),
-        r"Annotations/.*\.xml: an object is named 'owl', which is no class of .*classes\.txt; mend",
+        r"Annotations/.*\.xml: an object is named 'owl', which is no class of .*classes\.txt; correct",
     ),
     "damaged annotation": (
         lambda f: _text(f, "Annotations", "<annotation><object>"),
@@ -214,7 +214,7 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two images of one name": (
         lambda f: Image.new("RGB", (4, 4)).save(_first(f, "JPEGImages").with_suffix(".png")),
-        r"two images are named '2007_.*': .*\.jpg and .*\.png; rename one",
+        r"two files are named '2007_.*': .*\.jpg and .*\.png; rename one",
     ),
     "class listed twice": (
         lambda f: (f / "classes.txt").write_text("background\nring\nring\n"),

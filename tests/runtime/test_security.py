@@ -29,13 +29,14 @@ from tests.made_imagenet import add_member, make_gtsegs
 from tests.made_voc import sbd_mat
 from tests.small_models import small_vit
 from vitx.data import pictures
-from vitx.data.class_names import read_names
-from vitx.data.datasets import imagenet, sbd
-from vitx.data.datasets.gtsegs import read_gtsegs
-from vitx.data.datasets.voc_annotations import PASCAL, image_size, labels_in_xml, read_classes
-from vitx.data.datasets.voc_layout import Archive
+from vitx.data.class_names import read_classes, read_names
+from vitx.data.datasets import imagenet2012
+from vitx.data.formats import sbd
+from vitx.data.formats.gtsegs import read_gtsegs
+from vitx.data.formats.voc_annotations import PASCAL, labels_in_xml
+from vitx.data.formats.voc_layout import Tree
 from vitx.data.palette import decode_mask
-from vitx.data.transforms import read_image
+from vitx.data.transforms import image_size, read_image
 from vitx.data.user_images import find_images, read_user_image
 from vitx.runtime import files
 from vitx.runtime.files import WorkdirError, read_npz
@@ -112,11 +113,6 @@ def read_stage(path):
     StageFolder(path.parent, {})
 
 
-def read_imagenet(path):
-    with path.open("rb") as file:
-        imagenet._members(file, path)
-
-
 READERS = {
     **{
         f"checkpoint {name}": lambda path, name=name: vitx.load(path.rename(path.with_name(name)))
@@ -137,8 +133,8 @@ READERS = {
     "class names": lambda path: read_names(path, 10),
     "SBD's mask": lambda path: sbd.segmentation(path.read_bytes(), str(path)),
     "SBD's archive": lambda path: sbd.open_masks(path, ()),
-    "VOC's archive": Archive,
-    "ImageNet's archive": read_imagenet,
+    "VOC's archive": Tree,
+    "ImageNet's archive": imagenet2012.tar_images,
     "ImageNet-Segmentation": lambda path: list(read_gtsegs(path)),
 }
 
@@ -494,7 +490,7 @@ ONE = struct.pack("<i", 1)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (structure(ONE * 2, struct.pack("<i", 64), b"Other"), "requires a buffer"),
+        (structure(ONE * 2, struct.pack("<i", 64), b"Other"), "GTcls has no Segmentation"),
         (structure(ONE * 2, ONE, bytes(16 * MB)), "names of GTcls's fields are damaged"),
         (structure(b"\1" * 16 * MB, ONE, b"x"), "its shape is damaged"),
     ],

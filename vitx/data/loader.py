@@ -18,8 +18,9 @@ import numpy as np
 from absl import flags
 
 from vitx.data import transforms
+from vitx.data.palette import IGNORED
 from vitx.data.source import Example, Source, open_source
-from vitx.data.transforms import IGNORED, Augment, Preprocess
+from vitx.data.transforms import Augment, Preprocess
 from vitx.runtime.files import WorkdirError
 from vitx.runtime.workers import end_with
 

@@ -1,4 +1,4 @@
-"""Palette PNGs of label masks, in the colours of PASCAL VOC."""
+"""Label masks: palette PNGs in the colours of PASCAL VOC, reading and checking."""
 
 import io
 
@@ -7,15 +7,17 @@ from PIL import Image, PngImagePlugin
 
 from vitx.data.pictures import open_picture
 
+IGNORED = 255  # the mask value that no class has
 _KEYWORD = "vitx"  # of the text chunk
-_STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies greys of 2 and 4 bits by
+_STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow's factors for greys of 2 and 4 bits
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def voc_palette() -> np.ndarray:
     """The 256 colours of PASCAL VOC's label images, (256, 3) uint8.
 
-    The bits of a label are dealt to red, green and blue in turn, the lowest three giving each
-    colour's highest bit, and so on, so that neighbouring labels look far apart.
+    The bits of a label go to red, green and blue in turn, the lowest three to each colour's highest
+    bit, so that neighbouring labels look far apart.
     """
     labels = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
@@ -24,6 +26,13 @@ def voc_palette() -> np.ndarray:
             bit = (labels >> (3 * place + channel)) & 1
             palette[:, channel] |= (bit << (7 - place)).astype(np.uint8)
     return palette
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of uint8 (H, W) or (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()
 
 
 def encode_mask(mask: np.ndarray, text: str | None = None) -> bytes:
@@ -53,7 +62,7 @@ def mask_text(data: bytes, name: str = "mask") -> str | None:
     try:
         with open_picture(data) as image:
             return image.info.get(_KEYWORD)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"cannot read the label mask {name}: {error}") from error
 
 
@@ -73,5 +82,31 @@ def decode_mask(data: bytes, name: str = "mask") -> np.ndarray:
             factors = [_STRETCHED.get(str(tile.args), 1) for tile in image.tile or ()]
             values = np.array(image, np.uint8)
             return values // np.uint8(max(factors, default=1))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"cannot read the label mask {name}: {error}") from error
+
+
+def check_mask(
+    mask: np.ndarray, where: str, classes: int, size: tuple[int, ...] | None = None
+) -> None:
+    """Raises ValueError where a mask (H, W) has labels of none of `classes`, or is not of `size`.
+
+    `classes` counts the background, 255 is ignored, and `size` is the image's (H, W).
+    """
+    if size is not None and mask.shape != size:
+        (height, width), (rows, columns) = mask.shape, size
+        raise ValueError(
+            f"the mask {where} is {width} pixels wide and {height} high, but its image "
+            f"{columns} and {rows}"
+        )
+    strange = (mask >= classes) & (mask != IGNORED)
+    if strange.any():
+        raise ValueError(
+            f"the mask {where} has the label {mask[strange][0]}, wanted 0 to {classes - 1} for the "
+            f"{classes} classes, or {IGNORED}, ignored"
+        )
+
+
+def labels_in_mask(mask: np.ndarray) -> list[int]:
+    """The classes in a mask, sorted, from 0 for the first after the background."""
+    return [int(label) - 1 for label in np.unique(mask) if label not in (0, IGNORED)]

@@ -1,8 +1,8 @@
 """Records: the examples of a split as they are stored, encoded."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,13 +10,13 @@ class Record:
     """An example as stored.
 
     Attributes:
-      id: unique in the split, the name of what is made from it.
-      origin: names it in errors.
+      id: unique in the split; outputs of the pipeline are named after it.
+      origin: names the example in errors.
       image: the bytes of an image file.
-      mask: those of a PNG of class indices, None where there is no mask.
+      mask: the bytes of a PNG of class indices, None where there is no mask.
       labels: the classes shown, from 0 for the first after "background".
       mask_origin: names the mask in errors; "" where `origin` does.
-      upright: whether the image is turned as its EXIF says. Your own photographs are; published data sets are read as
+      upright: whether the image is turned as its EXIF says. The user's photographs are; published datasets are read as
         they are stored, as by the code that their figures come from.
     """
 
@@ -29,38 +29,48 @@ class Record:
     upright: bool = False
 
 
-class Records(Protocol):
-    """A split as stored; pickled on the way to loader processes.
+class Records(abc.ABC):
+    """A split as stored, without masks unless a subclass has some; pickled on the way to loader processes.
 
     Attributes:
       name: of the dataset.
-      split: as asked for.
+      split: its name.
       classes: names, the first is "background".
-      content: what the content follows from, beside name, split and length; without masks that tell no labels.
-      mask_content: what those masks follow from, "" where `content` says all.
+      ids: of the examples, in order.
       one_class: whether every image is known to show exactly one class.
-      has_masks: whether every example has a mask.
     """
 
-    name: str
-    split: str
-    classes: tuple[str, ...]
-    content: str
-    mask_content: str
-    one_class: bool
-    has_masks: bool
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        classes: Sequence[str],
+        ids: Sequence[str],
+        *,
+        one_class: bool = False,
+    ) -> None:
+        self.name, self.split, self.classes, self.ids = name, split, tuple(classes), ids
+        self.one_class = one_class
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        return len(self.ids)
 
+    @abc.abstractmethod
     def read(self, index: int) -> Record:
         """The example at `index`, from 0; ValueError where it cannot be read."""
 
-    def identifier(self, index: int) -> str:
-        """Its id alone; decodes no image."""
+    @abc.abstractmethod
+    def content(self, places: Sequence[int]) -> str:
+        """A digest of what these examples follow from, but for masks that decide no labels."""
+
+    def mask_content(self, places: Sequence[int]) -> str:
+        """A digest of those masks; "" where `content` covers all."""
+        return ""
 
     def labels(self, index: int) -> Sequence[int]:
-        """Its labels alone; decodes no image."""
+        """The labels of an example; decodes no image."""
+        return self.read(index).labels
 
     def masked(self, index: int) -> bool:
-        """Whether it has a mask; reads nothing."""
+        """Whether an example has a mask; reads nothing."""
+        return False

@@ -17,33 +17,32 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vitx.data.pictures import load_picture, open_picture
+from vitx.data.pictures import load_picture, open_picture, stored_size, upright_size
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R 601, as Pillow and torchvision
-IGNORED = 255  # the mask value that no class has
-# Pixels at a time: temporaries of whole images would be fresh pages, dearer than the arithmetic.
+# Pixels at a time: temporaries of whole images would be fresh pages, which cost more than the arithmetic.
 _BLOCK = 2**14
 
 Maps = TypeVar("Maps", jax.Array, np.ndarray)
 
-# What Pillow raises for damaged files; TypeError for TIFFs with text in place of numbers.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error)
+# What Pillow raises for damaged files: TypeError for TIFFs with text in place of numbers, DecompressionBombError for
+# later frames that are too large.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, struct.error, zlib.error, Image.DecompressionBombError
+)  # fmt: skip
 
 
 class Preprocess(Protocol):
-    """What a model wants of its input; `model.preprocess` is one."""
+    """A model's input: mean and std of each channel, in [0, 1], and (H, W); `model.preprocess` is one."""
 
     @property
-    def mean(self) -> Sequence[float]:
-        """Of each channel, in [0, 1]."""
+    def mean(self) -> Sequence[float]: ...  # noqa: D102
 
     @property
-    def std(self) -> Sequence[float]:
-        """Of each channel, in [0, 1]."""
+    def std(self) -> Sequence[float]: ...  # noqa: D102
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
 
 
 def read_image(
@@ -52,7 +51,6 @@ def read_image(
     """The picture in a file, or in its bytes, as uint8 RGB (H, W, 3).
 
     It is turned as its EXIF orientation says, unless `upright` is false; damaged EXIF turns nothing.
-
     Palette, grey, CMYK and 16-bit grey pictures are converted, transparency is dropped. Raises
     FileNotFoundError for a missing file, and ValueError naming the file (or `name`, for bytes) for
     one that is damaged, no picture, or beyond the limit on pixels (`pictures.open_picture`).
@@ -67,7 +65,19 @@ def read_image(
     try:
         with open_picture(data) as image:
             return np.array(_to_rgb(load_picture(image, data, upright=upright)))
-    except (*_DAMAGED, Image.DecompressionBombError) as error:  # the latter of later frames
+    except _DAMAGED as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+
+
+def image_size(data: bytes, name: str, *, upright: bool = False) -> tuple[int, int]:
+    """Height and width of an image file's bytes, decoding no pixels; `upright`: after turning it as its EXIF says.
+
+    Raises ValueError, naming `name`, where they cannot be read.
+    """
+    try:
+        with open_picture(data) as image:
+            return upright_size(image, data) if upright else stored_size(image)
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from error
 
 
@@ -204,7 +214,7 @@ def colour_jitter(
 ) -> np.ndarray:
     """Jitter the colours of float32 (H, W, 3) in [0, 1]; the same draws whatever the widths.
 
-    This and the adjustments below raise ValueError for pixels of other types than floats.
+    Raises ValueError for pixels of other types than floats, which the adjustments below do not check.
     """
     _require_floats(pixels)
     order = generator.permutation(4)
@@ -226,13 +236,11 @@ def colour_jitter(
 
 def adjust_brightness(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with black; 1 changes nothing."""
-    _require_floats(pixels)
     return _clip(pixels * np.float32(factor))
 
 
 def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with its mean grey; 1 changes nothing."""
-    _require_floats(pixels)
     adjusted = pixels * np.float32(factor)
     adjusted += np.float32(1 - factor) * (pixels @ GREY).mean()
     return _clip(adjusted)
@@ -240,7 +248,6 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Blend float32 (H, W, 3) in [0, 1] with its own grey picture; 1 changes nothing."""
-    _require_floats(pixels)
     adjusted = pixels * np.float32(factor)
     grey = np.float32(1 - factor) * (pixels @ GREY)  # (H, W)
     for channel in range(3):  # as in `mirror`
@@ -255,7 +262,6 @@ def _clip(pixels: np.ndarray) -> np.ndarray:
 
 def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
     """Turn the hue (HSV) of float32 (H, W, 3) in [0, 1] by a fraction of the colour circle."""
-    _require_floats(pixels)
     rows = max(1, _BLOCK // pixels.shape[1])
     turned = np.empty(pixels.shape, pixels.dtype)
     for top in range(0, len(pixels), rows):

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vitx.data.transforms import IGNORED
+from vitx.data.palette import IGNORED
 
 _LARGEST = 8 * 2**26  # bytes of an array; a damaged file may claim any size
 _NAME = re.compile(r"n\d{8}_\d+")  # synset and number
@@ -32,63 +32,52 @@ def read_gtsegs(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ValueError(
-            f"{path} is damaged, or no MATLAB v7.3 (HDF5) file ({error}); get it anew"
+            f"{path} is damaged, or no MATLAB v7.3 (HDF5) file ({error}); get it again"
         ) from error
     with file:
         try:
-            yield from _pictures(file)
+            images, masks = _cells(file, "value/img"), _cells(file, "value/gt")
+            if len(images) != len(masks):
+                raise ValueError(
+                    f"it has {len(images)} images (value/img), {len(masks)} masks (value/gt)"
+                )
+            for number, name in enumerate(_names(file, len(images))):
+                places = f"value/img[{number}]", f"value/gt[{number}]"
+                image = _image(_array(file, images[number], places[0]), places[0])
+                mask = _mask(_array(file, masks[number], places[1]), places[1])
+                if image.shape[:2] != mask.shape:
+                    raise ValueError(
+                        f"{places[0]} has {image.shape[:2]} rows and columns, but its mask "
+                        f"{places[1]} {mask.shape}"
+                    )
+                yield name, image, mask
         except _HDF5_ERRORS as error:
-            raise ValueError(f"{path} is not as published: {error}; get it anew") from error
+            raise ValueError(f"{path} is not as published: {error}; get it again") from error
 
 
-def _pictures(file: h5py.File) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    images, masks = _Cells(file, "value/img"), _Cells(file, "value/gt")
-    if len(images) != len(masks):
-        raise ValueError(f"it has {len(images)} images (value/img), {len(masks)} masks (value/gt)")
-    for number, name in enumerate(_names(file, len(images))):
-        image = _image(images.array(number), images.place(number))
-        mask = _mask(masks.array(number), masks.place(number))
-        if image.shape[:2] != mask.shape:
-            raise ValueError(
-                f"{images.place(number)} has {image.shape[:2]} rows and columns, but its mask "
-                f"{masks.place(number)} {mask.shape}"
-            )
-        yield name, image, mask
+def _cells(file: h5py.File, key: str) -> np.ndarray:
+    """The references that a MATLAB cell array consists of."""
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset) or dataset.file != file:  # a link leads elsewhere
+        raise ValueError(f"it has no array {key}")
+    if not _refers(dataset):
+        raise ValueError(f"{key} is {dataset.shape} {dataset.dtype}, wanted references")
+    return _read(dataset, key).reshape(-1)
 
 
-class _Cells:
-    """A MATLAB cell array, references to arrays."""
-
-    def __init__(self, file: h5py.File, key: str) -> None:
-        self._file, self._key = file, key
-        dataset = file.get(key)
-        if not isinstance(dataset, h5py.Dataset) or dataset.file != file:  # a link leads elsewhere
-            raise ValueError(f"it has no array {key}")
+def _array(file: h5py.File, reference: h5py.Reference, place: str) -> np.ndarray:
+    """The array referred to, transposed back; of a cell array in between, its first."""
+    for _ in range(2):
+        try:
+            dataset = file[reference]
+        except _HDF5_ERRORS as error:
+            raise ValueError(f"{place} refers to nothing") from error
+        if not isinstance(dataset, h5py.Dataset):
+            raise ValueError(f"{place} refers to a group, wanted an array")
         if not _refers(dataset):
-            raise ValueError(f"{key} is {dataset.shape} {dataset.dtype}, wanted references")
-        self._references = _read(dataset, key).reshape(-1)
-
-    def __len__(self) -> int:
-        return len(self._references)
-
-    def place(self, number: int) -> str:
-        """Names a cell in errors."""
-        return f"{self._key}[{number}]"
-
-    def array(self, number: int) -> np.ndarray:
-        """The array referred to, transposed back; of a cell array in between, its first."""
-        place, reference = self.place(number), self._references[number]
-        for _ in range(2):
-            try:
-                dataset = self._file[reference]
-            except _HDF5_ERRORS as error:
-                raise ValueError(f"{place} refers to nothing") from error
-            if not isinstance(dataset, h5py.Dataset):
-                raise ValueError(f"{place} refers to a group, wanted an array")
-            if not _refers(dataset):
-                return _read(dataset, place).T
-            reference = _read(dataset, place).flat[0]
-        raise ValueError(f"{place} refers to references of references")
+            return _read(dataset, place).T
+        reference = _read(dataset, place).flat[0]
+    raise ValueError(f"{place} refers to references of references")
 
 
 def _refers(dataset: h5py.Dataset) -> bool:
@@ -128,9 +117,8 @@ def _mask(array: np.ndarray, place: str) -> np.ndarray:
 def _names(file: h5py.File, count: int) -> list[str]:
     """ImageNet's names where each picture has one of its own, else "gtsegs_00001" and so on."""
     with contextlib.suppress(*_HDF5_ERRORS, OverflowError):
-        cells = _Cells(file, "value/id")
-        codes = [cells.array(number).ravel() for number in range(len(cells))]
-        names = ["".join(map(chr, code)) for code in codes]
+        cells = _cells(file, "value/id")
+        names = ["".join(map(chr, _array(file, cell, "value/id").ravel())) for cell in cells]
         if len(set(names)) == count and all(map(_NAME.fullmatch, names)):
             return names
     return [f"gtsegs_{number + 1:05d}" for number in range(count)]

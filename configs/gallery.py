@@ -4,10 +4,10 @@ Run:
     python evaluate.py --config configs/gallery.py --config.model.checkpoint=FILE --config.data.root=DIR \
         [--config.data.name=folder --config.data.val_split=all] [--config.report.images=24]
 
-    imagenet2012 has the split validation, imagenet_segmentation test, folder any subfolder or all.
+    The splits: validation of imagenet2012, test of imagenet_segmentation, any subfolder or "all" of folder.
 
-A row for the predicted class of each image, and one for the target class where the dataset's classes are the model's.
-About two minutes for ViT-Base on two cores, most of it compiling.
+Each image has a row for its predicted class, and one for its target class where the dataset's classes are the model's.
+It takes about two minutes for ViT-Base on two cores, most of them for compiling.
 """
 
 from ml_collections import ConfigDict
@@ -16,10 +16,10 @@ from configs import imagenet_perturbation
 
 
 def get_config() -> ConfigDict:
-    """The methods and start layers are those of Table 2; of its other options nothing is read."""
+    """The methods and start layers of Table 2, without the options that only its scores depend on."""
     config = imagenet_perturbation.get_config()
     config.stages = "gallery"
-    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
+    config.on_bad_image = "stop"  # or "skip": leave out files that cannot be read, and name them
     config.methods.batch_size = 8
     config.report.images = 12
     del config.limit

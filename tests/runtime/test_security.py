@@ -124,7 +124,7 @@ READERS = {
     "cues": read_npz,
     "stage.json": read_stage,
     "image": read_image,
-    "user's image": lambda path: read_user_image(path).pixels,
+    "user's image": read_user_image,
     "mask": lambda path: decode_mask(path.read_bytes(), str(path)),
     "image size": lambda path: image_size(path.read_bytes(), str(path)),
     "upright image size": lambda path: image_size(path.read_bytes(), str(path), upright=True),

@@ -1,60 +1,32 @@
-"""Images that a user names: finding them, reading them, and what their results are called."""
+"""A user's own image files: finding them, reading them, and the names of their results."""
 
 import functools
 import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from vitx.data.pictures import formats
 from vitx.data.transforms import read_image
 from vitx.runtime.files import first_line, safe_name
 
-RESULT: Final = ".explained"  # before the suffix of every result: folders' results are no images
-_LONGEST: Final = 120  # characters of the image's name in its results' names
-
-
-@dataclass(frozen=True)
-class UserImage:
-    """A picture of the user's: its file, and what that holds."""
-
-    path: Path
-    data: bytes
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """The picture as uint8 (H, W, 3), upright; of an animation the first. Decoded each time.
-
-        Raises:
-            ValueError: there is none, or it is damaged; the message names the file.
-        """
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a picture with some defect is a picture
-                return read_image(self.data)
-        except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them to
-            reason = _reason(self.data, error)
-            raise ValueError(f"cannot read {printable(self.path)}: {reason}") from error
+RESULT: Final = ".explained"  # before the suffix of every result, which is no image to explain
+_LONGEST: Final = 120  # characters of an image's name in the names of its results
+_UNDECODED: Final = ("BUFR", "GRIB", "HDF5", "WMF")  # Pillow recognises these formats only
 
 
 def find_images(wanted: str | Sequence[str]) -> list[Path]:
-    """The files that a user named, each once, in order; folders with all below them, sorted.
+    """The image files that a user names, each once, in order; folders with all below them, sorted.
 
-    Of a folder, files count whose suffix is one that Pillow opens, but for hidden ones and results.
+    In folders, files count that have a suffix of a format that Pillow decodes, except hidden files and results.
 
     Args:
-        wanted: comma-separated files and folders; one path that has commas itself; or a sequence.
+        wanted: comma-separated files and folders; one path that contains commas; or a sequence of paths.
 
     Raises:
         ValueError: nothing is named, or the folders hold no image.
@@ -69,7 +41,7 @@ def find_images(wanted: str | Sequence[str]) -> list[Path]:
         )
     found: dict[Path, Path] = {}
     for entry in named:
-        for path in _files_in(entry) if entry.is_dir() else [entry]:
+        for path in _images_in(entry) if entry.is_dir() else [entry]:
             found.setdefault(_identity(path), path)
     if not found:
         folders = ", ".join(map(printable, named))
@@ -77,31 +49,44 @@ def find_images(wanted: str | Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def read_user_image(path: Path) -> UserImage:
-    """Reads a file, and does not decode it yet.
+def read_user_image(path: Path) -> np.ndarray:
+    """The image in a user's file as uint8 (H, W, 3), turned upright as its EXIF says; of an animation the first frame.
 
     Raises:
-        ValueError: it cannot be read; the message names it.
+        ValueError: it cannot be read or decoded; the message names the file.
     """
-    if not path.is_file():  # a missing one, or a pipe that would never end
+    return decode(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a user's file; ValueError that names the file where it cannot be read."""
+    if not path.is_file():  # missing, or a pipe that would never end
         raise ValueError(f"there is no file {printable(path)}")
     try:
-        return UserImage(path, path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {printable(path)}: {error.strerror}") from error
 
 
-def _reason(data: bytes, error: Exception) -> str:
-    if not data:
-        return "it is empty"
-    cause = error.__cause__ or error  # Pillow's own words, without the file's name again
-    if isinstance(cause, UnidentifiedImageError):
-        return "no picture of a kind that Pillow knows"
-    return printable(first_line(cause))  # type: ignore[arg-type]
+def decode(data: bytes, path: Path) -> np.ndarray:
+    """`read_user_image` of a file's content."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an image with damaged metadata is an image
+            return read_image(data)
+    except Exception as error:  # Pillow's plugins raise errors of any type for damaged files
+        cause = error.__cause__ or error  # Pillow's own error does not repeat the file's name
+        if not data:
+            reason = "it is empty"
+        elif isinstance(cause, UnidentifiedImageError):
+            reason = "no picture of a kind that Pillow knows"
+        else:
+            reason = printable(first_line(cause))  # type: ignore[arg-type]
+        raise ValueError(f"cannot read {printable(path)}: {reason}") from error
 
 
 def result_name(path: Path) -> str:
-    """What an image's results are called, less the suffix: the same for a file however it was named."""
+    """The name of an image's results without suffix, unique to the file and the same for all ways to name it."""
     place = hashlib.sha256(os.fsencode(_identity(path))).hexdigest()[:12]
     stem = printable(path.stem)
     while len(safe_name(stem)) > _LONGEST:
@@ -110,33 +95,25 @@ def result_name(path: Path) -> str:
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """A path or message without what would garble a terminal or a picture."""
+    """A path or message with "?" for characters that would garble a terminal or a picture."""
     return "".join(letter if letter.isprintable() else "?" for letter in os.fspath(text))
 
 
 def _identity(path: Path) -> Path:
-    # Links keep their own names, but a folder may be reached in several ways.
+    # A link is a file of its own, but a folder may be reached in several ways.
     return path.parent.resolve() / path.name
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place, name)
-            ours = path.stem.endswith(RESULT)
-            if path.suffix.lower() in _suffixes() and not (ours or name.startswith(".")):
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if path.suffix.lower() in _suffixes() and not path.stem.endswith(RESULT):
                 yield path
 
 
 @functools.cache
 def _suffixes() -> frozenset[str]:
-    """Those of formats that Pillow itself decodes: some it only recognises, for others to decode."""
+    decoded = {*formats()} - {*_UNDECODED}
     known = Image.registered_extensions()
-    stubs = ImageFile.StubImageFile
-    return frozenset(
-        suffix
-        for suffix, kind in known.items()
-        if kind in formats()
-        and not (isinstance(opener := Image.OPEN[kind][0], type) and issubclass(opener, stubs))
-    )
+    return frozenset(suffix for suffix, kind in known.items() if kind in decoded)

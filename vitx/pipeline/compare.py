@@ -110,7 +110,7 @@ _predict = jax.jit(lambda model, images: model(images, EXACT))
 def images_for(model: VisionTransformer, files: str, count: int) -> np.ndarray:
     """Normalised images (N, H, W, 3), float32, at the model's size: the files', or `count` drawn ones."""
     if files:
-        pictures = [read_user_image(path).pixels for path in find_images(files)]
+        pictures = [read_user_image(path) for path in find_images(files)]
     else:
         pictures = [draw(0, "val", index).image for index in range(count)]
     size = model.preprocess.size

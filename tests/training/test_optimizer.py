@@ -117,6 +117,10 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(mode: str) -> None:
     np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-12)
 
 
+def _of_params(loss, graph):
+    return lambda params, batch, axis: loss(nnx.merge(graph, params), batch, axis)
+
+
 @pytest.mark.exhaustive
 def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
     model = small_vit()
@@ -126,7 +130,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
     losses = {}
     for compute in ("float32", "bfloat16"):
         state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
-        step = gradient_step(image_loss(graph), optimizer, compute=compute)
+        step = gradient_step(_of_params(image_loss, graph), optimizer, compute=compute)
         state, found = step(state, batch)
         losses[compute] = float(found["loss"])
         assert found["loss"].dtype == jnp.float32
@@ -134,7 +138,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
     assert losses["bfloat16"] != losses["float32"]
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
     with pytest.raises(ValueError, match="compute must be one of float32, bfloat16, not 'half'"):
-        gradient_step(image_loss(graph), optimizer, compute="half")
+        gradient_step(_of_params(image_loss, graph), optimizer, compute="half")
 
 
 class _NoStem(nnx.Module):
@@ -153,7 +157,7 @@ def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
     batch = {"image": np.asarray(images_for(model, 16))}
     if what == "classifier":
         batch["labels"] = generator.integers(0, 2, (16, 3)).astype(np.float64)
-        make_loss = image_loss
+        loss = image_loss
     else:
         # Devices differ in how many pairs of each kind they see, and some see none.
         batch["label"] = generator.choice(np.uint8([0, 1, 255]), (16, 8, 12), p=[0.5, 0.3, 0.2])
@@ -161,15 +165,13 @@ def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
         model = AffinityNet(
             _NoStem(), (8, 12), preprocess=None, hidden=32, features=32, rngs=nnx.Rngs(0)
         )
-
-        def make_loss(graph):
-            return pair_loss(graph, radius=3)
+        loss = pair_loss(radius=3)
 
     graph, params = nnx.split(model)
     optimizer = make_optimizer(_config(optimizer="adamw", learning_rate=1e-3), steps_per_epoch=2)
     state = TrainState.create(params, optimizer)
-    alone = jax.jit(gradient_step_of_one(make_loss(graph), optimizer))
-    spread = gradient_step(make_loss(graph), optimizer, mode)
+    alone = jax.jit(gradient_step_of_one(_of_params(loss, graph), optimizer))
+    spread = gradient_step(_of_params(loss, graph), optimizer, mode)
     one, eight = state, jax.tree.map(jnp.copy, state)
     for _ in range(2):
         one, expected = alone(one, batch)

@@ -29,7 +29,7 @@ from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
 from vitx.pipeline.affinity import initial_net
-from vitx.pipeline.classifier import _initial_model as initial_classifier
+from vitx.pipeline.classifier import initial_model
 from vitx.pipeline.seeds import make_seeds
 from vitx.weights import digest, load_classifier
 
@@ -1035,7 +1035,7 @@ def test_no_stage_takes_an_affinity_net_for_a_classifier(tmp_path):
     finished = SimpleNamespace(folder=tmp_path)
     run = SimpleNamespace(config=SimpleNamespace(**sections), finished=lambda name: finished)
     for start in (
-        lambda: initial_classifier(run, 2),
+        lambda: initial_model(run, 2),
         lambda: initial_net(run),
         lambda: make_seeds(run, finished),
     ):

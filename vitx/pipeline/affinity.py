@@ -1,6 +1,6 @@
 """Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,20 @@ from vitx.models.affinitynet import AffinityNet
 from vitx.ops import Array
 from vitx.pipeline import trained
 from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
-from vitx.pipeline.classifier import NO_STEM, WEIGHTS
+from vitx.pipeline.classifier import NO_STEM
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.options import whole
 from vitx.runtime.workdir import StageFolder
-from vitx.training.optimizer import Loss, at_least_float32, minimise
+from vitx.training.optimizer import at_least_float32
 
 
-def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
+def pair_loss(radius: int) -> trained.ModelLoss:
     """The loss of AffinityNet over the pairs of a batch of image (B, H, W, 3) and label (B, h, w)."""
 
-    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
-        pixel_features = nnx.merge(graph, params)(batch["image"])  # (B, h, w, C)
-        affinity = affinities(at_least_float32(pixel_features), radius)  # (B, P, h, w)
+    def loss(net: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        affinity = affinities(at_least_float32(net(batch["image"])), radius)  # (B, P, h, w)
         pairs = pair_labels(batch["label"], radius)
         return affinity_loss(affinity, *pairs, axis_name=axis)["loss"]
 
@@ -35,38 +34,20 @@ def pair_loss(graph: nnx.GraphDef, radius: int) -> Loss:
 
 def train_affinity(run: Run, stage: StageFolder) -> None:
     """Trains the classifier's stem and AffinityNet's head; keeps the weights of least validation loss."""
-    config = run.config.affinity
+    config, mode = run.config.affinity, run.config.parallel
     train, val = run.source(config.train_split), run.source(config.val_split)
-    labels = _Labels(run, train, val)
-    net = initial_net(run)
-    steps_per_epoch = len(train) // config.batch_size
-    graph, params = nnx.split(net)
-    loss, mode = pair_loss(graph, config.radius), run.config.parallel
+    labels, net, loss = _Labels(run, train, val), initial_net(run), pair_loss(config.radius)
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        return loader.training_loader(
-            train,
-            preprocess=net.preprocess,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            seed=run.config.seed + 1,
-            augment=trained.augmentation(config),
-            workers=run.config.data.workers,
-            start_step=start_step,
-            extra=labels,
-            shard=parallel.process_shard(),
-        )
-
-    def batch_loss(params: Any, batch: Mapping[str, Array]) -> Array:
+    def batch_loss(net: Any, batch: Mapping[str, Array]) -> Array:
         axis = parallel.axis_of(mode)
-        return parallel.sum_over_devices(loss(params, batch, axis), axis)
+        return parallel.sum_over_devices(loss(net, batch, axis), axis)
 
     here = parallel.local_mesh()
     validation_loss = parallel.data_parallel(batch_loss, over=here, mode=mode)
 
-    def evaluate(params: Any) -> dict[str, float]:
+    def evaluate(net: Any) -> dict[str, float]:
         # The loss is a mean over the pairs of a batch, so its value is one of this batch size.
-        params = parallel.replicate(params, here)
+        net = parallel.replicate(net, here)
         batches = loader.evaluation_batches(
             val, preprocess=net.preprocess, batch_size=config.batch_size
         )
@@ -77,22 +58,10 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             arrays = {"image": batch["image"], "label": label}
             padded, valid = parallel.pad_batch(arrays, here.size)
             padded["label"][~valid] = 255
-            weighted += float(validation_loss(params, padded)) * batch["valid"].sum()
+            weighted += float(validation_loss(net, padded)) * batch["valid"].sum()
         return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
-    best = minimise(
-        config,
-        params,
-        loss,
-        batches,
-        evaluate,
-        steps_per_epoch,
-        folder=stage.folder,
-        stop=run.stop,
-        mode=mode,
-    )
-    if parallel.is_first_process():
-        weights.save(nnx.merge(graph, best), stage.folder / WEIGHTS)
+    trained.train(run, stage, net, loss, evaluate, seed=run.config.seed + 1, extra=labels)
 
 
 def initial_net(run: Run) -> AffinityNet:

@@ -2,13 +2,12 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from vitx import parallel, weights
 from vitx.data import loader
@@ -24,9 +23,8 @@ from vitx.runtime.experiment import Run, Stage, wanted_stages
 from vitx.runtime.files import write_json
 from vitx.runtime.paths import as_path
 from vitx.runtime.workdir import StageFolder, recorded_options
-from vitx.training.optimizer import Loss, at_least_float32, minimise
+from vitx.training.optimizer import at_least_float32
 
-WEIGHTS = "model.safetensors"
 NO_STEM = (
     "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity out of "
     "config.stages"
@@ -38,59 +36,26 @@ def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
     return optax.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
 
 
-def image_loss(graph: nnx.GraphDef) -> Loss:
+def image_loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
     """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C)."""
-
-    def loss(params: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
-        logits = nnx.merge(graph, params)(batch["image"])
-        losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
-        return losses.sum() / parallel.sum_over_devices(jnp.ones_like(losses).sum(), axis)
-
-    return loss
+    losses = multilabel_soft_margin(at_least_float32(model(batch["image"])), batch["labels"])
+    return losses.sum() / parallel.sum_over_devices(jnp.ones_like(losses).sum(), axis)
 
 
 def train_classifier(run: Run, stage: StageFolder) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
-    config = run.config.classifier
-    train, selection = run.source(config.train_split), run.source(config.val_split)
-    model = _initial_model(run, len(train.classes) - 1)
+    config, mode = run.config.classifier, run.config.parallel
+    model = initial_model(run, len(run.source(config.train_split).classes) - 1)
     _check_model(model, run)
-    steps_per_epoch = len(train) // config.batch_size
-    graph, params = nnx.split(model)
+    selection, val = run.source(config.val_split), run.source(run.config.data.val_split)
 
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        return loader.training_loader(
-            train,
-            preprocess=model.preprocess,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            seed=run.config.seed,
-            augment=trained.augmentation(config),
-            workers=run.config.data.workers,
-            start_step=start_step,
-            shard=parallel.process_shard(),
-        )
-
-    def evaluate(params: Any) -> dict[str, float]:
-        model = nnx.merge(graph, params)
-        scores = validate(model, selection, config.batch_size, run.config.parallel)
+    def evaluate(model: Any) -> dict[str, float]:
+        scores = validate(model, selection, config.batch_size, mode)
         return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
-    params = minimise(
-        config,
-        params,
-        image_loss(graph),
-        batches,
-        evaluate,
-        steps_per_epoch,
-        folder=stage.folder,
-        stop=run.stop,
-        mode=run.config.parallel,
-    )
-    best, val = nnx.merge(graph, params), run.source(run.config.data.val_split)
-    scores = validate(best, val, config.batch_size, run.config.parallel)
+    best = trained.train(run, stage, model, image_loss, evaluate, seed=run.config.seed)
+    scores = validate(best, val, config.batch_size, mode)
     if parallel.is_first_process():
-        weights.save(best, stage.folder / WEIGHTS)
         write_json(stage.folder / SCORES, scores)
 
 
@@ -146,7 +111,8 @@ def _predictor(mode: str) -> Callable[..., Any]:
     return parallel.per_example(predict, mode=mode)
 
 
-def _initial_model(run: Run, num_classes: int) -> Any:
+def initial_model(run: Run, num_classes: int) -> VisionTransformer:
+    """The checkpoint of the config with a fresh head, or a model of random weights."""
     config = run.config.model
     if config.checkpoint:
         return weights.load_classifier(
@@ -168,7 +134,7 @@ def checkpoint_digest(run: Run) -> str:
     """
     path = run.config.get("model", {}).get("checkpoint", "")
     folder = run.workdir.folder / STAGE.name
-    if path and not as_path(path).exists() and (folder / WEIGHTS).exists():
+    if path and not as_path(path).exists() and (folder / trained.WEIGHTS).exists():
         return recorded_options(folder)["model"]["checkpoint"]  # the file is no longer needed
     return run.digest(path) if path else ""
 

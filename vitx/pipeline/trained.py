@@ -1,13 +1,27 @@
-"""What the two training stages share: options, augmentation, loss curves."""
+"""Training for the two stages that train a model: data, options, weights, loss curves."""
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vitx.data.loader import Augment
+import numpy as np
+from flax import nnx
+
+from vitx import parallel, weights
+from vitx.data.loader import Augment, training_loader
+from vitx.models.affinitynet import AffinityNet
+from vitx.models.vit import VisionTransformer
+from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
 from vitx.runtime.experiment import Run
 from vitx.runtime.metrics import read_metrics
 from vitx.runtime.options import POSITIVE, Wanted, among, number, whole
-from vitx.training.optimizer import COMPUTE, OPTIMIZERS, check_batch
+from vitx.runtime.workdir import StageFolder
+from vitx.training.optimizer import COMPUTE, OPTIMIZERS, check_batch, minimise
+
+WEIGHTS = "model.safetensors"
+
+# (model, batch, axis of `jax.pmap`) -> the loss of the batch, or under pmap the device's share of it.
+ModelLoss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
 
 def ranges(stage: str) -> dict[str, Wanted]:
@@ -51,12 +65,63 @@ def check_size(run: Run, stage: str) -> None:
     check_batch(config, stage, len(run.source(config.train_split)))
 
 
-def augmentation(config: Any) -> Augment:
-    """The augmentation that the options of a training stage name."""
+def train(
+    run: Run,
+    stage: StageFolder,
+    model: VisionTransformer | AffinityNet,
+    loss: ModelLoss,
+    evaluate: Callable[[Any], Mapping[str, float]],
+    *,
+    seed: int,
+    extra: Callable[[str, bool], dict[str, np.ndarray]] | None = None,
+) -> Any:
+    """Trains a model on the `train_split` of its stage, and writes the weights of least validation loss.
+
+    Args:
+        run: The experiment; the options of the stage are the section of its name.
+        stage: The folder, which gets checkpoints, metrics and `model.safetensors`.
+        model: Starts from its weights; has `preprocess`.
+        loss: See `ModelLoss`.
+        evaluate: Model -> scores on the `val_split`, with "loss".
+        seed: Decides order and augmentation.
+        extra: (image id, whether flipped) -> further arrays of an example.
+
+    Returns:
+        The trained model.
+    """
+    config = run.config[stage.folder.name]
+    source, (graph, params) = run.source(config.train_split), nnx.split(model)
     brightness, contrast, saturation, hue = config.jitter
-    return Augment(
-        flip=config.flip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+
+    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        return training_loader(
+            source,
+            preprocess=model.preprocess,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=seed,
+            augment=Augment(config.flip, brightness, contrast, saturation, hue),
+            workers=run.config.data.workers,
+            start_step=start_step,
+            extra=extra,
+            shard=parallel.process_shard(),
+        )
+
+    params = minimise(
+        config,
+        params,
+        lambda params, batch, axis: loss(nnx.merge(graph, params), batch, axis),
+        batches,
+        lambda params: evaluate(nnx.merge(graph, params)),
+        len(source) // config.batch_size,
+        folder=stage.folder,
+        stop=run.stop,
+        mode=run.config.parallel,
     )
+    best = nnx.merge(graph, params)
+    if parallel.is_first_process():
+        weights.save(best, stage.folder / WEIGHTS)
+    return best
 
 
 def loss_charts(run: Run, stage: str) -> list[Chart]:

@@ -1,9 +1,9 @@
 """The whole pipeline at VOC's scale, undisturbed and killed in every stage: `make soak`, tens of minutes on two cores.
 
-A made VOC tree (tests/made_voc.py: photographs' sizes, XML, palette masks with 255, SBD's .mat files) goes through
-`configs/voc.py` with the R50 hybrid at 448, half of its images and a few steps a stage: once as it is, once with each
-stage killed by SIGKILL after its first results. Both must end with the same bytes. Prints seconds and peak memory of
-each stage.
+A generated VOC tree (tests/made_voc.py: photographs' sizes, XML, palette masks with 255, SBD's .mat files) goes through
+`configs/voc.py` with the R50 hybrid at 448, half of its images and a few steps a stage: once undisturbed, once with
+each stage killed by SIGKILL after its first results. Both must end with the same bytes. Prints seconds and peak memory
+of each stage.
 
 python -m tests.soak [--folder /tmp/soak] [--images 24]
 """
@@ -28,7 +28,7 @@ STAGES = {
     "affinity": "train.py",
     "masks": "evaluate.py",
 }
-BEGUN = {  # files that say that a stage has results, and is not yet through
+BEGUN = {  # files that show that a stage has results
     "classifier": "checkpoints/[0-9]*",
     "seeds": "train/*.npz",
     "labels": "train/*.png",
@@ -62,7 +62,7 @@ def command(
     stages: str = "",
     config: str = "configs/voc.py",
 ) -> list[str]:
-    """Of a script: all of its stages, or those named."""
+    """The command line of a script, for all of its stages or those named."""
     return [
         sys.executable,
         script,
@@ -80,7 +80,7 @@ def run(
     until: Callable[[], bool] = lambda: False,
     number: int = signal.SIGKILL,
 ) -> tuple[int, float, float]:
-    """Runs a command, and sends it a signal once `until` is so: exit code, seconds, and peak memory in GB."""
+    """Runs a command, and sends it a signal once `until()` is true: exit code, seconds, and peak memory in GB."""
     start = time.monotonic()
     with log.open("a") as file:
         process = subprocess.Popen(arguments, cwd=ROOT, stdout=file, stderr=file)
@@ -114,7 +114,7 @@ def undisturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) ->
 
 
 def disturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) -> int:
-    """Kills the script once each stage has results, and starts it again; how many kills there were."""
+    """Kills the script once each stage has results, and starts it again; returns the number of kills."""
     kills = 0
     for script in dict.fromkeys(STAGES.values()):
         arguments = command(script, data, workdir, options)
@@ -133,7 +133,7 @@ def disturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) -> i
 
 
 def different(one: Path, two: Path) -> list[str]:
-    """Files of results that are not the same in both, byte by byte."""
+    """Files of results that differ between two runs."""
     paths = {
         path.relative_to(run)
         for run in (one, two)
@@ -151,7 +151,7 @@ def different(one: Path, two: Path) -> list[str]:
 
 
 def main() -> None:
-    """Prints a table in Markdown, and ends with 1 where the two runs differ."""
+    """Prints a table in Markdown, and exits with 1 if the two runs differ."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/soak"))
     parser.add_argument("--images", type=int, default=24)

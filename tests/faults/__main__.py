@@ -1,6 +1,6 @@
-"""The embedded pipeline under kills and other faults: in the end the same bytes as if they had not been.
+"""The embedded pipeline under kills and other faults: in the end the same bytes as without them.
 
-Everything runs `configs/testing.py`. What an undisturbed run leaves on this machine is what all others must leave.
+All runs use `configs/testing.py`, and must leave what an undisturbed run leaves on this machine.
 
 python -m tests.faults [--kills 30] [--seed 0] [--only NAME] [--folder runs/faults]
 """
@@ -16,7 +16,7 @@ from tests.faults.pipeline import Pipeline
 
 
 def main() -> None:
-    """Prints tables in Markdown; ends with 1 where a file differs."""
+    """Prints tables in Markdown; exits with 1 if a file differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""Faults but for kills: each is what a user may meet, and says what to do; the end is as if it had not been.
+"""Faults other than kills: the run tells the user what to do, and then ends like an undisturbed one.
 
-A fault is a function (pipeline, workdir) -> what the run said of it. It leaves the workdir such that the same commands
-go on to the end.
+A fault is a function (pipeline, workdir) -> what the run printed about it. It leaves a workdir from which the same
+commands go on to the end.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ TRAIN, EVALUATE = "train.py", "evaluate.py"
 
 
 def _expect(ended: Ended, code: int, *words: str) -> str:
-    """The line that has the first of the words; RuntimeError where the end is another, or a traceback is shown."""
-    missing = [word for word in words if word not in ended.said]
-    if ended.code != code or missing or "Traceback" in ended.said:
+    """The line with the first of the words; RuntimeError for another end, or where a traceback is shown."""
+    missing = [word for word in words if word not in ended.printed]
+    if ended.code != code or missing or "Traceback" in ended.printed:
         raise RuntimeError(
-            f"ended with {ended.code}, not {code}, without {missing}: {ended.said[-3000:]}"
+            f"ended with {ended.code}, not {code}, without {missing}: {ended.printed[-3000:]}"
         )
-    return next(line.strip() for line in ended.said.splitlines() if words[0] in line)
+    return next(line.strip() for line in ended.printed.splitlines() if words[0] in line)
 
 
 def _unfinished(workdir: Path, stage: str, result: str) -> Path:
-    """Makes a stage as if it had been killed just before its end; its folder."""
+    """Makes a stage look as if it was killed just before its end; returns its folder."""
     record = workdir / stage / "stage.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"done": False}))
     (workdir / stage / result).unlink()
@@ -70,7 +70,7 @@ def damaged_checkpoint(
 
 @contextlib.contextmanager
 def _mounted(workdir: Path, size: int) -> Iterator[None]:
-    """A file system of `size` bytes in the workdir's place; what is in it afterwards stays there."""
+    """A file system of `size` bytes in the place of the workdir, which keeps the files afterwards."""
     workdir.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", workdir], check=True)
     try:
@@ -96,7 +96,7 @@ def full_disk(share: float, pipeline: Pipeline, workdir: Path) -> str:
 
 
 def read_only(pipeline: Pipeline, workdir: Path) -> str:
-    """The workdir can be read only."""
+    """The workdir is read-only."""
     with _mounted(workdir, 2**28):
         _expect(pipeline.start(TRAIN, workdir, "classifier"), 0, "classifier: done")
         subprocess.run(["mount", "-o", "remount,ro", workdir], check=True)
@@ -104,7 +104,7 @@ def read_only(pipeline: Pipeline, workdir: Path) -> str:
 
 
 def two_runs(pipeline: Pipeline, workdir: Path) -> str:
-    """A second run begins in the same workdir; the first ends as if alone."""
+    """A second run starts in the same workdir; the first is not disturbed."""
     command = pipeline.arguments(TRAIN, workdir, "", ())
     with (pipeline.folder / "first.txt").open("w") as log:
         first = subprocess.Popen(command, cwd=soak.ROOT, stdout=log, stderr=log)
@@ -127,7 +127,7 @@ def asked_to_stop(stage: str, number: signal.Signals, pipeline: Pipeline, workdi
 
 
 def dead_loader(pipeline: Pipeline, workdir: Path) -> str:
-    """A process that decodes images is killed, as by the kernel where memory ends."""
+    """A process that decodes images is killed, as by the kernel when memory runs out."""
     options = ("--config.data.workers=2", "--config.classifier.epochs=2")
     children: list[int] = []
 
@@ -145,7 +145,7 @@ def dead_loader(pipeline: Pipeline, workdir: Path) -> str:
 
 
 def _workers() -> list[int]:
-    """The worker processes of what this process has started."""
+    """The worker processes below this process."""
     found, waiting = [], [os.getpid()]
     while waiting:
         folder = Path(f"/proc/{waiting.pop()}")
@@ -158,7 +158,7 @@ def _workers() -> list[int]:
 
 
 def jumping_clock(pipeline: Pipeline, workdir: Path) -> str:
-    """The clock of the machine jumps by hours while the run goes on."""
+    """The machine's clock jumps by hours during the run."""
     for script in (TRAIN, EVALUATE):
         ended = pipeline.start(script, workdir, around=("-m", "tests.faults.jumping_clock"))
         _expect(ended, 0, "done in")
@@ -187,9 +187,11 @@ NEED_ROOT = (full_disk, read_only)
 
 
 def inject(pipeline: Pipeline, undisturbed: Path, chosen: str = "") -> list[str]:
-    """Each fault in a workdir of its own, and then the run to its end; prints a table, returns what differs."""
+    """Injects each fault in its own workdir, then runs to the end; prints a table, returns the files that differ."""
     wrong, tried, left = [], 0, 0
-    print("| fault | what the run said | files that differ in the end |\n|---|---|---|", flush=True)
+    print(
+        "| fault | what the run prints | files that differ in the end |\n|---|---|---|", flush=True
+    )
     for number, (name, fault) in enumerate(FAULTS.items()):
         if chosen not in name:
             continue
@@ -198,11 +200,11 @@ def inject(pipeline: Pipeline, undisturbed: Path, chosen: str = "") -> list[str]
             left += 1
             continue
         workdir = pipeline.folder / f"fault{number}"
-        said = fault(pipeline, workdir).replace(str(pipeline.folder), "FOLDER").replace("|", "/")
+        printed = fault(pipeline, workdir).replace(str(pipeline.folder), "FOLDER").replace("|", "/")
         pipeline.finish(workdir)
         differ = wrong_files(undisturbed, workdir)
         wrong += [f"{name}: {file}" for file in differ]
         tried += 1
-        print(f"| {name} | {said} | {len(differ)} |", flush=True)
+        print(f"| {name} | {printed} | {len(differ)} |", flush=True)
     print(f"\n{tried} faults, {left} not tried, {len(wrong)} files differ\n", flush=True)
     return wrong

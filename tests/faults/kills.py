@@ -12,9 +12,9 @@ TRIES = 2  # kills of a stage in a round
 def one_round(
     pipeline: Pipeline, workdir: Path, usual: dict[str, float], generator: random.Random
 ) -> dict[str, int]:
-    """Takes a new workdir through all stages; how often each was killed.
+    """Takes a new workdir through all stages, and returns how often each was killed.
 
-    A stage's start is killed after a random part of the time that it usually takes, twice before it may end.
+    A stage is killed twice, each time after a random part of its usual time, before it may end.
     """
     kills = dict.fromkeys(STAGES, 0)
     for stage, script in STAGES.items():
@@ -25,21 +25,21 @@ def one_round(
                 break  # it was faster
             if ended.code != -signal.SIGKILL:
                 raise RuntimeError(
-                    f"{stage} in {workdir} ended with {ended.code}: {ended.said[-2000:]}"
+                    f"{stage} in {workdir} ended with {ended.code}: {ended.printed[-2000:]}"
                 )
             kills[stage] += 1
         if (ended := pipeline.start(script, workdir, stage)).code:
             raise RuntimeError(
-                f"{stage} in {workdir} ended with {ended.code}: {ended.said[-2000:]}"
+                f"{stage} in {workdir} ended with {ended.code}: {ended.printed[-2000:]}"
             )
     return kills
 
 
 def kill_everywhere(pipeline: Pipeline, undisturbed: Path, wanted: int, seed: int) -> list[str]:
-    """Rounds until there were so many kills, and some in every stage; prints a table, returns what differs."""
+    """Repeats rounds until so many kills, and some in every stage; prints a table, returns the files that differ."""
     again = (
         pipeline.folder / "again"
-    )  # with the programs that the first has compiled, as the rounds are
+    )  # like the rounds it finds the programs that the first run compiled
     pipeline.finish(again)
     wrong = [f"{again.name}: {name}" for name in wrong_files(undisturbed, again)]
     usual, generator = seconds(again), random.Random(seed)

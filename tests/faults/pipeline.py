@@ -1,4 +1,4 @@
-"""The embedded pipeline in a small setting, started as a user starts it, and what it leaves."""
+"""The embedded pipeline in a small setting, started like a user starts it, and its results compared."""
 
 import dataclasses
 import json
@@ -15,10 +15,10 @@ SCRIPTS = tuple(dict.fromkeys(STAGES.values()))
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a start ended: its exit code, negative where a signal ended it, and what it said."""
+    """How a start ended: its exit code, negative after a signal, and what it printed."""
 
     code: int
-    said: str
+    printed: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Pipeline:
         number: int = signal.SIGKILL,
         around: Sequence[str] = (),
     ) -> Ended:
-        """One start of all of a script's stages, or of some; sent a signal once `until` is so.
+        """Starts all stages of a script, or some; sends a signal once `until()` is true.
 
-        `around` stands before the script: `-m` and a module that runs it.
+        `around` goes before the script: `-m` and a module that runs it.
         """
         python, *rest = self.arguments(script, workdir, stages, options)
         log = self.folder / "log.txt"
@@ -58,27 +58,27 @@ class Pipeline:
             return Ended(code, file.read())
 
     def finish(self, workdir: Path, *, options: Sequence[str] = ()) -> str:
-        """Starts both scripts, which go on to their end; what they said. RuntimeError where one does not end well."""
-        said = ""
+        """Runs both scripts to their end, and returns what they printed; RuntimeError if one fails."""
+        printed = ""
         for script in SCRIPTS:
             ended = self.start(script, workdir, options=options)
-            said += ended.said
+            printed += ended.printed
             if ended.code:
                 raise RuntimeError(
-                    f"{script} in {workdir} ended with {ended.code}: {ended.said[-2000:]}"
+                    f"{script} in {workdir} ended with {ended.code}: {ended.printed[-2000:]}"
                 )
-        return said
+        return printed
 
 
 def begun(workdir: Path, stage: str) -> Callable[[], bool]:
-    """Whether this start, not an earlier one, has begun a stage; for `Pipeline.start`."""
+    """For `Pipeline.start`: whether this start, not an earlier one, has begun a stage."""
     record = workdir / stage / "stage.json"
     before = record.read_bytes() if record.exists() else b""
     return lambda: record.exists() and record.read_bytes() != before
 
 
 def after(seconds: float, what: Callable[[], bool]) -> Callable[[], bool]:
-    """So once `what` has been so for some time; for `Pipeline.start`."""
+    """For `Pipeline.start`: whether so many seconds passed since `what()` became true."""
     since: list[float] = []
 
     def due() -> bool:
@@ -90,13 +90,13 @@ def after(seconds: float, what: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def seconds(workdir: Path) -> dict[str, float]:
-    """What each stage took."""
+    """Seconds that each stage took."""
     records = {stage: workdir / stage / "stage.json" for stage in STAGES}
     return {stage: json.loads(path.read_text())["seconds"] for stage, path in records.items()}
 
 
 def wrong_files(undisturbed: Path, workdir: Path) -> list[str]:
-    """What differs from the undisturbed run: files byte by byte, and results.json but for its times."""
+    """Files that differ from the undisturbed run's in a byte, and results.json if more than its times differ."""
     wrong = soak.different(undisturbed, workdir)
     if _results(undisturbed) != _results(workdir):
         wrong.append("results.json")

@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from vitx import parallel
-from vitx.runtime.signals import exit_together
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
@@ -156,16 +155,16 @@ def _numbers(value: Any, prefix: str = "") -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("given", "message"),
     [
         (("host:1", None, 0), "belong together: give all three"),
         ((None, 2, None), "belong together"),
         (("host:1", 2, 2), r"--process_id 2 must be in \[0, 2\)"),
     ],
 )
-def test_half_a_description_of_the_processes_is_refused(told: tuple, message: str) -> None:
+def test_half_a_description_of_the_processes_is_refused(given: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        parallel.initialize(*told)
+        parallel.initialize(*given)
 
 
 @pytest.fixture
@@ -237,37 +236,3 @@ def test_alone_nothing_is_sent() -> None:
     assert parallel.sum_over_processes(2) == 2
     assert parallel.max_over_processes(3, True) == (3, True) and parallel.is_first_process()
     assert parallel.share(range(3)) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("error", "told", "hidden"),
-    [
-        (
-            jax.errors.JaxRuntimeError(
-                "UNKNOWN: Gloo all-reduce failed: Connection closed by peer"
-            ),
-            "another process of this run ended",
-            "Traceback",
-        ),
-        (
-            jax.errors.JaxRuntimeError("INTERNAL: CUDNN_STATUS_EXECUTION_FAILED in a local stream"),
-            "Traceback",
-            "another process",
-        ),
-        (ValueError("its own"), "ValueError: its own", "another process"),
-    ],
-)
-def test_each_process_tells_its_own_error(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-    told: str,
-    hidden: str,
-) -> None:
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    codes: list[int] = []
-    monkeypatch.setattr("vitx.runtime.signals._exit", codes.append)
-    with exit_together():
-        raise error
-    printed = capsys.readouterr().err
-    assert told in printed and hidden not in printed and codes == [1]

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.runtime.scripts import alive, started
 from vitx.runtime.files import WorkdirError
 from vitx.runtime.workers import in_processes, on_devices
 
@@ -76,30 +75,19 @@ def test_ctrl_c_is_left_to_the_run() -> None:
     assert list(in_processes(interrupt, range(3), workers=1)) == [0, 1, 2]
 
 
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
 def test_workers_end_with_a_killed_run() -> None:
-    code = (
-        "from tests.runtime.test_workers import where, in_processes\n"
-        "import itertools\n"
-        "if __name__ == '__main__':\n"
-        "    for pid, _ in in_processes(where, itertools.count(), workers=1):\n"
-        "        print(pid, flush=True)\n"
-    )
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
+    script = """
+import itertools
+from tests.runtime.test_workers import in_processes, where
+if __name__ == "__main__":
+    for pid, _ in in_processes(where, itertools.count(), workers=1):
+        print(pid, flush=True)
+"""
+    with started(script) as run:
         worker = int(run.stdout.readline())
         assert alive(worker)
-        run.kill()
     end = time.monotonic() + 60
     while alive(worker):
         assert time.monotonic() < end, "the worker outlives its run"

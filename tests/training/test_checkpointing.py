@@ -1,8 +1,6 @@
 import errno
 import re
 import shutil
-import subprocess
-import sys
 import time
 
 import jax
@@ -12,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.runtime.scripts import ended
 from vitx import parallel
 from vitx.runtime.files import WorkdirError, WriteError
 from vitx.training.checkpointing import Checkpoints
@@ -198,10 +197,9 @@ with clean_exit(), Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
     checkpoints.save(2, {"x": numbers}, {"loss": 0.5})
 """
-    arguments = [sys.executable, "-c", script, str(tmp_path)]
-    process = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
-    assert process.returncode == 1
-    assert re.fullmatch(r"error: cannot write \S*/2: File too large; fix .*\n", process.stderr)
+    code, _, errors = ended(script, tmp_path)
+    assert code == 1
+    assert re.fullmatch(r"error: cannot write \S*/2: File too large; fix .*\n", errors)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_best({"x": np.zeros(100000)}).step == 1
 

@@ -1,8 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.runtime.scripts import ended
 from vitx.runtime.metrics import read_metrics
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.training.checkpointing import Checkpoints
@@ -139,20 +137,19 @@ def test_saving_often_changes_nothing(folder, uninterrupted):
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(folder, uninterrupted):
-    script = f"""
-        import os, pathlib, signal, sys
-        sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(os.path.dirname(__file__))!r}]
-        import conftest, test_loop
-        def batches(start):
-            for step, batch in enumerate(test_loop.batches(start), start=start + 1):
-                if step == 14:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield batch
-        test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, save_every_seconds=0.2)
-    """
-    arguments = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
-    process = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    script = """
+import os, pathlib, signal, sys
+from tests import conftest
+from tests.training import test_loop
+def batches(start):
+    for step, batch in enumerate(test_loop.batches(start), start=start + 1):
+        if step == 14:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
+test_loop.train(pathlib.Path(sys.argv[1]), batches=batches, save_every_seconds=0.2)
+"""
+    code, _, errors = ended(script, folder)
+    assert code == -signal.SIGKILL, errors
     assert_same_run(folder, train(folder), uninterrupted)
 
 

@@ -153,7 +153,7 @@ class _NoStem(nnx.Module):
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("what", ["classifier", "affinity"])
 def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
-    model, generator = small_vit(), np.random.default_rng(0)
+    model, generator = small_vit(depth=1), np.random.default_rng(0)
     batch = {"image": np.asarray(images_for(model, 16))}
     if what == "classifier":
         batch["labels"] = generator.integers(0, 2, (16, 3)).astype(np.float64)
@@ -183,7 +183,7 @@ def test_eight_devices_take_the_steps_of_one(what: str, mode: str) -> None:
 
 
 def gradient_step_of_one(loss, optimizer):
-    """What a step is, written out."""
+    """A step written out."""
 
     def step(state, batch):
         value, gradient = jax.value_and_grad(loss)(state.params, batch, None)

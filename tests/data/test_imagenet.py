@@ -1,7 +1,7 @@
+import gzip
 import io
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tarfile
@@ -144,9 +144,7 @@ def test_a_half_sorted_folder_is_whole(made, tmp_path):
     source = open_source(NAME, "validation", tmp_path)
     assert [f"{e.id}.JPEG" for e in source] == sorted(files)
     in_one_folder(tmp_path / "val", dict(list(files.items())[4:5]))
-    with pytest.raises(
-        ValueError, match=r"has two images 'ILSVRC2012_val_00000005': .* rename one"
-    ):
+    with pytest.raises(ValueError, match=r"two images 'ILSVRC2012_val_00000005': .* rename one"):
         open_source(NAME, "validation", tmp_path)
 
 
@@ -234,47 +232,35 @@ def test_fingerprints_follow_the_labels(tmp_path):
 WHOLE = LABEL_FILES["val.txt"]
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        (
-            "val.txt",
-            "10 0\n9.tif 0\n",
-            " has no line for 2 of the 4 images in {}, the first a.jpeg",
-        ),
-        ("val.txt", f"{WHOLE}\nx n00007846", ", line 6: 'n00007846' is no class; wanted a WordNet"),
-        ("val.txt", f"{WHOLE}x 1000", ", line 5: '1000' is no class; .* from 0 to 999"),
-        ("val.txt", "10 -1", ", line 1: '-1' is no class"),
-        ("val.txt", "10 0.0", ", line 1: '0.0' is no class"),
-        ("val.txt", f"{WHOLE}x n01440764", ", line 5: some classes are numbers and some WordNet"),
-        ("val.txt", f"{WHOLE}a.jpeg 999", ", line 5: a.jpeg again; keep one line"),
-        (
-            "labels.txt",
-            "490\n361\n",
-            ", line 1: wanted an image's name and its class, found '490'",
-        ),
-        ("labels.txt", "tench, Tinca tinca\n", ", line 1: 'tinca' is no class"),
-        (
-            "val.txt",
-            "ILSVRC2012_val_00000911.JPEG 1",
-            r", line 1: .* as class \d+ \(n01514668\), not 1; count from 0",
-        ),
-        ("LOC_val_solution.csv", kaggle([("a.jpeg", "n0")]), ", line 2: 'n0' is no class"),
-        (
-            "LOC_val_solution.csv",
-            "ImageId,PredictionString\na,\n",
-            ", line 2: wanted .* found 'a,'",
-        ),
-        ("LOC_val_solution.csv", "a,n0144 " * 20_000, ", line 1: 'n0144' is no class"),
-        ("val.txt", "10 0\n\xff 0".encode("latin-1"), ": 'utf-8' codec"),
-    ],
-)
+KAGGLE = "LOC_val_solution.csv"
+BAD_LABELS = [
+    ("val.txt", "10 0\n9.tif 0\n", " has no line for 2 of the 4 images in {}, the first a.jpeg"),
+    ("val.txt", f"{WHOLE}\nx n00007846", ", line 6: 'n00007846' is no class; wanted a WordNet"),
+    ("val.txt", f"{WHOLE}x 1000", ", line 5: '1000' is no class; .* from 0 to 999"),
+    ("val.txt", "10 -1", ", line 1: '-1' is no class"),
+    ("val.txt", "10 0.0", ", line 1: '0.0' is no class"),
+    ("val.txt", f"{WHOLE}x n01440764", ", line 5: some classes are numbers and some WordNet"),
+    ("val.txt", f"{WHOLE}a.jpeg 999", ", line 5: a.jpeg again; keep one line"),
+    ("labels.txt", "490\n361\n", ", line 1: wanted an image's name and its class, found '490'"),
+    ("labels.txt", "tench, Tinca tinca\n", ", line 1: 'tinca' is no class"),
+    (
+        "val.txt",
+        "ILSVRC2012_val_00000911.JPEG 1",
+        r", line 1: .* \(n01514668\), not 1; count from 0",
+    ),
+    (KAGGLE, kaggle([("a.jpeg", "n0")]), ", line 2: 'n0' is no class"),
+    (KAGGLE, "ImageId,PredictionString\na,\n", ", line 2: wanted .* found 'a,'"),
+    (KAGGLE, "a,n0144 " * 20_000, ", line 1: 'n0144' is no class"),
+    ("val.txt", "10 0\n\udcff 0", ": 'utf-8' codec"),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "message"), BAD_LABELS)
 def test_bad_labels_are_named_by_file_and_line(file, text, message, tmp_path):
     renamed(tmp_path / "val")
-    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(
-        ValueError, match=f"{tmp_path / file}{message.format(tmp_path / 'val')}"
-    ) as e:
+    (tmp_path / file).write_bytes(text.encode(errors="surrogateescape"))
+    match = f"{tmp_path / file}{message.format(tmp_path / 'val')}"
+    with pytest.raises(ValueError, match=match) as e:
         open_source(NAME, "validation", tmp_path)
     assert "\n" not in str(e.value)
 
@@ -290,12 +276,9 @@ def test_two_files_of_labels_are_one_too_many(tmp_path):
 def test_images_of_no_known_class_are_not_dropped(made, tmp_path):
     folder = tmp_path / "val"
     renamed(folder)
-    with pytest.raises(
-        ValueError, match=rf"of 4 of the 4 images in {folder}, the first 10.GIF:"
-    ) as e:
+    wanted = rf"of 4 of the 4 images in {folder}, the first 10.GIF: .*{folder}/val.txt, with lines"
+    with pytest.raises(ValueError, match=wanted):
         open_source(NAME, "validation", tmp_path)
-    assert f'{folder}/val.txt, with lines such as "10.GIF n01440764"' in str(e.value)
-    assert "image-net.org" not in str(e.value)
     in_one_folder(folder, made[1])
     with pytest.raises(ValueError, match=r"of 4 of the 68 images .* name them as published"):
         open_source(NAME, "validation", tmp_path)
@@ -305,7 +288,7 @@ def test_images_of_no_known_class_are_not_dropped(made, tmp_path):
         open_source(NAME, "validation", tmp_path)
     for name in RENAMED:
         (folder / name).unlink()
-    assert len(open_source(NAME, "validation", tmp_path)) == 64  # the names tell
+    assert len(open_source(NAME, "validation", tmp_path)) == 64  # by their names
 
 
 def test_unknown_splits_and_configs(made, tmp_path):
@@ -387,72 +370,62 @@ def test_loaders_read_both_forms(made, tmp_path):
         np.testing.assert_array_equal(one["labels"], other["labels"])
 
 
-def members(path, *, compress=""):
-    return tarfile.open(path, f"w{compress}", format=tarfile.GNU_FORMAT)
+def add_link(tar, name, data):
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    tar.addfile(link)
 
 
-def spoil(path, kind, data):
-    first, second = (f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2))
-    with members(path, compress=":gz" if kind == "compressed" else "") as tar:
-        if kind != "empty":
-            add_member(tar, first, data)
-        match kind:
-            case "climbs":
-                add_member(tar, f"../../{second}", data)
-            case "absolute":
-                add_member(tar, str(path.parents[3] / "outside" / second), data)
-            case "another name":
-                add_member(tar, "n01440764_18.JPEG", data)
-            case "number 50001":
-                add_member(tar, "ILSVRC2012_val_00050001.JPEG", data)
-            case "link":
-                link = tarfile.TarInfo(second)
-                link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-                tar.addfile(link)
-            case "twice":
-                add_member(tar, first, data)
-            case "empty":
-                pass
-            case _:
-                add_member(tar, second, data)
-    whole = path.read_bytes()
-    header = 512 + -(-len(data) // 512) * 512  # where the second begins
-    if kind == "cut in an image":
-        path.write_bytes(whole[: header + 600])
-    elif kind == "cut in a header":
-        path.write_bytes(whole[: header + 100])
-    elif kind == "cut between images":
-        path.write_bytes(whole[:header])
-    elif kind == "damaged header":
-        path.write_bytes(whole[: header + 80] + b"!!!!" + whole[header + 84 :])
-    elif kind == "web page":
-        path.write_bytes(b"<html>please log in</html>" * 99)
+FIRST, SECOND = (f"ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2))
+# What a tar has after its first image, and the error.
+MEMBERS = {
+    "climbs": (f"../../{SECOND}", add_member, f" holds '../../{SECOND}', which leads out of it"),
+    "absolute": (f"/tmp/{SECOND}", add_member, f" holds '/tmp/{SECOND}', which leads out of it"),
+    "another name": ("n01440764_18.JPEG", add_member, " holds 'n01440764_18.JPEG', but .* has only"),
+    "number 50001": (
+        "ILSVRC2012_val_00050001.JPEG", add_member, " holds 'ILSVRC2012_val_00050001.JPEG', but"
+    ),
+    "link": (SECOND, add_link, f": {SECOND} is no file"),
+    "twice": (FIRST, add_member, f" holds {FIRST} twice"),
+}  # fmt: skip
+# What becomes of the bytes of a tar of two images, of which the second begins at a place, and the error.
+BYTES = {
+    "compressed": (lambda whole, place: gzip.compress(whole), " is damaged or no tar file"),
+    "web page": (lambda whole, place: b"<html>log in</html>" * 99, " is damaged or no tar file"),
+    "cut in an image": (
+        lambda whole, place: whole[: place + 600],
+        r" is damaged or no tar file \(unexpected end of data\)",
+    ),
+    "cut in a header": (
+        lambda whole, place: whole[: place + 100],
+        f" is cut short or damaged after {FIRST}",
+    ),
+    "cut between images": (
+        lambda whole, place: whole[:place],
+        f" is cut short or damaged after {FIRST}",
+    ),
+    "damaged header": (
+        lambda whole, place: whole[: place + 80] + b"!!!!" + whole[place + 84 :],
+        f" is cut short or damaged after {FIRST}",
+    ),
+    "empty": (lambda whole, place: bytes(10240), " holds no images"),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("climbs", r"holds '../../ILSVRC2012_val_00000002.JPEG', which leads out of it"),
-        ("absolute", r"holds '.*/outside/ILSVRC2012_val_00000002.JPEG', which leads out of it"),
-        ("another name", "holds 'n01440764_18.JPEG', but"),
-        ("number 50001", "holds 'ILSVRC2012_val_00050001.JPEG', but"),
-        ("link", ": ILSVRC2012_val_00000002.JPEG is no file"),
-        ("twice", "holds ILSVRC2012_val_00000001.JPEG twice"),
-        ("empty", "holds no images"),
-        ("compressed", "is damaged or no tar file"),
-        ("web page", "is damaged or no tar file"),
-        ("cut in an image", r"is damaged or no tar file \(unexpected end of data\)"),
-        ("cut in a header", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
-        ("cut between images", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
-        ("damaged header", "is cut short or damaged after ILSVRC2012_val_00000001.JPEG"),
-    ],
-)
-def test_a_spoilt_tar_is_refused_in_one_line(kind, message, made, tmp_path):
+@pytest.mark.parametrize("kind", [*MEMBERS, *BYTES])
+def test_a_spoilt_tar_is_refused_in_one_line(kind, made, tmp_path):
     root = tmp_path / "a" / "b"
     path = place(root)
     path.parent.mkdir(parents=True)
-    spoil(path, kind, next(iter(made[1].values())))
-    with pytest.raises(ValueError, match=rf"^{path}:? ?{message}") as raised:
+    data = made[1][FIRST]
+    name, add, message = MEMBERS.get(kind, (SECOND, add_member, ""))
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        add_member(tar, FIRST, data)
+        add(tar, name, data)
+    if kind in BYTES:
+        spoil, message = BYTES[kind]
+        path.write_bytes(spoil(path.read_bytes(), 512 + -(-len(data) // 512) * 512))
+    with pytest.raises(ValueError, match=f"^{path}{message}") as raised:
         open_source(NAME, "validation", root)
     assert str(raised.value).endswith("again") and "\n" not in str(raised.value)
     # Nothing is left half built, and nothing was written elsewhere.
@@ -480,44 +453,6 @@ def test_more_than_fits_tfds_memory_needs_no_tensorflow(monkeypatch, tmp_path):
     source = open_source(NAME, "validation", tmp_path)
     assert [f"{example.id}.JPEG" for example in source] == list(files)
     assert "tensorflow" not in sys.modules
-
-
-BUILD = """
-    import os, signal, sys
-    from vitx.data import source
-    from vitx.data.datasets import imagenet2012 as imagenet
-
-    if len(sys.argv) > 2:
-        class_of, calls = imagenet.class_of, []
-
-        def class_of_until(name):
-            calls.append(name)
-            if len(calls) == 16 + int(sys.argv[2]):  # 16 while the tar is looked through
-                os.kill(os.getpid(), signal.SIGKILL)
-            return class_of(name)
-
-        imagenet.class_of = class_of_until
-    opened = source.open_source("imagenet2012", "validation", sys.argv[1])
-    assert "tensorflow" not in sys.modules and "h5py" not in sys.modules
-    print(len(opened), opened[15].id, opened.fingerprint)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_build_is_done_again(tmp_path):
-    make_validation_tar(place(tmp_path), 16)
-
-    def build(*arguments):
-        command = [sys.executable, "-c", textwrap.dedent(BUILD), str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-    assert build("9").returncode == -signal.SIGKILL
-    folder = tmp_path / "imagenet2012_validation"
-    assert [path.name.split(".")[0] for path in folder.iterdir()] == ["incomplete"]
-    built = build()
-    assert built.returncode == 0, built.stderr
-    assert built.stdout.split()[:2] == ["16", "ILSVRC2012_val_00000016"]
-    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
 
 
 FULL = """

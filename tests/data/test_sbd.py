@@ -35,29 +35,23 @@ STRUCTURES = np.zeros((1, 2), [("Segmentation", object)])
 STRUCTURES["Segmentation"][0, 0] = STRUCTURES["Segmentation"][0, 1] = np.ones((2, 2), np.uint8)
 
 
+BYTE = np.uint8
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "does not begin as one"),
         (b"\x89HDF\r\n\x1a\n" * 99, "does not begin as one"),
-        (mat({"GTinst": {"Segmentation": np.eye(3, dtype=np.uint8)}}), "has no GTcls"),
-        (mat({"GTcls": np.eye(3, dtype=np.uint8)}), r"GTcls is of class 9 and shape \(3, 3\)"),
+        (mat({"GTinst": {"Segmentation": np.eye(3, dtype=BYTE)}}), "has no GTcls"),
+        (mat({"GTcls": np.eye(3, dtype=BYTE)}), r"GTcls is of class 9 and shape \(3, 3\)"),
         (mat({"GTcls": {"Boundaries": np.eye(3)}}), "GTcls has no Segmentation"),
         (mat({"GTcls": STRUCTURES}), r"GTcls is of class 2 and shape \(1, 2\)"),
         (mat({"GTcls": {"Segmentation": np.eye(3)}}), r"of class 6 and shape \(3, 3\), not uint8"),
-        (
-            mat({"GTcls": {"Segmentation": np.zeros((2, 2, 2), np.uint8)}}),
-            r"shape \(2, 2, 2\), not",
-        ),
-        (
-            mat({"GTcls": {"Segmentation": np.zeros((0, 2), np.uint8)}}),
-            r"shape \(0, 2\), not uint8",
-        ),
+        (mat({"GTcls": {"Segmentation": np.zeros((2, 2, 2), BYTE)}}), r"shape \(2, 2, 2\), not"),
+        (mat({"GTcls": {"Segmentation": np.zeros((0, 2), BYTE)}}), r"shape \(0, 2\), not uint8"),
         (mat({"GTcls": {"Segmentation": "text"}}), r"of class 4 and shape"),
-        (
-            mat({"GTcls": {"Segmentation": {"Segmentation": 1}}}),
-            r"of class 2 and shape \(1, 1\), not",
-        ),
+        (mat({"GTcls": {"Segmentation": {"Segmentation": 1}}}), r"of class 2 and shape \(1, 1\)"),
     ],
 )
 def test_other_matlab_files_are_refused(data, message):

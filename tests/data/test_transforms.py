@@ -67,14 +67,6 @@ def test_reads_every_mode_as_rgb():
     np.testing.assert_array_equal(bits, np.where(expected > 99, 255, 0))
 
 
-def test_turns_pictures_as_exif_says():
-    image = picture()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
-    read = transforms.read_image(encode(Image.fromarray(image), exif=exif))
-    np.testing.assert_array_equal(read, np.rot90(image, -1))
-
-
 UPRIGHT = {  # EXIF's orientation: how stored pixels are turned
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -355,25 +347,16 @@ def test_no_jitter_changes_nothing():
     np.testing.assert_array_equal(transforms.colour_jitter(pixels, Augment(), generator), pixels)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("brightness", -0.1), ("shift", -1), ("hue", -0.2), ("hue", 0.6)]
-)
+@pytest.mark.parametrize(("field", "value"), [("brightness", -0.1), ("hue", -0.2), ("hue", 0.6)])
 def test_augment_checks_its_values(field, value):
     with pytest.raises(ValueError, match=rf"augment\.{field} = {value}"):
         Augment(**{field: value})
 
 
-@given(st.integers(-4, 4), st.integers(-4, 4))
-def test_shift(down, right):
+def test_mirror():
     image = picture()
-    edges, marked = transforms.shift(image, down, right), transforms.shift(image, down, right, 7)
-    for row in range(9):
-        for column in range(7):
-            y, x = row - down, column - right
-            inner = image[min(max(y, 0), 8), min(max(x, 0), 6)]
-            outside = not (0 <= y < 9 and 0 <= x < 7)
-            np.testing.assert_array_equal(edges[row, column], inner)
-            np.testing.assert_array_equal(marked[row, column], 7 if outside else inner)
+    np.testing.assert_array_equal(transforms.mirror(image), image[:, ::-1])
+    np.testing.assert_array_equal(transforms.mirror(image[..., 0]), image[:, ::-1, 0])
 
 
 # Palettes

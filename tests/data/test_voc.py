@@ -3,7 +3,6 @@ import io
 import os
 import pickle
 import shutil
-import sys
 import tarfile
 import xml.dom.minidom
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from tensorflow_datasets.core import shuffle
 
 from tests import made_voc
 from tests.made_imagenet import add_member
@@ -117,7 +115,7 @@ def test_ids_and_labels_are_found_without_the_images(made, monkeypatch):
     assert [source.identifier(index) for index in range(len(source))] == ids
     labels = [np.flatnonzero(source.labels(index)).tolist() for index in range(len(source))]
     assert labels == [made.labels[identifier] for identifier in ids]
-    assert source.most_classes == max(map(len, labels)) and source.masked(-1)
+    assert source.most_classes == max(map(len, labels))
 
 
 def as_release(made, root):
@@ -143,14 +141,12 @@ def as_tree(made, root, place=TREE):
 
 @pytest.mark.parametrize("more", [as_release, as_archive, as_pngs])
 @pytest.mark.parametrize("first", [as_tree, as_tar])
-def test_train_aug_is_the_same_from_every_form(first, more, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)  # beyond it TFDS sorts by TensorFlow
+def test_train_aug_is_the_same_from_every_form(first, more, made, tmp_path):
     first(made, tmp_path)
     more(made, tmp_path)
     source = open_source(NAME, "train_aug", tmp_path)
     assert_same(source, made, made.train_aug)
     assert source.fingerprint == open_source(NAME, "train_aug", root_of(made)).fingerprint
-    assert "tensorflow" not in sys.modules
     built = [path.name for path in (tmp_path / NAME).glob("voc*")]
     assert built == ["voc2012_aug"]  # train and val would be built when they are asked for
 
@@ -189,9 +185,7 @@ def test_parts_and_fingerprints(made):
     assert [e.id for e in part] == made.train_aug[:5]
     assert len({source.fingerprint for source in (*sources, part)}) == 5
     for split in ("test", "trainval", "train+val", "train_aug2", ""):
-        with pytest.raises(
-            ValueError, match=r"has no split '.*'; it has train, val, train_aug, and"
-        ):
+        with pytest.raises(ValueError, match=r"has no split '.*'; it has train, val, train_aug,"):
             open_source(NAME, split, root)
     with pytest.raises(ValueError, match=r"voc2012/1.0.0 has no part 'train\[:99\]'"):
         open_source(NAME, "train[:99]", root)
@@ -219,22 +213,13 @@ def test_val_stays_out_of_train_aug(made, copied):
     assert held in (copied / SBD / "train.txt").read_text() + (copied / SBD / "val.txt").read_text()
     path = copied / TREE / "ImageSets/Segmentation/trainaug.txt"
     path.write_text(f"{made.splits['aug'][0]}\n{held}\n")
-    refused(
-        rf"trainaug.txt lists {held}, which is of val: .*; take val's images out$",
-        copied,
-        "train_aug",
-    )
+    refused(rf"trainaug.txt lists {held}, which is of val: .*out$", copied, "train_aug")
 
 
 def test_without_sbd_train_and_val_do(made, tmp_path):
     as_tree(made, tmp_path)
     text = refused("split train_aug needs the masks of SBD", tmp_path, "train_aug")
-    for part in (
-        "benchmark.tgz",
-        "home.bharathh.info",
-        f"put it at {manual(tmp_path)}/benchmark.tgz",
-    ):
-        assert part in text
+    assert f"put it at {manual(tmp_path)}/benchmark.tgz" in text and "home.bharathh.info" in text
     assert "SegmentationClassAug/<id>.png beside SegmentationClass" in text
     assert os.listdir(tmp_path) == ["VOCdevkit"]
     assert len(open_source(NAME, "train", tmp_path)) == 7
@@ -243,13 +228,8 @@ def test_without_sbd_train_and_val_do(made, tmp_path):
 
 
 def test_missing_data_are_asked_for(tmp_path):
-    text = refused("no PASCAL VOC 2012 in", tmp_path)
-    for part in (
-        "VOCtrainval_11-May-2012.tar",
-        "host.robots.ox.ac.uk",
-        f"{tmp_path}/{TREE}/JPEGImages",
-    ):
-        assert part in text
+    text = refused("no PASCAL VOC 2012 in .* VOCtrainval_11-May-2012.tar", tmp_path)
+    assert "host.robots.ox.ac.uk" in text and f"{tmp_path}/{TREE}/JPEGImages" in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -300,125 +280,120 @@ def test_pictures_of_every_kind(made, copied):
     assert source[3].image.shape == (17, 31, 3)
 
 
-def spoil(root, made, kind):
-    """Spoils one thing in a tree with SBD's release, of an image of train, val or SBD."""
-    tree, name, other = root / TREE, made.splits["train"][1], made.splits["aug"][1]
-    mask, annotation = tree / f"SegmentationClass/{name}.png", tree / f"Annotations/{name}.xml"
-    height, width = made.masks[name].shape
-    match kind:
-        case "label":
-            mask.write_bytes(encode_mask(np.full((height, width), 21, np.uint8)))
-        case "colours":
-            Image.new("RGB", (width, height)).save(mask)
-        case "mask of another size":
-            mask.write_bytes(encode_mask(np.zeros((height + 1, width), np.uint8)))
-        case "damaged mask":
-            mask.write_bytes(mask.read_bytes()[:60])
-        case "no mask":
-            mask.unlink()
-        case "no folder of masks":
-            shutil.rmtree(mask.parent)
-        case "damaged image":
-            (tree / f"JPEGImages/{name}.jpg").write_bytes(b"\xff\xd8\xff")
-        case "two images":
-            shutil.copy(tree / f"JPEGImages/{name}.jpg", tree / f"JPEGImages/{name}.jpeg")
-        case "unknown name":
-            text = annotation.read_text().replace("<object>", "<object><name>unicorn</name>", 1)
-            annotation.write_text(text)
-        case "no xml":
-            annotation.write_bytes(b"<annotation><object>")
-        case "no list":
-            (tree / "ImageSets/Segmentation/val.txt").unlink()
-        case "unknown id":
-            (tree / "ImageSets/Segmentation/train.txt").write_text(f"{name}\n\n../{name}\n")
-        case "id twice":
-            (tree / "ImageSets/Segmentation/train.txt").write_text(f"{name}\n{name}\n")
-        case "no text":
-            (tree / "ImageSets/Segmentation/train.txt").write_bytes(b"\xff\xfe")
-        case "no mat":
-            (root / SBD / f"cls/{other}.mat").unlink()
-        case "cut mat":
-            path = root / SBD / f"cls/{other}.mat"
-            path.write_bytes(path.read_bytes()[:-20])
-        case "label in mat":
-            spoilt = np.full(made.masks[other].shape, 77, np.uint8)
-            (root / SBD / f"cls/{other}.mat").write_bytes(made_voc.sbd_mat(spoilt))
-        case "mat of another size":
-            (root / SBD / f"cls/{other}.mat").write_bytes(
-                made_voc.sbd_mat(np.eye(9, dtype=np.uint8))
-            )
-        case "no list of sbd":
-            (root / SBD / "val.txt").unlink()
-        case "sbd has more":
-            (root / SBD / "val.txt").write_text("2008_777777\n2008_888888\n")
+def write_mask(tree, name, mask):
+    (tree / f"SegmentationClass/{name}.png").write_bytes(encode_mask(mask))
+
+
+def write_mat(tree, name, mask):
+    (tree.parents[1] / SBD / f"cls/{name}.mat").write_bytes(made_voc.sbd_mat(mask))
+
+
+def write_list(tree, data, split="train"):
+    (tree / f"ImageSets/Segmentation/{split}.txt").write_bytes(data)
+
+
+# What to do to a tree and an image of train of so many rows and columns, and the error.
+TREES = {
+    "label": (
+        lambda tree, name, shape: write_mask(tree, name, np.full(shape, 21, np.uint8)),
+        r"the mask .*/SegmentationClass/\d+_\d+.png has the label 21, wanted 0 to 20 .* or 255",
+    ),
+    "colours": (
+        lambda tree, name, shape: Image.new("RGB", shape).save(
+            tree / f"SegmentationClass/{name}.png"
+        ),
+        "cannot read the label mask .*SegmentationClass.*: its mode is RGB",
+    ),
+    "mask of another size": (
+        lambda tree, name, shape: write_mask(tree, name, np.zeros((61, 80), np.uint8)),
+        "mask .*/SegmentationClass/.*png is 80 pixels wide and 61 high, but its image 80 and 60$",
+    ),
+    "damaged mask": (
+        lambda tree, name, shape: os.truncate(tree / f"SegmentationClass/{name}.png", 60),
+        "cannot read the label mask .*SegmentationClass",
+    ),
+    "no mask": (
+        lambda tree, name, shape: (tree / f"SegmentationClass/{name}.png").unlink(),
+        r"/SegmentationClass has no \d+_\d+.png; get it from VOCtrainval_11-May-2012.tar",
+    ),
+    "no folder of masks": (
+        lambda tree, name, shape: shutil.rmtree(tree / "SegmentationClass"),
+        r"/SegmentationClass has no \d+_\d+.png; get it from VOCtrainval",
+    ),
+    "damaged image": (
+        lambda tree, name, shape: os.truncate(tree / f"JPEGImages/{name}.jpg", 3),
+        r"cannot read the image .*/JPEGImages/\d+_\d+.jpg: ",
+    ),
+    "two images": (
+        lambda tree, name, shape: (tree / f"JPEGImages/{name}.jpeg").write_bytes(b""),
+        "two files are named '.*': .*.jpeg and .*.jpg; rename one",
+    ),
+    "unknown name": (
+        lambda tree, name, shape: (tree / f"Annotations/{name}.xml").write_text(
+            "<annotation><object><name>unicorn</name></object></annotation>"
+        ),
+        r"/Annotations/\d+_\d+.xml: an object is named 'unicorn', .* class of PASCAL VOC \(your own: --con",
+    ),
+    "no xml": (
+        lambda tree, name, shape: (tree / f"Annotations/{name}.xml").write_text("<annotation>"),
+        r"/Annotations/\d+_\d+.xml is no annotation: no element found",
+    ),
+    "no list": (
+        lambda tree, name, shape: (tree / "ImageSets/Segmentation/val.txt").unlink(),
+        "/ImageSets/Segmentation has no val.txt; get it from VOCtrainval_11-May-2012.tar",
+    ),
+    "unknown id": (
+        lambda tree, name, shape: write_list(tree, f"{name}\n\n../{name}\n".encode()),
+        r"Segmentation/train.txt, line 3: JPEGImages has no image '../\d+_\d+'",
+    ),
+    "id twice": (
+        lambda tree, name, shape: write_list(tree, f"{name}\n{name}\n".encode()),
+        "Segmentation/train.txt, line 2: '.*' again; keep one",
+    ),
+    "no text": (
+        lambda tree, name, shape: write_list(tree, b"\xff\xfe"),
+        "Segmentation/train.txt is not UTF-8 text",
+    ),
+}
+RELEASES = {
+    "no mat": (
+        lambda tree, name, shape: (tree.parents[1] / SBD / f"cls/{name}.mat").unlink(),
+        r"there is no mask of \d+_\d+ in .*/dataset/cls, nor among VOC's own; get",
+    ),
+    "cut mat": (
+        lambda tree, name, shape: os.truncate(tree.parents[1] / SBD / f"cls/{name}.mat", 300),
+        r"/dataset/cls/\d+_\d+.mat is damaged or no MATLAB 5 file with GTcls.Segm.*; get it again",
+    ),
+    "label in mat": (
+        lambda tree, name, shape: write_mat(tree, name, np.full(shape, 77, np.uint8)),
+        r"the mask of \d+_\d+ in .*/dataset/cls has the label 77, wanted 0 to 20",
+    ),
+    "mat of another size": (
+        lambda tree, name, shape: write_mat(tree, name, np.eye(9, dtype=np.uint8)),
+        r"mask of \d+_\d+ in .*/cls is 9 pixels wide and 9 high, but its image 80",
+    ),
+    "no list of sbd": (
+        lambda tree, name, shape: (tree.parents[1] / SBD / "val.txt").unlink(),
+        "cannot read .*/dataset/val.txt: No such file",
+    ),
+    "sbd has more": (
+        lambda tree, name, shape: (tree.parents[1] / SBD / "val.txt").write_text(
+            "2008_777777\n2008_888888\n"
+        ),
+        "/JPEGImages has no 2008_777777, nor 1 others that .*/cls has; get VOCtrainval",
+    ),
+    "no list": TREES["no list"],
+}
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            "label",
-            r"the mask .*/SegmentationClass/\d+_\d+.png has the label 21, wanted 0 to 20 .* or 255",
-        ),
-        ("colours", "cannot read the label mask .*SegmentationClass.*: its mode is RGB"),
-        (
-            "mask of another size",
-            r"mask .*/SegmentationClass/.*png is 80 pixels wide and 61 high, but its image 80 and 60$",
-        ),
-        ("damaged mask", "cannot read the label mask .*SegmentationClass"),
-        (
-            "no mask",
-            r"/SegmentationClass has no \d+_\d+.png; get it from VOCtrainval_11-May-2012.tar",
-        ),
-        ("no folder of masks", r"/SegmentationClass has no \d+_\d+.png; get it from VOCtrainval"),
-        ("damaged image", r"cannot read the image .*/JPEGImages/\d+_\d+.jpg: "),
-        ("two images", "two files are named '.*': .*.jpeg and .*.jpg; rename one"),
-        (
-            "unknown name",
-            r"/Annotations/\d+_\d+.xml: an object is named 'unicorn', .* class of PASCAL VOC \(your own: --con",
-        ),
-        ("no xml", r"/Annotations/\d+_\d+.xml is no annotation: no element found"),
-        (
-            "no list",
-            "/ImageSets/Segmentation has no val.txt; get it from VOCtrainval_11-May-2012.tar",
-        ),
-        ("unknown id", r"Segmentation/train.txt, line 3: JPEGImages has no image '../\d+_\d+'"),
-        ("id twice", "Segmentation/train.txt, line 2: '.*' again; keep one"),
-        ("no text", "Segmentation/train.txt is not UTF-8 text"),
-    ],
+    ("split", "kind"), [*(("train", kind) for kind in TREES), *(("train_aug", k) for k in RELEASES)]
 )
-def test_what_is_wrong_in_a_tree_is_named(kind, message, made, copied):
-    spoil(copied, made, kind)
-    refused(message, copied)
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("no mat", r"there is no mask of \d+_\d+ in .*/dataset/cls, nor among VOC's own; get"),
-        (
-            "cut mat",
-            r"/dataset/cls/\d+_\d+.mat is damaged or no MATLAB 5 file with GTcls.Segm.*; get it again",
-        ),
-        ("label in mat", r"the mask of \d+_\d+ in .*/dataset/cls has the label 77, wanted 0 to 20"),
-        (
-            "mat of another size",
-            r"mask of \d+_\d+ in .*/cls is 9 pixels wide and 9 high, but its image 80",
-        ),
-        (
-            "no list of sbd",
-            "cannot read .*/dataset/val.txt: No such file",
-        ),
-        (
-            "sbd has more",
-            "/JPEGImages has no 2008_777777, nor 1 others that .*/cls has; get VOCtrainval",
-        ),
-        ("no list", "/ImageSets/Segmentation has no val.txt"),
-    ],
-)
-def test_what_is_wrong_in_sbd_is_named(kind, message, made, copied):
-    spoil(copied, made, kind)
-    refused(message, copied, "train_aug")
+def test_what_is_wrong_is_named(split, kind, made, copied):
+    spoil, message = (TREES if split == "train" else RELEASES)[kind]
+    name = made.splits["train" if split == "train" else "aug"][1]
+    spoil(copied / TREE, name, made.masks[name].shape)
+    refused(message, copied, split)
 
 
 def link(name):
@@ -457,59 +432,51 @@ def spoil_archive(source, path, kind, below):
         path.write_bytes(data[:-700] + bytes([data[-700] ^ 1]) + data[-699:])
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            "climbs",
-            r"holds 'VOCdevkit/VOC2012/JPEGImages/../../../x.jpg', which leads out of it; get it",
-        ),
-        ("absolute", "holds '/tmp/x.jpg', which leads out of it"),
-        ("link", "JPEGImages/2008_000001.jpg is no file, or larger than any published"),
-        ("twice", "holds VOCdevkit/VOC2012/.* twice"),
-        ("empty", "holds no VOCdevkit/VOC2012"),
-        ("cut", r"is (damaged or no tar file|cut short or damaged)"),
-        (
-            "cut at the end",
-            "is cut short or damaged after VOCdevkit/VOC2012/SegmentationClass/.*.png",
-        ),
-        ("web page", "is damaged or no tar file"),
-        ("other compression", "is damaged or no tar file"),
-    ],
-)
-def test_a_spoilt_tar_is_refused(kind, message, made, tmp_path):
+TARS = {
+    "climbs": "holds 'VOCdevkit/VOC2012/JPEGImages/../../../x.jpg', which leads out of it; get it",
+    "absolute": "holds '/tmp/x.jpg', which leads out of it",
+    "link": "JPEGImages/2008_000001.jpg is no file, or larger than any published",
+    "twice": "holds VOCdevkit/VOC2012/.* twice",
+    "empty": "holds no VOCdevkit/VOC2012",
+    "cut": r"is (damaged or no tar file|cut short or damaged)",
+    "cut at the end": "is cut short or damaged after VOCdevkit/VOC2012/SegmentationClass/.*.png",
+    "web page": "is damaged or no tar file",
+    "other compression": "is damaged or no tar file",
+}
+TGZS = {
+    "climbs": "holds 'benchmark_RELEASE/dataset/cls/../../../x.jpg', which leads out of it",
+    "absolute": "holds '/tmp/x.jpg', which leads out of it",
+    "link": "cls/2008_000001.mat is no file, or larger than any published",
+    "empty": "has no benchmark_RELEASE/dataset/train.txt",
+    "cut": "is damaged or no archive of SBD",
+    "cut at the end": "is damaged or no archive of SBD",
+    "bit": "is damaged or no|MATLAB 5",
+    "web page": "is damaged or no archive of SBD .*gzip",
+    "other compression": "is damaged or no archive of SBD .*gzip",
+}
+
+
+@pytest.mark.parametrize("kind", TARS)
+def test_a_spoilt_tar_is_refused(kind, made, tmp_path):
     source = tmp_path / "whole.tar"
     made_voc.write_voc_archive(made.folder, source)
     path = manual(tmp_path / "a") / "VOCtrainval_11-May-2012.tar"
     spoil_archive(source, path, kind, f"{TREE}/JPEGImages")
-    text = refused(message, tmp_path / "a")
+    text = refused(TARS[kind], tmp_path / "a")
     assert text.startswith(str(path)) and text.endswith("again")
     files = {file for file in tmp_path.rglob("*") if file.is_file()}
     notes = {tmp_path / "a" / name for name in (f".{NAME}.lock", f"{NAME}/.config/metadata.json")}
     assert files == {source, path, *notes}
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("climbs", "holds 'benchmark_RELEASE/dataset/cls/../../../x.jpg', which leads out of it"),
-        ("absolute", "holds '/tmp/x.jpg', which leads out of it"),
-        ("link", "cls/2008_000001.mat is no file, or larger than any published"),
-        ("empty", "has no benchmark_RELEASE/dataset/train.txt"),
-        ("cut", "is damaged or no archive of SBD"),
-        ("cut at the end", "is damaged or no archive of SBD"),
-        ("bit", "is damaged or no|MATLAB 5"),
-        ("web page", "is damaged or no archive of SBD .*gzip"),
-        ("other compression", "is damaged or no archive of SBD .*gzip"),
-    ],
-)
-def test_a_spoilt_archive_of_sbd_is_refused(kind, message, made, tmp_path):
+@pytest.mark.parametrize("kind", TGZS)
+def test_a_spoilt_archive_of_sbd_is_refused(kind, made, tmp_path):
     source = tmp_path / "whole.tgz"
     made_voc.write_sbd_archive(made, source)
     as_tree(made, tmp_path / "a")
     path = manual(tmp_path / "a") / "benchmark.tgz"
     spoil_archive(source, path, kind, f"{SBD}/cls")
-    text = refused(message, tmp_path / "a", "train_aug")
+    text = refused(TGZS[kind], tmp_path / "a", "train_aug")
     assert text.startswith(str(path)) and text.endswith("again")
 
 

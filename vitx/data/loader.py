@@ -1,7 +1,7 @@
 """Loaders: batches of a source's examples.
 
-`training_loader` shuffles and augments: its batches follow from the seed alone, wherever it starts
-and however many workers it has. `evaluation_batches` goes through a split once, in order.
+`training_loader` shuffles and augments: its batches follow from the seed alone, at whatever step it starts
+and however many workers it has. `EvaluationBatches` goes through a split once, in order.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 
 from vitx.data import transforms
-from vitx.data.palette import IGNORED
 from vitx.data.source import Example, Source, open_source
 from vitx.data.transforms import Augment, Preprocess
 from vitx.runtime.files import WorkdirError
@@ -48,7 +47,6 @@ def training_loader(
     epochs: int,
     seed: int,
     augment: Augment,
-    with_mask: bool | None = None,
     extra: Extra | None = None,
     workers: int = 0,
     start_step: int = 0,
@@ -57,8 +55,7 @@ def training_loader(
     """Shuffled, augmented batches from step `start_step` to the last of `epochs` epochs.
 
     An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
-    (B, C) float32; with `with_mask` mask (B, H, W) uint8, moved like the image, 255 where that
-    moved in; and whatever arrays `extra(id, flipped)` returns, which is to mirror them itself.
+    (B, C) float32; and whatever arrays `extra(id, flipped)` returns, which mirrors them itself.
 
     The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
     `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
@@ -77,8 +74,6 @@ def training_loader(
         raise ValueError(f"shard {shard} does not divide a batch of {batch_size}")
     if not 0 <= start_step <= steps:
         raise ValueError(f"start_step {start_step} is not among the {steps} steps of training")
-    if extra is not None and augment.shift:
-        raise ValueError("augment.shift cannot move what `extra` adds; set it to 0")
     if start_step == steps:
         return TrainingBatches(iter(()))
     dataset = (
@@ -86,8 +81,8 @@ def training_loader(
         .seed(seed)
         .shuffle()
         .slice(slice(0, steps_per_epoch * batch_size))
-        .repeat(epochs)  # shuffled anew each time
-        .random_map(_Prepare(preprocess, augment, bool(with_mask), extra))
+        .repeat(epochs)  # each in an order of its own
+        .random_map(_Prepare(preprocess, augment, extra))
         .slice(slice(start_step * batch_size + index, None, count))
         .batch(batch_size // count, drop_remainder=True)
     )
@@ -141,61 +136,49 @@ def _close(batches: list[Iterator]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-    """Example and generator -> what the model trains on; always draws the same numbers."""
+    """From an example and a generator to what the model trains on; always draws the same numbers."""
 
     preprocess: Preprocess
     augment: Augment
-    with_mask: bool
     extra: Extra | None
 
     def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
-        augment, size = self.augment, self.preprocess.size
-        flipped = bool(generator.random() < 0.5) and augment.flip
-        down, right = generator.integers(-augment.shift, augment.shift + 1, 2)
-
-        def move(array: np.ndarray, outside: int | None = None) -> np.ndarray:
-            array = transforms.mirror(array) if flipped else array
-            return transforms.shift(array, down, right, outside) if augment.shift else array
-
-        pixels = transforms.to_fractions(move(transforms.resize_image(example.image, size)))
-        pixels = transforms.colour_jitter(pixels, augment, generator)
-        prepared = {
+        flipped = bool(generator.random() < 0.5) and self.augment.flip
+        image = transforms.resize_image(example.image, self.preprocess.size)
+        pixels = transforms.to_fractions(transforms.mirror(image) if flipped else image)
+        pixels = transforms.colour_jitter(pixels, self.augment, generator)
+        return {
             "image": transforms.normalise_fractions(pixels, self.preprocess),
             "labels": example.labels,
+            **(self.extra(example.id, flipped) if self.extra else {}),
         }
-        if self.with_mask:
-            prepared["mask"] = move(_mask(example, size), IGNORED)
-        if self.extra is not None:
-            prepared.update(self.extra(example.id, flipped))
-        return prepared
 
 
-def _mask(example: Example, size: tuple[int, int] | None = None) -> np.ndarray:
-    if example.mask is None:
-        raise ValueError(f"{example.id} has no mask, but with_mask asks for one")
-    return example.mask if size is None else transforms.resize_mask(example.mask, size)
-
-
+@dataclasses.dataclass
 class EvaluationBatches(Sequence[dict[str, Any]]):
-    """See `evaluation_batches`; `source` is what it goes through."""
+    """The batches of a split, in order, all of one size: the last repeats its last example.
 
-    def __init__(
-        self, source: Source, preprocess: Preprocess, batch_size: int, with_mask: bool
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but at least 1 is wanted")
-        self.source, self._preprocess = source, preprocess
-        self._batch_size, self._with_mask = batch_size, with_mask
+    A sequence of dicts of id (list of B), image (B, H, W, 3) float32, normalised, at
+    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats.
+    """
+
+    source: Source
+    preprocess: Preprocess
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, but at least 1 is wanted")
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self._batch_size)
+        return -(-len(self.source) // self.batch_size)
 
     def places(self, index: int) -> range:
-        """Where in the source a batch's examples are, without repeats."""
+        """The places of a batch's examples in the source, without repeats."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        start = index * self._batch_size
-        return range(start, min(start + self._batch_size, len(self.source)))
+        start = index * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.source)))
 
     def ids(self, index: int) -> list[str]:
         """The ids of a batch's examples, without repeats; nothing is decoded."""
@@ -203,22 +186,19 @@ class EvaluationBatches(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         places = self.places(index)
-        rows = np.arange(self._batch_size)
-        valid = rows < len(places)
+        rows = np.arange(self.batch_size)
         examples = [self.source[places[row]] for row in np.minimum(rows, len(places) - 1)]
-        size = self._preprocess.size
+        size = self.preprocess.size
         images = np.stack([transforms.resize_image(example.image, size) for example in examples])
-        batch = {
+        return {
             "id": [example.id for example in examples],
-            "image": transforms.normalise(images, self._preprocess),
+            "image": transforms.normalise(images, self.preprocess),
             "labels": np.stack([example.labels for example in examples]),
-            "valid": valid,
+            "valid": rows < len(places),
         }
-        if self._with_mask:
-            masks = [_mask(example) for example in examples]
-            if len({mask.shape for mask in masks}) == 1:
-                batch["mask"] = np.stack(masks)
-        return batch
+
+
+evaluation_batches = EvaluationBatches
 
 
 def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batch]:
@@ -239,15 +219,3 @@ def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batc
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def evaluation_batches(
-    source: Source, *, preprocess: Preprocess, batch_size: int, with_mask: bool = False
-) -> EvaluationBatches:
-    """The batches of a split, in order, all of one size: the last repeats its last example.
-
-    A sequence of dicts of id (list of B), image (B, H, W, 3) float32, normalised, at
-    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats; and with `with_mask`
-    mask (B, H, W) uint8 at the images' own size, where that is one size in the batch.
-    """
-    return EvaluationBatches(source, preprocess, batch_size, with_mask)

@@ -98,10 +98,6 @@ class Source(Sequence[Example]):
         record = self._records.read(self._place(index))
         return transforms.image_size(record.image, record.origin, upright=record.upright)
 
-    def masked(self, index: int) -> bool:
-        """Whether an example has a mask, without reading anything."""
-        return self._records.masked(self._place(index))
-
     def without(self, ids: Collection[str]) -> "Source":
         """The examples whose id is not among `ids`; the fingerprints change if any is left out.
 

@@ -186,12 +186,11 @@ def mirror(array: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training images go through; zeros leave them as they are.
+    """Augmentation of training images; zeros change nothing.
 
-    flip: mirror every second image. brightness, contrast, saturation: a factor uniform in
+    flip: mirror every second image, at random. brightness, contrast, saturation: a factor uniform in
     [1 - v, 1 + v] each, from 0 where v > 1. hue: a turn of the colour circle uniform in [-v, v],
-    v <= 0.5. The four in a random order, as torchvision's ColorJitter. shift: move by up to so many
-    pixels of the model's input along each axis, edges repeated.
+    v <= 0.5. The four in a random order, as in torchvision's ColorJitter.
     """
 
     flip: bool = False
@@ -199,10 +198,9 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    shift: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("brightness", "contrast", "saturation", "hue", "shift"):
+        for field in ("brightness", "contrast", "saturation", "hue"):
             if getattr(self, field) < 0:
                 raise ValueError(f"augment.{field} = {getattr(self, field)} is negative")
         if self.hue > 0.5:
@@ -285,15 +283,3 @@ def _turn_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
         k -= 6 * np.floor(k * np.float32(1 / 6))  # several times faster than k % 6
         turned[..., channel] = value - chroma * np.clip(np.minimum(k, 4 - k), 0, 1)
     return turned
-
-
-def shift(array: np.ndarray, down: int, right: int, outside: int | None = None) -> np.ndarray:
-    """Move (H, W, ...) by whole pixels; what comes in is `outside`, or else repeats the edge."""
-    rows, columns = np.arange(array.shape[0]) - down, np.arange(array.shape[1]) - right
-    inner_rows = np.clip(rows, 0, array.shape[0] - 1)
-    inner_columns = np.clip(columns, 0, array.shape[1] - 1)
-    moved = array[inner_rows][:, inner_columns]
-    if outside is not None:
-        moved[rows != inner_rows] = outside
-        moved[:, columns != inner_columns] = outside
-    return moved

@@ -1,4 +1,4 @@
-"""Checkpoints: each family of names against its own layout, what is written, what is refused."""
+"""Checkpoints: each naming scheme against its own layout, files written, files refused."""
 
 import io
 import json
@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import vitx
-from tests.small_models import filled, images_for, small_hybrid, small_vit
+from tests.small_models import filled, small_hybrid, small_vit
 from vitx.models.affinitynet import AffinityNet
 from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from vitx.models.resnet import ConvStem, ResNetV2
@@ -32,6 +31,8 @@ from vitx.pipeline.affinity import initial_net
 from vitx.pipeline.classifier import initial_model
 from vitx.pipeline.seeds import make_seeds
 from vitx.weights import digest, load_classifier
+from vitx.weights.files import Tensor
+from vitx.weights.timm_config import read_timm
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -133,9 +134,8 @@ def test_numbers_of_numpy_come_back_equal(tmp_path):
     assert (loaded.norm.epsilon, loaded.blocks[0].attn.heads) == (np.float32(1e-5), 2)
 
 
-@pytest.mark.slow
 def test_the_same_model_makes_the_same_file(tmp_path):
-    model = vitx.create("vit_test_conv_s4_48", num_classes=3)
+    model = small_hybrid()
     for name in ("a", "b"):
         vitx.save(model, tmp_path / f"{name}.safetensors")
     first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("a", "b"))
@@ -148,14 +148,12 @@ def test_load_gives_back_epsilons_and_heads(tmp_path):
     vitx.save(model, tmp_path / "new folder")
     loaded = vitx.load(tmp_path / "new folder" / "model.safetensors")
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
-    told = vitx.load(tmp_path / "new folder", norm_eps=1e-6, num_heads=4)
-    assert nnx.graphdef(told) != nnx.graphdef(model)
-    assert (told.norm.epsilon, told.blocks[1].norm2.epsilon) == (1e-6, 1e-6)
-    assert told.blocks[0].attn.heads == 4
+    other = vitx.load(tmp_path / "new folder", norm_eps=1e-6, num_heads=4)
+    assert nnx.graphdef(other) != nnx.graphdef(model)
+    assert (other.norm.epsilon, other.blocks[1].norm2.epsilon) == (1e-6, 1e-6)
+    assert other.blocks[0].attn.heads == 4
     assert vitx.load(tmp_path / "new folder", final_norm_eps=1e-5).norm.epsilon == 1e-5
-    images, predict = images_for(model, 2), jax.jit(lambda model, images: model(images))
-    np.testing.assert_array_equal(predict(loaded, images), predict(model, images))
-    assert not np.array_equal(predict(told, images), predict(model, images))
+    assert_same_weights(loaded, model)
 
 
 @pytest.mark.usefixtures("x64")
@@ -482,31 +480,37 @@ def timm_folder(folder, model, config):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "width", "heads"),
+    ("architecture", "heads"),
     [
-        ("vit_huge_patch14_224", 1280, 16),
-        ("vit_giant_patch14_224", 1408, 16),
-        ("vit_gigantic_patch14_224", 1664, 16),
-        ("vit_so400m_patch14_siglip_224", 1152, 16),
-        ("vit_giantopt_patch16_siglip_256", 1536, 16),
-        ("test_vit.r160_in1k", 64, 2),
-        ("deit_small_patch16_224", 384, 6),
-        ("vit_unknown_patch16_224", 128, 2),  # width / 64
+        ("vit_huge_patch14_224", 16),
+        ("vit_giant_patch14_224", 16),
+        ("vit_gigantic_patch14_224", 16),
+        ("vit_so400m_patch14_siglip_224", 16),
+        ("vit_giantopt_patch16_siglip_256", 16),
+        ("test_vit.r160_in1k", 2),
+        ("deit_small_patch16_224", 6),
+        ("vit_unknown_patch16_224", None),
     ],
 )
-def test_timm_architectures_have_their_heads(tmp_path, architecture, width, heads):
-    model = square_vit(width=width, heads=heads, depth=1)
-    # A file with timm's metadata, "format" alone, is what timm's hub has.
+def test_timm_architectures_have_their_heads(architecture, heads):
     for config in (
         {"architecture": architecture},
         {"pretrained_cfg": {"architecture": architecture}},
     ):
-        loaded = vitx.load(timm_folder(tmp_path, model, config))
-        assert loaded.blocks[0].attn.heads == heads
-        assert nnx.graphdef(loaded) == nnx.graphdef(model)
-    said = {"architecture": architecture, "model_args": {"num_heads": 1}}
-    assert vitx.load(timm_folder(tmp_path, model, said)).blocks[0].attn.heads == 1
+        assert read_timm(config, {}).get("num_heads") == heads
+    assert read_timm(config | {"model_args": {"num_heads": 5}}, {})["num_heads"] == 5
+
+
+def test_number_of_heads(tmp_path):
+    """An argument of `load` before the file's model_args, these before its architecture, width / 64 in the end."""
+    model = square_vit(width=128, heads=16, depth=1)
+    # A file with timm's metadata, "format" alone, is what timm's hub has.
+    config = {"architecture": "vit_huge_patch14_224"}
+    assert nnx.graphdef(vitx.load(timm_folder(tmp_path, model, config))) == nnx.graphdef(model)
+    config |= {"model_args": {"num_heads": 1}}
+    assert vitx.load(timm_folder(tmp_path, model, config)).blocks[0].attn.heads == 1
     assert vitx.load(tmp_path, num_heads=4).blocks[0].attn.heads == 4
+    assert vitx.load(timm_folder(tmp_path, model, {})).blocks[0].attn.heads == 2
 
 
 def test_timm_arguments_that_vitx_computes(tmp_path):
@@ -570,31 +574,30 @@ def test_timm_arguments_that_vitx_computes(tmp_path):
         ("rope_type", "mixed", "rope_type='mixed'"),
     ],
 )
-def test_timm_arguments_that_vitx_does_not_compute(tmp_path, key, value, shown):
-    config = {"architecture": "vit_x", "model_args": {"num_heads": 2, key: value}}
+def test_timm_arguments_that_vitx_does_not_compute(key, value, shown):
+    tensors = {"patch_embed.proj.weight": Tensor((12, 3, 4, 4), np.zeros)}
     with pytest.raises(ValueError) as error:
-        vitx.load(timm_folder(tmp_path, square_vit(), config))
-    assert_one_line(error, str(tmp_path), f"config.json: {shown}", "vitx does not compute")
+        read_timm({"architecture": "vit_x", "model_args": {"num_heads": 2, key: value}}, tensors)
+    assert_one_line(error, f"config.json: {shown}", "which vitx does not compute")
 
 
-def test_timm_pooling_outside_of_the_arguments(tmp_path):
-    model = square_vit()
-    for pool in ("avg", "map", "", 3):
-        for config in ({"global_pool": pool}, {"pretrained_cfg": {"global_pool": pool}}):
-            with pytest.raises(ValueError, match=f"config.json.*global_pool={pool!r}"):
-                vitx.load(timm_folder(tmp_path, model, config), num_heads=2)
-    # The arguments count before what stands at the top, that before pretrained_cfg, as in timm.
-    said = {"global_pool": "avg", "model_args": {"global_pool": "token"}}
-    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
-    said = {"global_pool": "token", "pretrained_cfg": {"global_pool": "avg"}}
-    assert_same_weights(vitx.load(timm_folder(tmp_path, model, said), num_heads=2), model)
+@pytest.mark.parametrize("pool", ["avg", "map", "", 3])
+def test_timm_pooling_outside_of_the_arguments(pool):
+    for config in ({"global_pool": pool}, {"pretrained_cfg": {"global_pool": pool}}):
+        with pytest.raises(ValueError, match=f"config.json: global_pool={pool!r}"):
+            read_timm(config, {})
+    # The arguments count before the top of the file, the top before pretrained_cfg, as in timm.
+    read_timm({"global_pool": pool, "model_args": {"global_pool": "token"}}, {})
+    read_timm({"global_pool": "token", "pretrained_cfg": {"global_pool": pool}}, {})
 
 
-def test_timm_lists_all_that_it_does_not_compute(tmp_path):
+def test_all_arguments_that_are_not_computed_are_listed(tmp_path):
     arguments = {"qk_norm": True, "act_layer": "silu", **{f"new_{n}": "x" * 99 for n in range(20)}}
     with pytest.raises(ValueError) as error:
         vitx.load(timm_folder(tmp_path, square_vit(), {"model_args": arguments}), num_heads=2)
-    assert_one_line(error, "config.json: qk_norm=True, act_layer='silu', new_0=", "and 10 more")
+    assert_one_line(
+        error, str(tmp_path), "config.json: qk_norm=True, act_layer='silu', new_0=", "and 10 more"
+    )
 
 
 def test_timm_image_size(tmp_path):
@@ -619,11 +622,39 @@ def test_timm_image_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pretrained", "arguments", "size"),
+    [
+        ({"fixed_input_size": True, "input_size": [3, 8, 32]}, {}, (8, 32)),  # as many cells
+        ({"fixed_input_size": True, "input_size": [3, 32, 20]}, {}, (32, 20)),
+        ({"fixed_input_size": True, "input_size": [3, 32, 20]}, {"img_size": 8}, (8, 8)),
+        ({"fixed_input_size": True}, {}, (16, 16)),
+        # Models that take any size keep that of the embedding.
+        ({"fixed_input_size": True, "input_size": [3, 32, 20]}, {"dynamic_img_size": 1}, (16, 16)),
+        ({"input_size": [3, 32, 20]}, {}, (16, 16)),
+        ({"input_size": [3, 8, 32]}, {}, (8, 32)),
+    ],
+)
+def test_timm_input_size(tmp_path, pretrained, arguments, size):
+    model = square_vit()
+    section = {"model_args": {"num_heads": 2} | arguments}
+    expected = vitx.load(timm_folder(tmp_path, model, section), image_size=size)
+    if size == (8, 32):  # the grid of the embedding, in timm too
+        expected.pos_embed.set_value(model.pos_embed[...])
+    for config in (pretrained, {"pretrained_cfg": pretrained}):
+        loaded = vitx.load(timm_folder(tmp_path, model, section | config))
+        assert loaded.preprocess.size == size
+        assert_same_weights(loaded, expected)
+
+
+@pytest.mark.parametrize(
     ("config", "what"),
     [
         ({"model_args": []}, "config.json: model_args must be an object, not \\[\\]"),
         ({"pretrained_cfg": "x"}, "config.json: pretrained_cfg must be an object, not 'x'"),
         ({"architecture": 3}, "config.json: architecture must be a text, not 3"),
+        ({"input_size": [16, 16]}, r"input_size must be \[channels, height, width\], not \[16"),
+        ({"input_size": [1, 16, 16]}, "config.json: in_chans=1, which vitx does not compute"),
+        ({"input_size": [3, "a", 16], "fixed_input_size": True}, "img_size must be a side or"),
         ({"model_args": {"num_heads": "2"}}, "num_heads must be a positive whole number, not '2'"),
     ],
 )
@@ -657,17 +688,23 @@ def cubic_matrix(old, new):
     return matrix / matrix.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (8, 8), (20, 12), (4, 40)])
-def test_image_size_resamples_the_position_embedding(tmp_path, size):
-    model = square_vit()
-    save_file(tensors_of(model, tmp_path), tmp_path / "w.safetensors")
-    loaded = vitx.load(tmp_path / "w.safetensors", num_heads=2, image_size=size)
+@pytest.mark.parametrize(
+    ("own", "size"),
+    [
+        *[((16, 16), size) for size in ((32, 32), (8, 8), (20, 12), (4, 40))],
+        ((8, 12), (12, 8)),  # as many cells on another grid
+    ],
+)
+def test_image_size_resamples_the_position_embedding(tmp_path, own, size):
+    model = small_vit(size=own)
+    vitx.save(model, tmp_path / "w.safetensors")
+    loaded = vitx.load(tmp_path / "w.safetensors", image_size=size)
     assert loaded.preprocess.size == size
-    grid = (size[0] // 4, size[1] // 4)
+    (height, width), grid = model.grid, (size[0] // 4, size[1] // 4)
     assert loaded.grid == grid
     table = np.asarray(model.pos_embed[...], np.float64)[0]
-    rows, columns = cubic_matrix(4, grid[0]), cubic_matrix(4, grid[1])
-    cells = np.einsum("ia,jb,abd->ijd", rows, columns, table[1:].reshape(4, 4, -1))
+    rows, columns = cubic_matrix(height, grid[0]), cubic_matrix(width, grid[1])
+    cells = np.einsum("ia,jb,abd->ijd", rows, columns, table[1:].reshape(height, width, -1))
     expected = np.concatenate([table[:1], cells.reshape(-1, 12)])
     np.testing.assert_allclose(loaded.pos_embed[0], expected, atol=1e-6)
 

@@ -181,19 +181,22 @@ def _fit_positions(
     def grid(size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // cell, size[1] // cell
 
-    own, asked = metadata.image_size, metadata.img_size
-    if own is None and asked is not None:  # as in timm, which resamples where the lengths differ
-        own, wanted = asked if math.prod(grid(asked)) == count else None, wanted or asked
-    size = wanted or own
-    if size and math.prod(grid(size)) == count and side**2 != count:
-        return size  # not square: nothing but the image size can tell the grid
+    def fits(size: tuple[int, int] | None) -> bool:
+        return size is not None and math.prod(grid(size)) == count
+
+    own = metadata.image_size
+    if own is None:  # of timm's sizes, none is sure to be that of the embedding
+        trained = metadata.img_size or metadata.input_size
+        own, wanted = trained if fits(trained) else None, wanted or metadata.img_size
+    if side**2 != count and fits(wanted) and not fits(own):
+        own = wanted  # not square: nothing else specifies the grid
     old = grid(own) if own else (side, side)
     if count < 1 or math.prod(old) != count:
         raise ValueError(
             f"pos_embed has {count + 1} entries, not one for the class token and one for each cell"
             f" of {'a square' if own is None else f'{old[0]} x {old[1]}'}"
         )
-    size = size or (side * cell, side * cell)
+    size = wanted or own or (side * cell, side * cell)
     new = grid(size)
     if 0 in new or size != (new[0] * cell, new[1] * cell):
         raise ValueError(f"image_size {size} is not a multiple of the patch, {cell} pixels")

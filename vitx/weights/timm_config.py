@@ -53,10 +53,19 @@ def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
     # Older files have the contents of this section at the top.
     pretrained = _section(config, "pretrained_cfg") if "pretrained_cfg" in config else config
     arguments = _section(config, "model_args")
-    pool = config.get("global_pool", pretrained.get("global_pool"))
+    input_size = pretrained.get("input_size")
+    if input_size is not None and not (isinstance(input_size, list) and len(input_size) == 3):
+        raise ValueError(
+            f"config.json: input_size must be [channels, height, width], not {input_size!r:.100}"
+        )
+    channels, *size = input_size or (3,)
+    implied = {
+        "global_pool": config.get("global_pool", pretrained.get("global_pool")),
+        "in_chans": channels,
+    }
     wrong = [
         f"{name:.40}={value!r:.40}"
-        for name, value in ({"global_pool": pool} | arguments).items()
+        for name, value in (implied | arguments).items()
         if not _is_computed(name, value, tensors)
     ]
     if wrong:
@@ -66,10 +75,12 @@ def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
     architecture = config.get("architecture", pretrained.get("architecture"))
     if not isinstance(architecture, str | None):
         raise ValueError(f"config.json: architecture must be a text, not {architecture!r:.100}")
-    heads = arguments.get("num_heads")
+    heads, img_size = arguments.get("num_heads"), arguments.get("img_size")
+    fixed = pretrained.get("fixed_input_size") and not arguments.get("dynamic_img_size")
     found = {
         "num_heads": _heads(architecture or "") if heads is None else heads,
-        "img_size": arguments.get("img_size"),
+        "img_size": (size or None) if img_size is None and fixed else img_size,
+        "input_size": size or None,
         "mean": pretrained.get("mean"),
         "std": pretrained.get("std"),
     }

@@ -35,7 +35,7 @@ from vitx.pipeline.compare import (
 )
 from vitx.runtime.experiment import check_options, run_stages
 from vitx.weights import names, pytorch_reference
-from vitx.weights.pytorch_reference import build_reference, choose_library, require_library
+from vitx.weights.pytorch_reference import build_reference, choose_library
 
 IMAGE = Path(__file__).parents[2] / "docs" / "images" / "example.png"
 
@@ -219,13 +219,7 @@ def test_missing_libraries_are_named(
 ) -> None:
     with_libraries(monkeypatch, *there)
     with pytest.raises(ImportError, match=message):
-        require_library(wanted)
-
-
-def test_one_library_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_libraries(monkeypatch, "torch", "transformers")
-    require_library("auto")
-    require_library("transformers")
+        choose_library(wanted, "timm", small_vit(), "")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +235,7 @@ def test_one_library_suffices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_takes_the_library_whose_names_the_file_has(
     monkeypatch: pytest.MonkeyPatch, project: str, there: tuple[str, ...], expected: str
 ) -> None:
-    with_libraries(monkeypatch, *there)
+    with_libraries(monkeypatch, "torch", *there)
     assert choose_library("auto", project, small_vit(), "") == expected
 
 
@@ -257,14 +251,16 @@ def test_library_that_does_not_import(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_only_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_libraries(monkeypatch, "transformers")
+    with_libraries(monkeypatch, "torch", "transformers")
     hybrid, plain = resnet_hybrid(), small_vit()
     for project, model, name in (
         ("timm", hybrid, ""),
         ("Google", plain, ""),
         ("timm", plain, "vit_base_patch16_224"),
     ):
-        with pytest.raises(ImportError, match=r"only timm has .*: pip install timm"):
+        with pytest.raises(
+            ImportError, match=r"needs timm \(only timm has .* pip install torch timm"
+        ):
             choose_library("auto", project, model, name)
         with pytest.raises(ValueError, match="transformers does not have"):
             choose_library("transformers", project, model, name)

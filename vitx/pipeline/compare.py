@@ -26,7 +26,7 @@ from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights import load_classifier
-from vitx.weights.pytorch_reference import LIBRARIES, Reference, build_reference, require_library
+from vitx.weights.pytorch_reference import LIBRARIES, Reference, build_reference
 
 # Largest relative difference of a stage. ViT-Base with random weights reaches 2e-6 in float32 and 4e-15 in float64;
 # with the R50 stem, which amplifies rounding on either side, 2e-4 and 2e-13: hybrids are allowed ten times as much.
@@ -47,7 +47,6 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
     config = run.config
     if not config.checkpoint:
         raise ValueError("config.checkpoint is empty: give --config.checkpoint=FILE")
-    require_library(config.reference)
     dtype = np.dtype(config.precision)
     size = config.image_size[0] if len(config.image_size) == 1 else config.image_size
     overrides = {name: config[name] for name in _OVERRIDES}

@@ -21,15 +21,9 @@ from vitx.weights.names import HUGGING_FACE, Named
 
 
 def timm_model(
-    path: Path,
-    named: Named,
-    metadata: Metadata,
-    model: VisionTransformer,
-    architecture: str,
-    classes: int,
-    dtype: np.dtype,
+    model: VisionTransformer, metadata: Metadata, architecture: str, classes: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The model of timm, filled, and those of its modules whose outputs are compared, by stage.
+    """The model of timm, without weights, and those of its modules whose outputs are compared, by stage.
 
     `architecture` is timm's name of the model, or "": then `model` has the sizes. Without `classes`
     there is no head. Raises whatever timm does.
@@ -72,10 +66,6 @@ def timm_model(
             weight_init="skip",
         )
         built.norm.eps = metadata.final_norm_eps or norm_eps
-    if named.scheme.project == "Google":
-        _fill_from_npz(built, path, dtype)
-    else:
-        built.load_state_dict(_arrays(named.tensors, classes, dtype), assign=True)
     parts = {f"blocks.{index}": block for index, block in enumerate(built.blocks)}
     first = {"stem": built.patch_embed.backbone} if stem is not None else {}
     return built, first | parts | {"norm": built.norm}
@@ -89,7 +79,10 @@ def transformers_model(
     classes: int,
     dtype: np.dtype,
 ) -> tuple[Any, dict[str, Any]]:
-    """As `timm_model`, by transformers. `config` is the config.json beside a file with its names."""
+    """The model of transformers with the file's weights, and its modules as in `timm_model`.
+
+    `config` is the config.json beside a file with its names. Raises whatever transformers does.
+    """
     import torch
     from transformers import ViTConfig, ViTForImageClassification, logging
 
@@ -109,12 +102,12 @@ def transformers_model(
     vit = ViTConfig.from_dict(config)
     vit.image_size, vit.num_labels = list(model.preprocess.size), classes
     if native:
-        state = _arrays(named.original, classes, dtype)
+        state = arrays(named.original, classes, dtype)
         state = {n: array for n, array in state.items() if HUGGING_FACE.timm_name(n) is not None}
     else:
         with torch.device("meta"):
             names = ViTForImageClassification(vit).state_dict()
-        state = _renamed(_arrays(named.tensors, classes, dtype), names)
+        state = _renamed(arrays(named.tensors, classes, dtype), names)
     filled: Any = ViTForImageClassification.from_pretrained(
         None,
         config=vit,
@@ -159,7 +152,7 @@ def _heads(metadata: Metadata, model: VisionTransformer) -> int:
     return metadata.num_heads or usual
 
 
-def _arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dict[str, Any]:
+def arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dict[str, Any]:
     """PyTorch's tensors; without those of a head where there are no `classes`."""
     import torch
 
@@ -171,20 +164,20 @@ def _arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dic
     }
 
 
-def _renamed(arrays: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _renamed(tensors: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Tensors with timm's names under the `names` of transformers' modules; others keep theirs."""
     state, used = {}, set()
     for new in names:
         name, thirds = HUGGING_FACE.timm_name(new) or "", 1
         if found := re.fullmatch(r"(.*\.attn\.)([qkv])(\..*)", name):
             name, thirds = f"{found[1]}qkv{found[3]}", 3
-        if name in arrays:
+        if name in tensors:
             used.add(name)
-            state[new] = arrays[name].chunk(thirds)["qkv".index(found[2]) if found else 0]
-    return state | {name: array for name, array in arrays.items() if name not in used}
+            state[new] = tensors[name].chunk(thirds)["qkv".index(found[2]) if found else 0]
+    return state | {name: array for name, array in tensors.items() if name not in used}
 
 
-def _fill_from_npz(built: Any, path: Path, dtype: np.dtype) -> None:
+def fill_from_npz(built: Any, path: Path, dtype: np.dtype) -> None:
     """Fills timm's model by timm's own reader of Google's files, and checks that it read everything."""
     import torch
 

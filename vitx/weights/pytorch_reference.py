@@ -20,7 +20,13 @@ from vitx.runtime.files import first_line
 from vitx.weights.files import Checkpoint, on_disk, open_checkpoint
 from vitx.weights.metadata import read_metadata
 from vitx.weights.names import recognise
-from vitx.weights.pytorch_models import settings_of, timm_model, transformers_model
+from vitx.weights.pytorch_models import (
+    arrays,
+    fill_from_npz,
+    settings_of,
+    timm_model,
+    transformers_model,
+)
 
 LIBRARIES: Final = ("timm", "transformers")
 
@@ -80,28 +86,12 @@ class Reference:
         return found
 
 
-def require_library(name: str) -> None:
-    """Checks that PyTorch is installed, and the library `name`, or one of the two for "auto".
-
-    Raises:
-      ImportError: names what to install.
-    """
-    wanted = LIBRARIES if name == "auto" else (name,)
-    missing = [] if _installed("torch") else ["torch"]
-    if not any(map(_installed, wanted)):
-        missing.append(" or ".join(wanted))
-    if missing:
-        raise ImportError(
-            f"comparing with PyTorch needs {' and '.join(missing)}, not installed here: pip install torch {wanted[0]}"
-        )
-
-
 def choose_library(name: str, project: str, model: VisionTransformer, architecture: str) -> str:
     """The library that `name` asks for; for "auto" that of the file's names, where it is installed.
 
     Raises:
       ValueError: where that library does not have such models.
-      ImportError: where the only one that has them is not installed.
+      ImportError: where PyTorch or the library is not installed; names what to install.
     """
     only_timm = (
         (project == "Google" and "Google's .npz files")
@@ -110,12 +100,20 @@ def choose_library(name: str, project: str, model: VisionTransformer, architectu
     )
     if only_timm and name == "transformers":
         raise ValueError(f"transformers does not have {only_timm}, timm does")
-    if only_timm and not _installed("timm"):
-        raise ImportError(f"only timm has {only_timm}: pip install timm")
+    suitable: tuple[str, ...] = LIBRARIES if project == "timm" else LIBRARIES[::-1]
     if only_timm or name != "auto":
-        return "timm" if only_timm else name
-    preferred = LIBRARIES if project == "timm" else LIBRARIES[::-1]
-    return next(library for library in preferred if _installed(library))
+        suitable = ("timm" if only_timm else name,)
+    found = [library for library in suitable if _installed(library)]
+    missing = [] if _installed("torch") else ["torch"]
+    if not found:
+        missing.append(" or ".join(suitable))
+    if missing:
+        reason = f" (only timm has {only_timm})" if only_timm else ""
+        raise ImportError(
+            f"comparing with PyTorch needs {' and '.join(missing)}{reason}, not installed here: "
+            f"pip install torch {suitable[0]}"
+        )
+    return found[0]
 
 
 def build_reference(
@@ -172,22 +170,23 @@ def _reference(
             "compare at the file's own size"
         )
     modules = _imported("torch"), _imported(library)
+    head = named.tensors.get("head.weight")
+    classes = model.num_classes if head and head.shape[0] == model.num_classes else 0
+    config = checkpoint.config
     if project == "timm":
-        architecture = architecture or checkpoint.config.get("architecture", "")
+        architecture = architecture or config.get("architecture", "")
         checkpoint = replace(checkpoint, config={})  # whose heads timm knows, and not vitx
     metadata = read_metadata(checkpoint, named)
     assumed = metadata.num_heads is None and not (library == "timm" and architecture)
-    head = named.tensors.get("head.weight")
-    classes = model.num_classes if head and head.shape[0] == model.num_classes else 0
     try:
-        if library == "timm":
-            built, parts = timm_model(
-                checkpoint.path, named, metadata, model, architecture, classes, dtype
-            )
+        if library == "transformers":
+            built, parts = transformers_model(config, named, metadata, model, classes, dtype)
+        elif project == "Google":
+            built, parts = timm_model(model, metadata, architecture, classes)
+            fill_from_npz(built, checkpoint.path, dtype)
         else:
-            built, parts = transformers_model(
-                checkpoint.config, named, metadata, model, classes, dtype
-            )
+            built, parts = timm_model(model, metadata, architecture, classes)
+            built.load_state_dict(arrays(named.tensors, classes, dtype), assign=True)
     except Exception as error:  # of any kind, as the library pleases
         message = " ".join(str(error).split())
         raise ValueError(f"{library} does not take it: {message[:500]}") from error

@@ -161,7 +161,7 @@ def _text(folder: Path, place: str, text: str) -> None:
     _first(folder, place).write_text(text, "utf-8")
 
 
-SKIP = r"\. Mend or remove them, or leave such images out with --config\.on_bad_image=skip$"
+SKIP = r"\. Repair or remove them, or leave such images out with --config\.on_bad_image=skip$"
 DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated JPEG": (
         lambda f: _cut(_first(f, "JPEGImages")),

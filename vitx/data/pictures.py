@@ -1,4 +1,4 @@
-"""Opening image files of anyone's: within a limit on pixels, by Pillow alone, and turned as their EXIF says."""
+"""Opening untrusted image files: within a limit on pixels, by Pillow alone, and turned as their EXIF says."""
 
 import functools
 import io
@@ -41,10 +41,10 @@ def formats() -> tuple[str, ...]:
 
 @contextmanager
 def open_picture(data: bytes) -> Iterator[Image.Image]:
-    """`PIL.Image.open` of an image file's bytes, but for images of too many pixels.
+    """`PIL.Image.open` of an image file's bytes, refusing images of too many pixels.
 
-    The limit is Pillow's own, `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless somebody sets it), where Pillow only
-    warns; VITX_MAX_PIXELS in the environment sets it.
+    The limit is `PIL.Image.MAX_IMAGE_PIXELS`, by default 89,478,485, at which Pillow itself only warns;
+    VITX_MAX_PIXELS in the environment sets it.
 
     Raises:
         OSError: it is no image of a known kind, as Pillow says.
@@ -78,7 +78,7 @@ def orientation(image: Image.Image, data: bytes) -> int:
 
 
 def is_turned(data: bytes) -> bool:
-    """Whether an image file's EXIF orientation is another than upright."""
+    """Whether an image file has an EXIF orientation that turns it."""
     with open_picture(data) as image:
         return orientation(image, data) != 1
 
@@ -113,10 +113,10 @@ def load_picture(image: Image.Image, data: bytes, *, upright: bool) -> Image.Ima
 
 def pixel_limit() -> float:
     """The most pixels of an image; ValueError where VITX_MAX_PIXELS is no number."""
-    if told := os.environ.get(LIMIT):
-        if not told.isdecimal() or not int(told):
-            raise ValueError(f"{LIMIT}={told} is no number of pixels")
-        Image.MAX_IMAGE_PIXELS = int(told)  # which Pillow's own check goes by
+    if setting := os.environ.get(LIMIT):
+        if not setting.isdecimal() or not int(setting):
+            raise ValueError(f"{LIMIT}={setting} is no number of pixels")
+        Image.MAX_IMAGE_PIXELS = int(setting)  # Pillow's own check reads it
     return Image.MAX_IMAGE_PIXELS or math.inf
 
 

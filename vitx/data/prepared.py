@@ -20,7 +20,7 @@ _SKIP = tfds.decode.SkipDecoding()
 
 
 class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
-    """A dataset that is built once from files of the user's, each split one file in the order of its examples.
+    """A dataset that is built once from the user's files: one array_record a split, in the order of its examples.
 
     A subclass has `_info`, see `describe`; FILE and MISSING, or its own `sources` and `content`; `_split_generators`,
     which gives the splits' examples; and `_generate_examples`, which yields them without numbers. Their ids and labels
@@ -78,29 +78,23 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
         del download_config
         if sources := " and ".join(map(str, self.sources)):
             print(f"{self.name}: built from {sources}, once", file=sys.stderr)
-        listed: dict[str, dict[str, list]] = {}
-        splits = [
-            self._write(split, examples, listed.setdefault(split, {"ids": [], "labels": []}))
-            for split, examples in self._split_generators(dl_manager).items()
-        ]
+        listed, splits = {}, []
+        for split, examples in self._split_generators(dl_manager).items():
+            template = self._get_filename_template(split_name=split)
+            path = template.sharded_filepath(shard_index=0, num_shards=1)
+            writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
+            size, ids, labels = 0, [], []
+            for example in examples:
+                data = self.info.features.serialize_example(example)
+                writer.write(data)
+                size += len(data)
+                ids.append(example["id"])
+                labels.append(_labels(example))
+            writer.close()
+            listed[split] = {"ids": ids, "labels": labels}
+            splits.append(tfds.core.SplitInfo(split, [len(ids)], size, template))
         self.info.set_splits(tfds.core.SplitDict(splits))
         self.info.metadata.update(sha256=self.content(), examples=listed)
-
-    def _write(
-        self, split: str, examples: Iterator[Mapping[str, Any]], listed: dict[str, list]
-    ) -> tfds.core.SplitInfo:
-        template = self._get_filename_template(split_name=split)
-        path = template.sharded_filepath(shard_index=0, num_shards=1)
-        writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
-        size = 0
-        for example in examples:
-            data = self.info.features.serialize_example(example)
-            writer.write(data)
-            size += len(data)
-            listed["ids"].append(example["id"])
-            listed["labels"].append(_labels(example))
-        writer.close()
-        return tfds.core.SplitInfo(split, [len(listed["ids"])], size, template)
 
 
 def _labels(example: Mapping[str, Any]) -> list[int]:
@@ -111,7 +105,7 @@ class PreparedRecords(Records):
     """A split of a dataset that a `PreparedBuilder` has built."""
 
     def __init__(
-        self, builder: tfds.core.DatasetBuilder, classes: Sequence[str], split: str
+        self, builder: tfds.core.DatasetBuilder, classes: tuple[str, ...], split: str
     ) -> None:
         info = builder.info
         if split not in info.splits:
@@ -172,7 +166,7 @@ class PreparedRecords(Records):
 
 def open_prepared(
     builder_class: type[PreparedBuilder],
-    classes: Sequence[str],
+    classes: tuple[str, ...],
     config: str,
     split: str,
     data_dir: Path,

@@ -29,6 +29,7 @@ class Record:
     upright: bool = False
 
 
+@dataclasses.dataclass(eq=False)
 class Records(abc.ABC):
     """A split as stored, without masks unless a subclass has some; pickled on the way to loader processes.
 
@@ -40,17 +41,11 @@ class Records(abc.ABC):
       one_class: whether every image is known to show exactly one class.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        classes: Sequence[str],
-        ids: Sequence[str],
-        *,
-        one_class: bool = False,
-    ) -> None:
-        self.name, self.split, self.classes, self.ids = name, split, tuple(classes), ids
-        self.one_class = one_class
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    one_class: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,7 +56,7 @@ class Records(abc.ABC):
 
     @abc.abstractmethod
     def content(self, places: Sequence[int]) -> str:
-        """A digest of what these examples follow from, but for masks that decide no labels."""
+        """A digest of what these examples follow from, except for masks that decide no labels."""
 
     def mask_content(self, places: Sequence[int]) -> str:
         """A digest of those masks; "" where `content` covers all."""

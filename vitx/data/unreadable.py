@@ -1,4 +1,4 @@
-"""Examples that cannot be read: found by decoding a split once, before anything is made of it."""
+"""Examples that cannot be read: found by decoding a split once, before anything is computed from it."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +22,8 @@ def find_unreadable(
 ) -> dict[str, str]:
     """The examples whose image, mask or labels cannot be read: their ids, and why.
 
-    Every process decodes its share. What is found stands in a file in `folder`, after which nothing is decoded again;
-    where some cannot be read, that file is written only if they are to `keep` being left out.
+    Every process decodes its share. A file in `folder` lists what is found, and then nothing is decoded again;
+    where some cannot be read, that file is written only with `keep`: these are left out from then on.
 
     Raises:
       Stopped: `stop` was requested.
@@ -45,7 +45,7 @@ def find_unreadable(
 
 
 def recorded(source: Source, folder: Path) -> dict[str, str]:
-    """What `find_unreadable` found, where it was called before; reads a file and no more.
+    """What an earlier `find_unreadable` found; reads its file and no more.
 
     Raises:
       ValueError: the file is damaged.
@@ -57,10 +57,9 @@ def recorded(source: Source, folder: Path) -> dict[str, str]:
         content = parse_json(record.read_bytes())
         found = content.get("unreadable") if isinstance(content, dict) else None
         if not isinstance(found, dict) or not all(isinstance(why, str) for why in found.values()):
-            raise ValueError("it does not list unreadable images and why they are")
-        ids = set(map(source.identifier, range(len(source)))) if found else set()
-        if strange := next((identifier for identifier in found if identifier not in ids), None):
-            raise ValueError(f"{source.split} has no image {strange!r}")
+            raise ValueError("it does not list unreadable images with reasons")
+        if strange := set(found).difference(map(source.identifier, range(len(source)))):
+            raise ValueError(f"{source.split} has no image {min(strange)!r}")
     except ValueError as error:
         raise ValueError(
             f"{record} is damaged ({error}): delete it and start again; all images are read again"
@@ -69,7 +68,7 @@ def recorded(source: Source, folder: Path) -> dict[str, str]:
 
 
 def _record(source: Source, folder: Path) -> Path:
-    # Whatever decides what can be read.
+    # The name has all that decides what can be read.
     return folder / f"{source.fingerprint}-{source.mask_fingerprint}-{pixel_limit():g}.json"
 
 
@@ -97,7 +96,7 @@ def _reason(source: Source, place: int) -> str:
     except ValueError as error:
         if getattr(error.__cause__, "errno", None) is not None:  # of the disk, and it may pass
             raise WorkdirError(
-                f"{error}; nothing is left out for that: mend it and start again"
+                f"{error}; nothing is left out for that: fix it and start again"
             ) from error
         return str(error)
     return ""
@@ -110,5 +109,5 @@ def refuse(found: dict[str, str], source: Source) -> None:
         raise ValueError(
             f"{len(found)} of {len(source)} images of {source.split} cannot be read: {shown}"
             + ("; ..." if len(found) > 3 else "")
-            + f". Mend or remove them, or {REMEDY}"
+            + f". Repair or remove them, or {REMEDY}"
         )

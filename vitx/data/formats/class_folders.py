@@ -32,7 +32,7 @@ class FolderRecords(Records):
         self,
         name: str,
         split: str,
-        classes: Sequence[str],
+        classes: tuple[str, ...],
         folder: Path,
         images: Sequence[ImageFile],
         *,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 
 from vitx.data.class_names import BACKGROUND, composed
 
@@ -17,7 +16,7 @@ VOC_CLASSES = (
 class ClassList:
     """Names of classes, the first "background"; `origin` names their source in errors."""
 
-    names: Sequence[str]
+    names: tuple[str, ...]
     origin: str
 
     def label(self, name: str, where: str) -> int:

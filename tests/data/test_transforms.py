@@ -148,12 +148,6 @@ def test_names_a_tiff_whose_offsets_are_text(tmp_path):
         transforms.read_image(path)
 
 
-def test_refuses_pictures_beyond_the_limit(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"bomb\.png: it has 400 pixels, over the limit of 100"):
-        transforms.read_image(encode(Image.fromarray(picture((20, 20, 3)))), "bomb.png")
-
-
 # Resizing
 
 
@@ -195,18 +189,21 @@ def test_resize_maps_is_bilinear_without_antialiasing(old, new):
     st.tuples(st.integers(1, 12), st.integers(1, 12)),
     st.integers(0, 99),
 )
-def test_numpy_resizes_maps_as_jax_does(old, new, seed):
+def test_numpy_resizes_maps_as_well(old, new, seed):
     maps = np.random.default_rng(seed).random((2, *old)).astype(np.float32)
     resized = transforms.resize_maps(maps, new)
     assert isinstance(resized, np.ndarray) and resized.dtype == np.float32
-    np.testing.assert_allclose(resized, transforms.resize_maps(jnp.asarray(maps), new), atol=3e-7)
+    np.testing.assert_allclose(resized, [bilinear(m, new) for m in maps], atol=3e-7)
     np.testing.assert_array_equal(
         transforms.resize_maps(np.full(old, 0.3, np.float32), new), np.full(new, np.float32(0.3))
     )
 
 
-def test_resize_maps_keeps_leading_axes_and_refuses_labels():
-    assert transforms.resize_maps(jnp.zeros((2, 3, 4, 5)), (8, 6)).shape == (2, 3, 8, 6)
+def test_numpy_and_jax_resize_maps_alike():
+    maps = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
+    resized = transforms.resize_maps(jnp.asarray(maps), (8, 6))
+    assert resized.shape == (2, 3, 8, 6)
+    np.testing.assert_allclose(transforms.resize_maps(maps, (8, 6)), resized, atol=3e-7)
     with pytest.raises(ValueError, match="wants floats, got uint8"):
         transforms.resize_maps(jnp.zeros((4, 5), jnp.uint8), (8, 6))
 
@@ -239,11 +236,6 @@ def test_resize_mask_takes_the_nearest():
         rows = ((np.arange(size[0]) + 0.5) * 9 / size[0]).astype(int)
         columns = ((np.arange(size[1]) + 0.5) * 13 / size[1]).astype(int)
         np.testing.assert_array_equal(transforms.resize_mask(mask, size), mask[rows][:, columns])
-
-
-def test_resizing_wants_uint8():
-    with pytest.raises(ValueError, match="wants uint8, got float32"):
-        transforms.resize_image(np.zeros((4, 4, 3), np.float32), (2, 2))
 
 
 def test_normalise():
@@ -397,10 +389,15 @@ def test_only_label_masks_pass():
         encode_mask(picture())
     with pytest.raises(ValueError, match="int64"):
         encode_mask(np.zeros((4, 4), np.int64))
-    with pytest.raises(ValueError, match=r"mask of cat: its mode is RGB"):
-        decode_mask(encode(Image.fromarray(picture())), "mask of cat")
     with pytest.raises(ValueError, match="cannot read the label mask cat"):
         decode_mask(encode_mask(picture((9, 7)))[:50], "cat")
+    with pytest.raises(ValueError, match="its mode is I;16, wanted"):
+        decode_mask(encode(Image.fromarray(np.full((2, 2), 300, np.uint16))))
+    with pytest.raises(ValueError, match="its format is JPEG, wanted PNG"):
+        decode_mask(encode(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG"))
+    for channels, mode in ((2, "LA"), (3, "RGB"), (4, "RGBA")):
+        with pytest.raises(ValueError, match=f"mask of cat: its mode is {mode}, wanted"):
+            decode_mask(encode(Image.fromarray(picture((2, 2, channels)))), "mask of cat")
 
 
 def test_sizes_and_types_that_cannot_be_are_named():
@@ -467,14 +464,3 @@ def test_bits_of_masks_are_not_taken_from_a_place_in_the_file(bits):
     for length in range(20):
         data = png_of_few_bits(mask, bits, "grey", b"tEXta\0" + bytes(length))
         np.testing.assert_array_equal(decode_mask(data), mask)
-
-
-def test_masks_that_are_no_labels_are_refused():
-    wide = Image.fromarray(np.full((2, 2), 300, np.uint16))
-    with pytest.raises(ValueError, match="its mode is I;16, wanted"):
-        decode_mask(encode(wide))
-    with pytest.raises(ValueError, match="its format is JPEG, wanted PNG"):
-        decode_mask(encode(Image.fromarray(np.zeros((8, 8), np.uint8)), "JPEG"))
-    for shape, mode in (((2, 2, 2), "LA"), ((2, 2, 4), "RGBA")):
-        with pytest.raises(ValueError, match=f"mask of cat: its mode is {mode}, wanted"):
-            decode_mask(encode(Image.fromarray(np.zeros(shape, np.uint8))), "mask of cat")

@@ -16,9 +16,9 @@ from PIL import Image
 
 import vitx
 from configs import imagenet_segmentation
-from tests.data.test_own_data import NAMES, own_run
 from tests.forked import Ended, Programs, programs
 from tests.made_voc import annotation, make_voc
+from tests.pipeline.test_own_data import NAMES, own_run
 from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
 from vitx.data.palette import encode_mask

@@ -4,19 +4,21 @@ import itertools
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitx import parallel
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pipeline.mask_scores import thresholds
-from vitx.pipeline.refiner import Refiner, Walk, refined_masks
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.runtime.experiment import Run
 from vitx.runtime.files import parse_json
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
+
+if TYPE_CHECKING:
+    from vitx.pipeline.masks import Refiner
 
 # The options that are chosen, and their types.
 _CHOSEN = {"beta": int | float, "log2_steps": int, "alpha": int | float, "background": int | float}
@@ -45,7 +47,7 @@ def read_choice(stage: StageFolder, path: Path) -> dict[str, Any]:
     return chosen
 
 
-def choose(run: Run, refine: Refiner) -> dict[str, Any]:
+def choose(run: Run, refine: "Refiner") -> dict[str, Any]:
     """The candidates of `config.walk`, and of `config.seeds.background`, with the best mIoU on the walk's split.
 
     The split is a part of train, and its masks are used. Where there is one candidate of everything, or no mask,
@@ -57,12 +59,8 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
     """
     config, levels = run.config.walk, candidates(run.config.seeds.background)
     alphas = candidates(config.alpha)
-    walks = list(
-        itertools.starmap(
-            Walk, itertools.product(candidates(config.beta), candidates(config.log2_steps))
-        )
-    )
-    first = {"beta": walks[0].beta, "log2_steps": walks[0].log2_steps, "alpha": alphas[0]}
+    walks = list(itertools.product(candidates(config.beta), candidates(config.log2_steps)))
+    first = {"beta": walks[0][0], "log2_steps": walks[0][1], "alpha": alphas[0]}
     single = len(walks) == len(alphas) == len(levels) == 1
     source = run.source(config.split)
     if single or not source.any_masks:
@@ -85,9 +83,9 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
         ):
             masked = [item.example.mask is not None for item in items]
             for number, walk in enumerate(walks):
-                walked = refine.walk(affinity, maps, walk)
+                walked = refine.walk(affinity, maps, *walk)
                 for item, item_maps in itertools.compress(zip(items, walked, strict=True), masked):
-                    for alpha, mask in enumerate(refined_masks(item_maps, item, len(alphas))):
+                    for alpha, mask in enumerate(refine.masks(item_maps, item, len(alphas))):
                         tables[number, alpha] += confusion_matrix(mask, item.example.truth, count)
             for item in itertools.compress(items, masked):
                 masks = seed_mask(item.seed_maps, item.classes, thresholds(levels))
@@ -97,8 +95,8 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
             run.stop.check()
     tables, seeds = parallel.sum_over_processes((tables, seeds))
     refined = [
-        {"beta": w.beta, "log2_steps": w.log2_steps, "alpha": alpha, "miou": float(mean_iou(table))}
-        for w, row in zip(walks, tables, strict=True)
+        {"beta": beta, "log2_steps": steps, "alpha": alpha, "miou": float(mean_iou(table))}
+        for (beta, steps), row in zip(walks, tables, strict=True)
         for alpha, table in zip(alphas, row, strict=True)
     ]
     backgrounds = [

@@ -51,7 +51,9 @@ nitpick_ignore_regex = [
 ]
 
 # Longest first, as one is a part of the other.
-_ALIASES = {name: stringify_annotation(getattr(rules, name), "smart") for name in ("Rule", "Pullback")}
+_ALIASES = {
+    name: stringify_annotation(getattr(rules, name), "smart") for name in ("Rule", "Pullback")
+}
 _logger = logging.getLogger(__name__)
 
 

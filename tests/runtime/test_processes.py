@@ -142,7 +142,7 @@ def test_two_processes_have_the_scores_of_one(runs: dict[str, Any], stage: str) 
     )
     assert expected.keys() == got.keys() and len(expected) > 3
     for name, value in expected.items():
-        # Upsampling makes pixels equal but for rounding: average precision turns on their order.
+        # Upsampled pixels are equal up to rounding, and average precision depends on their order.
         tolerance = 1e-4 if "map" in name or "precision_recall" in name else 1e-9
         assert got[name] == pytest.approx(value, abs=tolerance), name
 

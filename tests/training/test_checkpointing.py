@@ -125,7 +125,7 @@ def test_no_damage_to_any_file_gives_wrong_numbers(tmp_path, two_checkpoints, da
             if checkpoints.restore_latest({"x": np.zeros(5000)}).step == 1 and caplog.messages:
                 fell_back += 1
                 assert "2 is damaged: " in caplog.text and "\n" not in caplog.messages[-1]
-            # Training goes on from there, and writes the damaged step anew.
+            # Training goes on from there, and writes the damaged step again.
             checkpoints.save(2, {"x": np.full(5000, 7.0)}, {"loss": 0.5})
             assert checkpoints.restore_best({"x": np.zeros(5000)}).state["x"][0] == 7.0
     assert fell_back > 0

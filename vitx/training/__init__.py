@@ -1,1 +1,1 @@
-"""Training: the loop, checkpoints, and the stages that make models."""
+"""Training: one `fit`, the optimiser, and Orbax checkpoints."""

@@ -32,7 +32,7 @@ _DAMAGE = (
     NotADirectoryError,
     IsADirectoryError,
 )
-# TensorStore raises ValueError for these too, which say nothing about the files.
+# TensorStore raises ValueError for these too; they are no damage to the files.
 _UNREACHABLE = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED")
 
 

@@ -1,6 +1,6 @@
 """Runs a checkpoint through PyTorch (timm or transformers) and through vitx, and compares block by block.
 
-Both get the same images, preprocessed once: what is compared is the model. PyTorch reads the file by itself.
+Both get the same images, preprocessed once. The library fills its own model from the file.
 
 Run:
     pip install torch timm  # or transformers
@@ -28,12 +28,12 @@ def get_config() -> ConfigDict:
         0.0  # relative; 0: 1e-9 in float64, 1e-4 in float32, for hybrids ten times as much
     )
 
-    # What vitx.load is told, as it would be elsewhere; 0: what the file says. PyTorch's model is not told.
+    # Arguments of vitx.load; 0 means: use the file's own value. PyTorch's model does not get them.
     config.num_heads = 0
     config.norm_eps = 0.0
     config.final_norm_eps = 0.0
-    config.image_size = ()  # (H, W), which a file without metadata does not tell where they differ
+    config.image_size = ()  # (H, W), which a file without metadata does not specify where they differ
     config.num_classes = 0  # for a file without a head: logits are left out
-    # timm's name of the model, such as "vit_huge_patch14_224", where the file does not tell its heads.
+    # timm's name of the model, such as "vit_huge_patch14_224", where the file does not specify its heads.
     config.architecture = ""
     return config

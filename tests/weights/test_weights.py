@@ -119,7 +119,7 @@ def test_load_gives_back_what_save_wrote(name, tmp_path):
     loaded = vitx.load(tmp_path)
     assert type(loaded) is type(model)
     assert_same_weights(loaded, model)
-    # The same heads, epsilons, preprocessing and grids: nothing would be traced anew.
+    # The same heads, epsilons, preprocessing and grids: nothing triggers another trace.
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
 
 
@@ -253,7 +253,7 @@ def test_save_follows_a_link(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["weights"]
 
 
-# Other families' names. Each is made from timm's tensors by its own documented layout.
+# Other projects' files, written from timm's tensors by their own documented layouts.
 
 
 def split_qkv(tensors, block):

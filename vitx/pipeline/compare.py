@@ -27,6 +27,7 @@ from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights import load_classifier
 from vitx.weights.pytorch_reference import LIBRARIES, Reference, build_reference
+from vitx.weights.write import describe
 
 # Largest relative difference of a stage. ViT-Base with random weights reaches 2e-6 in float32 and 4e-15 in float64;
 # with the R50 stem, which amplifies rounding on either side, 2e-4 and 2e-13: hybrids are allowed ten times as much.
@@ -58,12 +59,13 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
         images = images_for(model, config.images, config.count)
         ours, theirs = _run_both(run, model, reference, images.astype(dtype))
     usual = TOLERANCES[config.precision] * (_HYBRID if model.stem is not None else 1)
+    settings = describe(model)
     best = [arrays["logits"].argmax(-1).tolist() for arrays in (theirs, ours) if "logits" in arrays]
     parity = Parity(
         compare(ours, theirs),
         config.tolerance or usual,
         tuple(zip(*best, strict=True)),
-        {name: (value, _settings(model)[name]) for name, value in reference.settings.items()},
+        {name: (value, settings[name]) for name, value in reference.settings.items()},
     )
     about = {
         "checkpoint": str(config.checkpoint),
@@ -175,17 +177,6 @@ def _run_both(
         {name: np.concatenate([batch[name] for batch in ours]) for name in names},
         {name: np.concatenate([batch[name] for batch in theirs]) for name in theirs[0]},
     )
-
-
-def _settings(model: VisionTransformer) -> dict[str, float]:
-    settings = {
-        "num_heads": model.blocks[0].attn.heads,
-        "norm_eps": model.blocks[0].norm1.epsilon,
-        "final_norm_eps": model.norm.epsilon,
-    }
-    if model.stem is not None:
-        settings["weight_standardisation_eps"] = model.stem.conv.epsilon
-    return settings
 
 
 COMMAND = Stage(

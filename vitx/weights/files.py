@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -64,9 +64,9 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, Tensor]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    processor: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str]
+    config: Mapping[str, Any]
+    processor: Mapping[str, Any]
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

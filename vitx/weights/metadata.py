@@ -70,7 +70,7 @@ class Overrides(_Checked):
 class Metadata(_Checked):
     """What a file specifies; None where it does not. Sizes are (height, width), in pixels.
 
-    `image_size` is the size that the position embedding was made for. timm's `img_size` is the size that the
+    `image_size` is the size of the position embedding. timm's `img_size` is the size that the
     embedding is resampled to, and its `input_size` one that the model was trained at: either is also the size of the
     embedding where it gives as many cells.
     """

@@ -52,14 +52,14 @@ def timm_model(
                 conv_layer=standardised,
             )
             embed = partial(HybridEmbed, backbone=backbone)
-        width, hidden = _widths(model)
+        width, hidden, heads = _sizes(model, metadata)
         built = TimmViT(
             img_size=size,
             patch_size=model.patch,
             num_classes=classes,
             embed_dim=width,
             depth=len(model.blocks),
-            num_heads=_heads(metadata, model),
+            num_heads=heads,
             mlp_ratio=(hidden + 0.5) / width,  # timm rounds the product down
             norm_layer=partial(torch.nn.LayerNorm, eps=norm_eps),
             embed_layer=embed,
@@ -89,12 +89,12 @@ def transformers_model(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     native = named.scheme.project == HUGGING_FACE.project
-    width, hidden = _widths(model)
+    width, hidden, heads = _sizes(model, metadata)
     norm_eps = metadata.norm_eps or 1e-6
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": _heads(metadata, model),
+        "num_attention_heads": heads,
         "intermediate_size": hidden,
         "patch_size": model.patch,
     }
@@ -141,15 +141,11 @@ def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
     return settings
 
 
-def _widths(model: VisionTransformer) -> tuple[int, int]:
-    return model.cls_token.shape[-1], model.blocks[0].mlp.fc1.bias.shape[0]
-
-
-def _heads(metadata: Metadata, model: VisionTransformer) -> int:
-    """The file's, else the usual number, else vitx's, which is reported as assumed."""
+def _sizes(model: VisionTransformer, metadata: Metadata) -> tuple[int, int, int]:
+    """Width, hidden width and heads: the file's, else the usual number, else vitx's (then reported as assumed)."""
     width = model.cls_token.shape[-1]
     usual = model.blocks[0].attn.heads if width % HEAD_WIDTH else width // HEAD_WIDTH
-    return metadata.num_heads or usual
+    return width, model.blocks[0].mlp.fc1.bias.shape[0], metadata.num_heads or usual
 
 
 def arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def build_reference(
     """The PyTorch model that a checkpoint describes, with its weights.
 
     Args:
-      path: the file that `vitx.load` made `model` of.
+      path: the file that `vitx.load` read `model` from.
       model: for its sizes.
       library: "timm", "transformers" or "auto".
       architecture: timm's name of the model, which implies its heads and epsilons; default: that of

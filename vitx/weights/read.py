@@ -121,7 +121,7 @@ def _fill(
             raise ValueError(f"{name} holds {array.dtype}, where floats are expected")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has NaN or infinite values")
-        if dtype is None:  # the first tensor stands for all
+        if dtype is None:  # the first tensor decides
             double = array.dtype == np.float64 and jnp.result_type(float) == np.float64
             dtype = np.dtype(np.float64 if double else np.float32)
         entry.parameter.set_value(jnp.array(entry.from_file(array), dtype))

@@ -55,7 +55,7 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
         tensors[entry.name] = np.ascontiguousarray(entry.to_file(array))
     # "pt" is what transformers and timm look for; the tensors do have PyTorch's axes.
     metadata = {"format": "pt"} | {
-        name: json.dumps(value, default=plain_json) for name, value in _describe(model).items()
+        name: json.dumps(value, default=plain_json) for name, value in describe(model).items()
     }
     write_bytes(path, _in_one_order(serialise(tensors, metadata)))
 
@@ -68,8 +68,8 @@ def _in_one_order(file: bytes) -> bytes:
     return b"".join([len(header).to_bytes(8, "little"), header, memoryview(file)[end:]])
 
 
-def _describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
-    """The values that `metadata.Metadata` has for a model."""
+def describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
+    """What does not follow from the shapes of a model's tensors, under the names of `metadata.Metadata`."""
     preprocess, stem = model.preprocess, model.stem
     described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
     if isinstance(stem, ResNetV2):

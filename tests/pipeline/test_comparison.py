@@ -16,7 +16,7 @@ from vitx.data.records import Records
 from vitx.data.source import Source
 from vitx.evaluation.comparison import Comparison, measure, program, summary
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
-from vitx.pipeline.methods import Batches, chosen_images, require_classes
+from vitx.pipeline.explained import chosen_images, pixel_batches, require_classes, targets
 from vitx.pipeline.methods_section import (
     accuracies_table,
     beside_published,
@@ -233,16 +233,14 @@ def test_last_batch_repeats_its_last_image():
         )
         for i in range(5)
     ]
-    batches = Batches(examples, [0, 2, 3], model, 2, with_masks=False)
+    batches = pixel_batches(examples, [0, 2, 3], model, 2)
     assert [list(batches.places(i)) for i in range(len(batches))] == [[0, 2], [3]]
-    np.testing.assert_allclose(batches[1]["pixels"][:, 0, 0, 0], [0.6, 0.6])
-    np.testing.assert_array_equal(batches[1]["target"], [1, 1])
+    np.testing.assert_allclose(batches[1]["image"][:, 0, 0, 0], [0.6, 0.6])
+    np.testing.assert_array_equal(targets(batches[1]), [1, 1])
     np.testing.assert_array_equal(batches[1]["valid"], [True, False])
     assert batches[1]["id"] == ["3", "3"]
     with pytest.raises(IndexError):
         batches[2]
-    with pytest.raises(ValueError, match=r"methods\.batch_size is 0"):
-        Batches(examples, [0], model, 0, with_masks=False)
 
 
 def test_a_model_of_other_classes_is_refused():

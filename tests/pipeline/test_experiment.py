@@ -18,7 +18,7 @@ from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
 from vitx.data.palette import decode_mask
 from vitx.pipeline.artifacts import padded_classes, read_seed_maps, seeded
-from vitx.pipeline.methods import Batches, chosen_images
+from vitx.pipeline.explained import chosen_images, pixel_batches
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.runtime.workdir import StageFolder, Workdir
@@ -182,8 +182,8 @@ def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path)
     source = finished.source("val")
     chosen = chosen_images(source, 2, one_class=True)
     model = small_vit(size=(96, 64))
-    (batch,) = Batches(source, chosen, model, 3, with_masks=True)
-    assert batch["pixels"].shape == (3, 96, 64, 3) and batch["mask"].shape == (3, 96, 64)
+    (batch,) = pixel_batches(source, chosen, model, 3)
+    assert batch["image"].shape == (3, 96, 64, 3) and batch["image"].max() <= 1
 
 
 @pytest.mark.slow

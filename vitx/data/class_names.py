@@ -29,6 +29,15 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
+def output_names(count: int, trained: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of a model's `count` outputs: the classes it was trained on, or ImageNet's, or "class 0" and so on."""
+    if len(trained) == count:
+        return tuple(trained)
+    if count == IMAGENET_CLASSES:
+        return imagenet_names()
+    return tuple(f"class {number}" for number in range(count))
+
+
 def read_names(path: str | os.PathLike[str], count: int) -> tuple[str, ...]:
     """The names in a UTF-8 text file, one a line; blank lines at its end do not count.
 

@@ -158,27 +158,33 @@ class _Prepare:
 class EvaluationBatches(Sequence[dict[str, Any]]):
     """The batches of a split, in order, all of one size: the last repeats its last example.
 
-    A sequence of dicts of id (list of B), image (B, H, W, 3) float32, normalised, at
-    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats.
+    A sequence of dicts of examples (B of them) and their id; image (B, H, W, 3) float32, normalised, at
+    preprocess.size; labels (B, C) float32; valid (B,) bool, False for repeats. `chosen` has the places of
+    the examples in the source, by default all of them.
     """
 
     source: Source
     preprocess: Preprocess
     batch_size: int
+    chosen: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, but at least 1 is wanted")
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return -(-len(self._chosen) // self.batch_size)
 
-    def places(self, index: int) -> range:
+    @property
+    def _chosen(self) -> Sequence[int]:
+        return range(len(self.source)) if self.chosen is None else self.chosen
+
+    def places(self, index: int) -> Sequence[int]:
         """The places of a batch's examples in the source, without repeats."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         start = index * self.batch_size
-        return range(start, min(start + self.batch_size, len(self.source)))
+        return self._chosen[start : start + self.batch_size]
 
     def ids(self, index: int) -> list[str]:
         """The ids of a batch's examples, without repeats; nothing is decoded."""
@@ -191,6 +197,7 @@ class EvaluationBatches(Sequence[dict[str, Any]]):
         size = self.preprocess.size
         images = np.stack([transforms.resize_image(example.image, size) for example in examples])
         return {
+            "examples": examples,
             "id": [example.id for example in examples],
             "image": transforms.normalise(images, self.preprocess),
             "labels": np.stack([example.labels for example in examples]),

@@ -9,9 +9,7 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
-from vitx.data.transforms import resize_image, resize_mask, to_fractions
-from vitx.evaluation.segmentation import foreground_masks
-from vitx.models.vit import VisionTransformer
+from vitx.models.vit import Preprocess, VisionTransformer
 from vitx.runtime.experiment import Run
 
 
@@ -80,55 +78,14 @@ def chosen_images(source: loader.Source, limit: int, *, one_class: bool) -> list
     return places[np.linspace(0, len(places) - 1, wanted).astype(int)].tolist()
 
 
-class Batches(Sequence[dict[str, Any]]):
-    """The chosen images as the model wants them, in batches of one size: the last one repeats its last image.
+def pixel_batches(
+    source: loader.Source, chosen: Sequence[int], model: VisionTransformer, batch_size: int
+) -> loader.EvaluationBatches:
+    """The chosen images at the model's size, in [0, 1]: see `loader.EvaluationBatches`."""
+    pixels = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), model.preprocess.size)
+    return loader.evaluation_batches(source, pixels, batch_size, chosen)
 
-    Each has id (list of B); pixels (B, H, W, 3) in [0, 1], of the model's type; target int32 (B,), the first class
-    of an image; valid bool (B,), False for repeats; and `with_masks` mask int16 (B, H, W): foreground 1, background
-    0, -1 ignored.
 
-    Raises:
-      ValueError: for a batch size under 1, or masks that the dataset does not have.
-    """
-
-    def __init__(
-        self,
-        source: loader.Source,
-        chosen: Sequence[int],
-        model: VisionTransformer,
-        batch_size: int,
-        *,
-        with_masks: bool,
-    ):
-        if batch_size < 1:
-            raise ValueError(f"methods.batch_size is {batch_size}, but at least 1 is wanted")
-        if with_masks and not source.has_masks:
-            raise ValueError(f"methods.measures has segmentation, but {source.name} has no masks")
-        self._source, self._chosen = source, chosen
-        self._size, self._dtype = model.preprocess.size, model.head.bias.dtype
-        self._batch_size, self._with_masks = batch_size, with_masks
-
-    def __len__(self) -> int:
-        return -(-len(self._chosen) // self._batch_size)
-
-    def places(self, number: int) -> Sequence[int]:
-        """Of the images in a batch, without repeats."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"batch {number} of {len(self)}")
-        return self._chosen[number * self._batch_size : (number + 1) * self._batch_size]
-
-    def __getitem__(self, number: int) -> dict[str, Any]:  # type: ignore[override]
-        places = self.places(number)
-        rows = np.arange(self._batch_size)
-        examples = [self._source[places[row]] for row in np.minimum(rows, len(places) - 1)]
-        images = np.stack([resize_image(example.image, self._size) for example in examples])
-        batch = {
-            "id": [example.id for example in examples],
-            "pixels": to_fractions(images).astype(self._dtype),
-            "target": np.array([example.labels.argmax() for example in examples], np.int32),
-            "valid": rows < len(places),
-        }
-        if self._with_masks:
-            masks = np.stack([resize_mask(example.truth, self._size) for example in examples])
-            batch["mask"] = foreground_masks(masks)
-        return batch
+def targets(batch: dict[str, Any]) -> np.ndarray:
+    """The first class that each image of a batch shows, int32 (B,)."""
+    return batch["labels"].argmax(-1).astype(np.int32)

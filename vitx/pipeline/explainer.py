@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vitx import weights
-from vitx.data.class_names import IMAGENET_CLASSES, find_classes, imagenet_names, read_names
+from vitx.data.class_names import find_classes, output_names, read_names
 from vitx.data.datasets.shapes import CLASSES
 from vitx.data.transforms import normalise
 from vitx.models.vit import VisionTransformer
@@ -216,8 +216,4 @@ def _trained_classes(path: Path, wanted: str) -> tuple[str, ...]:
 def _names(wanted: str, count: int, trained: tuple[str, ...]) -> tuple[str, ...]:
     if wanted:
         return read_names(Path(wanted).expanduser(), count)
-    if len(trained) == count:
-        return trained
-    if count == IMAGENET_CLASSES:
-        return imagenet_names()
-    return tuple(f"class {number}" for number in range(count))
+    return output_names(count, trained)

@@ -7,11 +7,18 @@ import numpy as np
 
 from vitx import parallel
 from vitx.data import loader
-from vitx.data.class_names import IMAGENET_CLASSES, imagenet_names
+from vitx.data.class_names import output_names
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.perturbation import explain_pixels
 from vitx.models.vit import VisionTransformer
-from vitx.pipeline.explained import Batches, chosen_images, classifier, fits, precision
+from vitx.pipeline.explained import (
+    chosen_images,
+    classifier,
+    fits,
+    pixel_batches,
+    precision,
+    targets,
+)
 from vitx.pipeline.methods_section import title
 from vitx.report.page import Section, write_report
 from vitx.report.pictures import Cell, ColourScale, heatmap_overlay, picture_rows
@@ -65,8 +72,8 @@ def _rows(
 ) -> Iterator[tuple[str, list[Cell]]]:
     """The name and the cells of each row."""
     batch_size = min(run.config.methods.batch_size, len(chosen))
-    batches = Batches(source, chosen, model, batch_size, with_masks=False)
-    names = _class_names(model.num_classes, source)
+    batches = pixel_batches(source, chosen, model, batch_size)
+    names = output_names(model.num_classes, source.classes[1:])
     mean, std = model.preprocess.mean, model.preprocess.std
     spread = parallel.replicate(model, parallel.local_mesh())
     explain = parallel.per_example(
@@ -77,12 +84,13 @@ def _rows(
     )
     for number, batch in enumerate(batches):
         run.stop.check()
-        logits, maps = explain(spread, batch["pixels"], batch["target"])
-        for row, place in enumerate(batches.places(number)):
-            classes = {"predicted": int(logits[row].argmax()), "target": int(batch["target"][row])}
+        target = targets(batch)
+        logits, maps = explain(spread, batch["image"].astype(model.head.bias.dtype), target)
+        for row in range(len(batches.places(number))):
+            classes = {"predicted": int(logits[row].argmax()), "target": int(target[row])}
             for kinds in _grouped(comparison.explained, classes):
                 named = f"{' and '.join(kinds)}: {names[classes[kinds[0]]]}"
-                yield named, _cells(source[place], comparison, kinds[0], maps[row], named)
+                yield named, _cells(batch["examples"][row], comparison, kinds[0], maps[row], named)
 
 
 def _cells(
@@ -94,15 +102,6 @@ def _cells(
         heatmap, alt = shown.get((method, kind)), f"{title(method)} of image {example.id}, {named}"
         cells.append(None if heatmap is None else (heatmap_overlay(example.image, heatmap), alt))
     return cells
-
-
-def _class_names(count: int, source: loader.Source) -> Sequence[str]:
-    """Of the model's outputs: the dataset's where there are as many, or ImageNet's."""
-    if count == len(source.classes) - 1:
-        return source.classes[1:]
-    if count == IMAGENET_CLASSES:
-        return imagenet_names()
-    return [f"class {index}" for index in range(count)]
 
 
 def _grouped(explained: Sequence[str], classes: dict[str, int]) -> list[list[str]]:

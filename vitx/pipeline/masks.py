@@ -121,8 +121,7 @@ class Refiner:
             items = []
             places = batches.places(number)
             maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
-            for row, place in zip(maps, places, strict=True):
-                example = batches.source[place]
+            for row, example in zip(maps, batch["examples"], strict=False):
                 stored, classes = read_seed_maps(self.seeds, split, example.id)
                 seed_maps = resize_maps(stored, example.image.shape[:2])
                 row[: len(alphas) + len(seed_maps)] = self._pooled(seed_maps, alphas)

@@ -9,10 +9,19 @@ from rich.table import Table
 
 from vitx import parallel
 from vitx.data import loader
+from vitx.data.transforms import resize_mask
 from vitx.evaluation.comparison import Comparison, measure, program, summary
+from vitx.evaluation.segmentation import foreground_masks
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import SCORES, items_done, read_arrays, read_scores, write_arrays
-from vitx.pipeline.explained import Batches, chosen_images, classifier, precision, require_classes
+from vitx.pipeline.explained import (
+    chosen_images,
+    classifier,
+    pixel_batches,
+    precision,
+    require_classes,
+    targets,
+)
 from vitx.pipeline.gallery import pictures
 from vitx.pipeline.methods_section import (
     accuracies_table,
@@ -43,14 +52,10 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
         model = classifier(run)
         if comparison.needs_classes:
             require_classes(model, source)
+        if "segmentation" in comparison.measures and not source.has_masks:
+            raise ValueError(f"methods.measures has segmentation, but {source.name} has no masks")
         chosen = chosen_images(source, config.images, one_class=comparison.needs_classes)
-        batches = Batches(
-            source,
-            chosen,
-            model,
-            config.batch_size,
-            with_masks="segmentation" in comparison.measures,
-        )
+        batches = pixel_batches(source, chosen, model, config.batch_size)
         names = [f"{number:06}" for number in range(len(batches))]
         mine = parallel.share(range(len(batches)))
         done = items_done(stage, ".npz", _BATCHES, [names[number] for number in mine])
@@ -78,9 +83,13 @@ def _measured(
     model: Any, comparison: Comparison, batch: dict[str, Any], mode: str
 ) -> dict[str, np.ndarray]:
     """What the figures need of each image; without the repeats that fill up the last batch."""
-    found = program(comparison, mode)(model, batch["pixels"], batch["target"])
+    pixels, size = batch["image"].astype(model.head.bias.dtype), batch["image"].shape[1:3]
+    found, masks = program(comparison, mode)(model, pixels, targets(batch)), None
+    if "segmentation" in comparison.measures:
+        truths = [resize_mask(example.truth, size) for example in batch["examples"]]
+        masks = foreground_masks(np.stack(truths))
     try:
-        measured = measure(comparison, found, batch.get("mask"))
+        measured = measure(comparison, found, masks)
     except FloatingPointError as error:
         raise FloatingPointError(f"methods: {error}, which are {', '.join(batch['id'])}") from None
     return {name: rows[batch["valid"]] for name, rows in measured.items()}

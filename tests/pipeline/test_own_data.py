@@ -79,7 +79,7 @@ def test_without_masks_there_are_masks_and_no_scores(
     assert "masks" not in results and results["chosen"]["alpha"] == 16
     page = (tmp_path / "run/report.html").read_text()
     assert "nothing is scored" in page and "beta 4, 2^2 steps" in page
-    assert "star&#x27;s &lt;b&gt;" in page and "<b>" not in page
+    assert "star&#39;s &lt;b&gt;" in page and "<b>" not in page
 
     # Masks that are drawn later leave what was trained.
     (tmp_path / "own/SegmentationClass").mkdir()

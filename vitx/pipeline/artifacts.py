@@ -1,7 +1,8 @@
 """Per-image outputs of the pipeline: paths, reading and writing."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,16 @@ def seeded(run: Run, split: str) -> loader.Source:
 
 
 def read_scores(run: Run, name: str) -> Any:
-    """What a stage that is done wrote as its scores.
-
-    Raises:
-      ValueError: The stage is not done.
-      FileNotFoundError: The file is not there.
-    """
+    """The scores that a stage wrote, which has to be done."""
     return json.loads((run.finished(name).folder / SCORES).read_text())
 
 
 def missing_batches(
     stage: StageFolder, batches: loader.EvaluationBatches, suffix: str, split: str
 ) -> tuple[list[int], int, int]:
-    """This process's batches that lack the file of an image, how many images it has, and how many lie in other batches.
+    """This process's batches that lack the file of an image, the number of its images, and of those that are done.
 
     Batches are whole, so that an image's bits do not depend on when the run was stopped.
-
-    Raises:
-      ValueError: where a file that exists was made for another image or with other options.
     """
     mine = parallel.share(range(len(batches)))
     ids = {number: batches.ids(number) for number in mine}
@@ -63,11 +56,7 @@ def missing_batches(
 def items_done(
     stage: StageFolder, suffix: str, folder: str, identifiers: Sequence[str]
 ) -> set[str]:
-    """The given ids whose file exists in a folder of the stage, each checked for its stamp.
-
-    Raises:
-      ValueError: where a file was made for another image or with other options.
-    """
+    """The given ids whose file exists in a folder of the stage, each checked for its stamp."""
     there = stage.items_done(suffix, folder)
     found = [identifier for identifier in identifiers if identifier in there]
 
@@ -91,20 +80,11 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
-def seed_map_file(seeds: StageFolder, split: str, identifier: str) -> Path:
-    """The file of one image's seed maps in the folder of stage `seeds`."""
-    return seeds.item(identifier, ".npz", split)
-
-
 def write_seed_maps(
     seeds: StageFolder, split: str, identifier: str, seed_maps: np.ndarray, classes: np.ndarray
 ) -> None:
-    """Writes an image's seed maps (K, H, W) of the classes (K,) that are not padding, in half precision.
-
-    Raises:
-      FloatingPointError: where a seed map is not finite.
-    """
-    path = seed_map_file(seeds, split, identifier)
+    """Writes an image's seed maps (K, H, W) of the classes (K,) that are not padding, in half precision."""
+    path = seeds.item(identifier, ".npz", split)
     if not np.isfinite(seed_maps).all():
         raise FloatingPointError(f"seeds: a seed map is not finite, {path} is not written")
     present = classes >= 0
@@ -115,11 +95,7 @@ def write_seed_maps(
 def read_seed_maps(
     seeds: StageFolder, split: str, identifier: str, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seed maps float32 (K, H, W) and classes (K,) of an image, to K = `width` padded with zeros and -1.
-
-    Raises:
-      ValueError: where the file is missing or damaged, or was made for another image or with other options.
-    """
+    """Seed maps float32 (K, H, W) and classes (K,) of an image, padded to K = `width` with zeros and -1."""
     file = read_arrays(seeds, split, identifier)
     count, *size = file["cues"].shape
     width = count if width is None else width
@@ -146,18 +122,10 @@ def write_arrays(
 def read_arrays(
     stage: StageFolder, folder: str, identifier: str, only: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """An item's arrays, all or the named ones, as `write_arrays` wrote them.
-
-    Raises:
-      ValueError: where the file is missing or damaged, or was made for another item or with other options.
-    """
+    """An item's arrays, all or the named ones; ValueError for a file that `write_arrays` did not write for it."""
     path = stage.item(identifier, ".npz", folder)
-    try:
+    with _reading(stage, path):
         arrays = read_npz(path, None if only is None else (*only, _STAMP))
-    except FileNotFoundError:
-        raise stage.missing(path) from None
-    except ValueError as error:
-        raise ValueError(f"{error}; {stage.remedy()}") from error
     stamp = arrays.pop(_STAMP, None)
     stage.require_stamp(path, None if stamp is None else str(stamp), identifier, folder)
     return arrays
@@ -175,30 +143,30 @@ def write_mask(stage: StageFolder, folder: str, identifier: str, mask: np.ndarra
 
 
 def read_mask(stage: StageFolder, folder: str, identifier: str) -> np.ndarray:
-    """An image's mask or labels uint8 (H, W), as `write_mask` wrote it.
-
-    Raises:
-      ValueError: where the file is missing or damaged, or was made for another image or with other options.
-    """
-    data = _read_png(stage, folder, identifier)
-    try:
-        return decode_mask(data, str(stage.item(identifier, ".png", folder)))
-    except ValueError as error:
-        raise ValueError(f"{error}; {stage.remedy()}") from error
+    """An image's mask or labels uint8 (H, W); ValueError for a file that `write_mask` did not write for it."""
+    path, data = _read_png(stage, folder, identifier)
+    with _reading(stage, path):
+        return decode_mask(data, str(path))
 
 
-def _read_png(stage: StageFolder, folder: str, identifier: str) -> bytes:
-    """The bytes of an item's PNG, checked for its stamp."""
+def _read_png(stage: StageFolder, folder: str, identifier: str) -> tuple[Path, bytes]:
     path = stage.item(identifier, ".png", folder)
-    try:
+    with _reading(stage, path):
         data = path.read_bytes()
         stamp = mask_text(data, str(path))
+    stage.require_stamp(path, stamp, identifier, folder)
+    return path, data
+
+
+@contextlib.contextmanager
+def _reading(stage: StageFolder, path: Path) -> Iterator[None]:
+    """Says what to do where a file of a stage is missing or damaged."""
+    try:
+        yield
     except FileNotFoundError:
         raise stage.missing(path) from None
     except ValueError as error:
         raise ValueError(f"{error}; {stage.remedy()}") from error
-    stage.require_stamp(path, stamp, identifier, folder)
-    return data
 
 
 def pool_factor(image_size: int, grid: int) -> int:

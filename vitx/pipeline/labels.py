@@ -40,33 +40,13 @@ from vitx.runtime.workdir import StageFolder
 
 
 class CRFOptions(NamedTuple):
-    """What decides an image's labels.
-
-    Attributes:
-      parameters: of the CRF.
-      alphas: of the background, low and high.
-      backend: see `dense_crf`.
-      grid: side of AffinityNet's grid.
-      pool: pixels of the classifier's input along a cell of the grid.
-    """
+    """What decides an image's labels."""
 
     parameters: CRFParameters
-    alphas: tuple[float, float]
+    alphas: tuple[float, float]  # of the background, low and high
     backend: str
-    grid: int
-    pool: int
-
-    @classmethod
-    def from_config(cls, config: Any) -> "CRFOptions":
-        """As `config.labels`, `config.affinity.grid` and `config.model` say."""
-        labels = config.labels
-        return cls(
-            CRFParameters(**labels.crf),
-            (labels.alpha_low, labels.alpha_high),
-            labels.backend,
-            config.affinity.grid,
-            pool_factor(config.model.image_size, config.affinity.grid),
-        )
+    grid: int  # side of AffinityNet's grid
+    pool: int  # pixels of the classifier's input along a cell of the grid
 
 
 class Seeded(NamedTuple):
@@ -95,7 +75,14 @@ def make_labels(run: Run, stage: StageFolder) -> None:
     `low/<split>/<id>.png` and `high/<split>/<id>.png` are masks at the image's size, with the background's low and high
     alpha; `<split>/<id>.png` labels on AffinityNet's grid, 255 neutral.
     """
-    config, options = run.config.labels, CRFOptions.from_config(run.config)
+    config, grid = run.config.labels, run.config.affinity.grid
+    options = CRFOptions(
+        CRFParameters(**config.crf),
+        (config.alpha_low, config.alpha_high),
+        config.backend,
+        grid,
+        pool_factor(run.config.model.image_size, grid),
+    )
     label = partial(crf_labels, options)
     for split in SPLITS:
         source = seeded(run, split)
@@ -135,12 +122,7 @@ def _seeded(
 
 
 def crf_labels(options: CRFOptions, item: Seeded) -> Labelled:
-    """The masks and the labels of one image.
-
-    Raises:
-      FloatingPointError: where its seed maps or posteriors are not finite.
-      MemoryError: where its CRF does not fit in the device's memory.
-    """
+    """The masks and the labels of one image."""
     if not np.isfinite(item.seed_maps).all():
         raise FloatingPointError(f"labels: the seed maps of image {item.id} are not finite")
     height, width = item.image.shape[:2]

@@ -230,9 +230,8 @@ def test_what_is_no_file_is_refused_before_it_is_read(tmp_path):
     script = """
 import sys, vitx
 from vitx.weights import digest
-from vitx.weights.files import open_checkpoint
 for path in sys.argv[1:]:
-    for read in (open_checkpoint, vitx.load, digest):
+    for read in (vitx.load, digest):
         try:
             read(path)
         except ValueError as error:
@@ -241,8 +240,8 @@ for path in sys.argv[1:]:
     code, output, errors = ended(script, *paths)
     assert code == 0, errors
     lines = output.splitlines()
-    assert len(lines) == 3 * len(paths) and all("not a regular file" in line for line in lines)
-    for path, *named in zip(paths, lines[1::3], lines[2::3], strict=True):
+    assert len(lines) == 2 * len(paths) and all("not a regular file" in line for line in lines)
+    for path, *named in zip(paths, lines[::2], lines[1::2], strict=True):
         assert all(str(path) in line for line in named)
 
 
@@ -296,7 +295,12 @@ def npz(arrays):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("read", [open_checkpoint, read_npz])
+def open_weights(path):
+    with open_checkpoint(path):
+        pass
+
+
+@pytest.mark.parametrize("read", [open_weights, read_npz])
 def test_zip_bombs(read, tmp_path, monkeypatch):
     path, zeros = tmp_path / "w.npz", {"x": np.zeros(4 * MB, np.uint8)}
     path.write_bytes(npz(zeros))
@@ -308,7 +312,7 @@ def test_zip_bombs(read, tmp_path, monkeypatch):
     read(path)
 
 
-@pytest.mark.parametrize("read", [open_checkpoint, read_npz])
+@pytest.mark.parametrize("read", [open_weights, read_npz])
 @pytest.mark.parametrize("shape", ["(1099511627776,)", "(9999999999999, 9999999999999)"])
 def test_arrays_that_claim_more_than_there_is(read, shape, tmp_path):
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()

@@ -28,11 +28,7 @@ _HALF: Final = (0.5, 0.5, 0.5)
 def build(
     tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
 ) -> tuple[VisionTransformer | AffinityNet, Mapping[str, Tensor]]:
-    """An abstract model, and its tensors: the file's, with the position embedding resampled or a new head.
-
-    Raises:
-      ValueError: where a size is missing, sizes do not fit each other, or an override does not fit the model.
-    """
+    """An abstract model, and its tensors: the file's, with the position embedding resampled or a new head."""
     if "feat_conv.weight" in tensors:
         return _affinity_net(tensors, metadata, overrides), tensors
     return _vision_transformer(dict(tensors), metadata, overrides)
@@ -53,7 +49,6 @@ def _vision_transformer(
         raise ValueError(
             f"neither the file nor its width, {width}, tells the number of heads: give num_heads"
         )
-    norm_eps = overrides.norm_eps or metadata.norm_eps or 1e-6
     # A norm_eps that the caller gives is meant for the last LayerNorm too.
     final_norm_eps = None if overrides.norm_eps else metadata.final_norm_eps
     model = nnx.eval_shape(
@@ -66,7 +61,7 @@ def _vision_transformer(
             num_classes=num_classes,
             preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
             stem=stem(nnx.Rngs(0)) if stem else None,
-            norm_eps=norm_eps,
+            norm_eps=overrides.norm_eps or metadata.norm_eps or 1e-6,
             final_norm_eps=overrides.final_norm_eps or final_norm_eps,
             rngs=nnx.Rngs(0),
         )
@@ -83,9 +78,7 @@ def _affinity_net(
                 f"it holds an AffinityNet, which has no {name}: leave that out, or give a classifier's"
                 " weights"
             )
-    hidden = _shape(tensors, "feat_conv.weight", 4)[0]
-    features = _shape(tensors, "affinity_conv.weight", 4)[0]
-    groups = metadata.groups or 32
+    hidden, groups = _shape(tensors, "feat_conv.weight", 4)[0], metadata.groups or 32
     if hidden % groups:
         raise ValueError(
             f"feat_conv.weight has {hidden} outputs, not a multiple of {groups} groups"
@@ -102,7 +95,7 @@ def _affinity_net(
             (max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])),
             preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
             hidden=hidden,
-            features=features,
+            features=_shape(tensors, "affinity_conv.weight", 4)[0],
             groups=groups,
             rngs=nnx.Rngs(0),
         )
@@ -130,18 +123,14 @@ def _stem(
     if not any(name.startswith(f"{prefix}.") for name in tensors):
         return None, 1
     if f"{prefix}.convs.0.weight" in tensors:
-        stride = metadata.stem_stride
-        if stride is None:
+        if (stride := metadata.stem_stride) is None:
             raise ValueError("the metadata does not have stem_stride, which this stem needs")
         count = _count(tensors, rf"{re.escape(prefix)}\.convs\.(\d+)\.")
-        names = [f"{prefix}.convs.{index}.weight" for index in range(count)]
-        channels = tuple(_shape(tensors, name, 4)[0] for name in names)
-        return lambda rngs: ConvStem(channels, stride, rngs=rngs), stride
+        channels = [_shape(tensors, f"{prefix}.convs.{n}.weight", 4)[0] for n in range(count)]
+        return lambda rngs: ConvStem(tuple(channels), stride, rngs=rngs), stride
     stages = rf"{re.escape(prefix)}\.stages\."
-    if (
-        f"{prefix}.stem.conv.weight" not in tensors
-        or _count(tensors, rf"{stages}(\d+)\.") != _STAGES
-    ):
+    found = _count(tensors, rf"{stages}(\d+)\.")
+    if f"{prefix}.stem.conv.weight" not in tensors or found != _STAGES:
         raise ValueError(
             f"its stem, {prefix}, is no ResNetV2 of three stages, vitx's only large stem"
         )
@@ -153,22 +142,20 @@ def _stem(
 def _fit_head(tensors: dict[str, Tensor], width: int, num_classes: int | None) -> int:
     """Replaces the head by a new one where `num_classes` needs that; returns the number of classes."""
     hidden = [name for name in tensors if name.startswith("pre_logits.")]
-    missing = "head.weight" not in tensors
-    if num_classes is None and (hidden or missing):
+    own = tensors["head.weight"].shape[:1] if "head.weight" in tensors else ()
+    if num_classes is None and (hidden or not own):
         reason = "- head.weight is missing"
         if hidden:
             reason = f"its head has a hidden layer ({hidden[0]}), which vitx does not have"
         raise ValueError(f"{reason}: give num_classes for a new head")
-    if num_classes is None or (
-        not hidden and not missing and num_classes == tensors["head.weight"].shape[0]
-    ):
-        return _shape(tensors, "head.weight", 2)[0]
-    for name in (*hidden, "head.weight", "head.bias"):
-        tensors.pop(name, None)
-    head = Linear(width, num_classes, rngs=nnx.Rngs(0))
-    tensors["head.weight"] = Tensor((num_classes, width), lambda: np.asarray(head.kernel[...]).T)
-    tensors["head.bias"] = Tensor((num_classes,), lambda: np.asarray(head.bias[...]))
-    return num_classes
+    if num_classes is not None and (hidden or own != (num_classes,)):
+        for name in hidden:
+            del tensors[name]
+        head = Linear(width, num_classes, rngs=nnx.Rngs(0))
+        shape = (num_classes, width)
+        tensors["head.weight"] = Tensor(shape, lambda: np.asarray(head.kernel[...]).T)
+        tensors["head.bias"] = Tensor(shape[:1], lambda: np.asarray(head.bias[...]))
+    return _shape(tensors, "head.weight", 2)[0]
 
 
 def _fit_positions(

@@ -20,7 +20,8 @@ _NAMES: Final = (
     (r"^(feat|affinity)_conv$", r"\1_conv.weight"),
     (r"\.(kernel|scale)$", ".weight"),
 )
-_AXES: Final = {2: (1, 0), 4: (3, 2, 0, 1)}  # of matrices and convolutions; others are the same
+# PyTorch's axes of Flax's matrices and convolutions; others are the same.
+AXES: Final[dict[int, tuple[int, ...]]] = {2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 class Entry(NamedTuple):
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
 
     @property
     def _axes(self) -> tuple[int, ...]:
-        return _AXES.get(len(self.shape), tuple(range(len(self.shape))))
+        return AXES.get(len(self.shape), tuple(range(len(self.shape))))
 
     @property
     def file_shape(self) -> tuple[int, ...]:

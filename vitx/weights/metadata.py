@@ -18,7 +18,7 @@ from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file
 from vitx.weights.names import Named
 from vitx.weights.timm_config import read_timm
 
-_LARGEST: Final = 2**13  # pixels, of a side
+_LARGEST: Final = 2**13  # pixels of a side: they bound the memory of a resampled position embedding
 
 
 def _checked_by(check: Callable[[Any], Any]) -> Any:
@@ -26,13 +26,13 @@ def _checked_by(check: Callable[[Any], Any]) -> Any:
 
 
 class _Checked:
-    """Checks and converts the values of a dataclass that are not None, or raises a ValueError."""
+    """Checks and converts the values of a frozen dataclass that are not None, or raises a ValueError."""
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
             if (value := getattr(self, item.name)) is not None:
                 value = checks.checked(item.name, value, item.metadata["check"])
-                object.__setattr__(self, item.name, value)  # the dataclass is frozen
+                object.__setattr__(self, item.name, value)
 
 
 def _float_type(value: Any) -> np.dtype:
@@ -48,7 +48,6 @@ def _float_type(value: Any) -> np.dtype:
 
 
 def _bounded_size(value: Any) -> tuple[int, int]:
-    """The size bounds the memory that a resampled position embedding takes."""
     if max(size := checks.image_size(value)) > _LARGEST:
         raise ValueError(f"must be at most {_LARGEST}, not {value!r}")
     return size
@@ -70,9 +69,8 @@ class Overrides(_Checked):
 class Metadata(_Checked):
     """What a file specifies; None where it does not. Sizes are (height, width), in pixels.
 
-    `image_size` is the size of the position embedding. timm's `img_size` is the size that the
-    embedding is resampled to, and its `input_size` one that the model was trained at: either is also the size of the
-    embedding where it gives as many cells.
+    `image_size` is that of the position embedding. timm resamples the embedding to its `img_size`, and trained the
+    model at its `input_size`: either is also the size of the embedding where it gives as many cells.
     """
 
     num_heads: int | None = _checked_by(checks.positive_int)
@@ -90,21 +88,17 @@ class Metadata(_Checked):
 
 
 def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
-    """Reads, first to last: the file's own metadata, the JSON beside it, its name, the project's conventions.
-
-    Raises:
-      ValueError: for a value out of range, or one that vitx does not compute.
-    """
-    found = dict(_PROJECTS[named.scheme.project](checkpoint, named))
+    """Reads, first to last: the file's own metadata, the JSON beside it, its name, the project's conventions."""
+    specified = _PROJECTS[named.scheme.project](checkpoint, named)
+    found = {name: value for name, value in specified.items() if value is not None}
     if _named_after_imagenet_models(checkpoint.path):
         found = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | found
-    for name in (item.name for item in fields(Metadata)):
-        if name in checkpoint.metadata:
-            try:
-                found[name] = parse_json(checkpoint.metadata[name])
-            except ValueError:
-                text = checkpoint.metadata[name]
-                raise ValueError(f"metadata {name} is no JSON: {text!r:.100}") from None
+    own = checkpoint.metadata
+    for name in [item.name for item in fields(Metadata) if item.name in own]:
+        try:
+            found[name] = parse_json(own[name])
+        except ValueError:
+            raise ValueError(f"metadata {name} is no JSON: {own[name]!r:.100}") from None
     try:
         return Metadata(**found)
     except ValueError as error:
@@ -134,26 +128,23 @@ def digest(path: str | Path) -> str:
 
 def _google(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
     """The queries' kernels are (width, heads, d)."""
-    for name, tensor in named.original.items():
-        if name.endswith("/query/kernel") and len(tensor.shape) == 3:
-            return {"num_heads": tensor.shape[1]}
-    return {}
+    shapes = [t.shape for name, t in named.original.items() if name.endswith("/query/kernel")]
+    return {"num_heads": next((shape[1] for shape in shapes if len(shape) == 3), None)}
 
 
 def _hugging_face(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
     config, processor = checkpoint.config, checkpoint.processor
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise ValueError(f"its activation is {activation!r:.100}; vitx has the exact GELU only")
-    if (bias := config.get("qkv_bias", True)) is not True:
-        raise ValueError(f"config.json: qkv_bias={bias!r:.100}, which vitx does not compute")
-    specified = {
+    for name, computed in (("hidden_act", "gelu"), ("qkv_bias", True)):
+        if (value := config.get(name, computed)) != computed:
+            raise ValueError(f"config.json: {name}={value!r:.100}, which vitx does not compute")
+    norm_eps = config.get("layer_norm_eps")
+    return {
         "num_heads": config.get("num_attention_heads"),
-        "norm_eps": config.get("layer_norm_eps"),
+        "norm_eps": 1e-12 if norm_eps is None else norm_eps,
         "image_size": config.get("image_size"),
         "mean": processor.get("image_mean"),
         "std": processor.get("image_std"),
     }
-    return {"norm_eps": 1e-12} | {n: value for n, value in specified.items() if value is not None}
 
 
 _PROJECTS: Final[dict[str, Callable[[Checkpoint, Named], Mapping[str, Any]]]] = {

@@ -5,33 +5,29 @@ A family of checkpoints with names of its own is one entry of `SCHEMES`.
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from vitx.weights.files import Tensor, concatenate
+import numpy as np
+
+from vitx.weights.files import Tensor
+from vitx.weights.layout import AXES
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """The names that one project gives to the tensors of a Vision Transformer.
-
-    Attributes:
-      project: whose names they are.
-      mark: a regular expression found in at least one name of every such file.
-      table: regular expressions for whole names without the last part (weight, bias, kernel or scale), and timm's
-        name for each: a template, a function of the match, or None for tensors that a classifier does not use.
-        Separate queries, keys and values are named blocks.<number>.attn.q, .k and .v.
-      prefix: may precede any of these names.
-      flax: whether axes are in Flax's order rather than PyTorch's.
-    """
+    """The names that one project gives to the tensors of a Vision Transformer."""
 
     project: str
-    mark: str
+    mark: str  # a regular expression found in at least one name of every such file
+    # Regular expressions for whole names without the last part (weight, bias, kernel or scale), and timm's name for
+    # each: a template, a function of the match, or None for tensors that a classifier does not use. Separate queries,
+    # keys and values are named blocks.<number>.attn.q, .k and .v.
     table: tuple[tuple[str, str | Callable[[re.Match[str]], str] | None], ...] = ()
-    prefix: str = ""
-    flax: bool = False
+    prefix: str = ""  # may precede any of these names
+    flax: bool = False  # whether axes are in Flax's order rather than PyTorch's
 
     def timm_name(self, name: str) -> str | None:
         """The name of a tensor in timm: its own where it is unknown, None where it is not used."""
@@ -48,15 +44,15 @@ class Scheme:
 
 def _google_unit(found: re.Match[str]) -> str:
     block, unit, kind, which = found.groups()
-    layer = {"conv": "conv", "gn": "norm"}[kind]
+    layer = "norm" if kind == "gn" else kind
     part = f"downsample.{layer}" if which == "_proj" else f"{layer}{which}"
     return f"patch_embed.backbone.stages.{int(block) - 1}.blocks.{int(unit) - 1}.{part}"
 
 
 _BLOCK: Final = r"Transformer/encoderblock_(\d+)"
-_LAYER: Final = r"encoder\.layer\.(\d+)"
+# In files and in transformers 5's state dict, whose names differ.
+_LAYER: Final = r"(?:encoder\.layer|layers)\.(\d+)"
 
-# Layers are encoder.layer.<number> in files, layers.<number> in transformers 5's state dict.
 HUGGING_FACE: Final = Scheme(
     "Hugging Face",
     r"embeddings\.patch_embeddings\.",
@@ -65,15 +61,15 @@ HUGGING_FACE: Final = Scheme(
         (r"embeddings\.cls_token", "cls_token"),
         (r"embeddings\.position_embeddings", "pos_embed"),
         (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-        (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before", r"blocks.\1.norm1"),
-        (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after", r"blocks.\1.norm2"),
-        (rf"{_LAYER}\.attention\.attention\.([qkv])(?:uery|ey|alue)", r"blocks.\1.attn.\2"),
-        (rf"{_LAYER}\.attention\.output\.dense", r"blocks.\1.attn.proj"),
-        (rf"{_LAYER}\.intermediate\.dense", r"blocks.\1.mlp.fc1"),
-        (rf"{_LAYER}\.output\.dense", r"blocks.\1.mlp.fc2"),
-        (r"layers\.(\d+)\.attention\.([qkv])_proj", r"blocks.\1.attn.\2"),
-        (r"layers\.(\d+)\.attention\.o_proj", r"blocks.\1.attn.proj"),
-        (r"layers\.(\d+)\.mlp\.(fc[12])", r"blocks.\1.mlp.\2"),
+        (rf"{_LAYER}\.layernorm_before", r"blocks.\1.norm1"),
+        (rf"{_LAYER}\.layernorm_after", r"blocks.\1.norm2"),
+        (
+            rf"{_LAYER}\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)",
+            r"blocks.\1.attn.\2",
+        ),
+        (rf"{_LAYER}\.attention\.(?:output\.dense|o_proj)", r"blocks.\1.attn.proj"),
+        (rf"{_LAYER}\.(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
+        (rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
         (r"layernorm", "norm"),
         (r"classifier", "head"),
     ),
@@ -146,11 +142,7 @@ class Named:
 
 
 def recognise(tensors: dict[str, Tensor]) -> Named:
-    """Finds the naming scheme of a file's tensors, and renames them; unknown tensors keep their names.
-
-    Raises:
-      ValueError: for an architecture that vitx does not have.
-    """
+    """Renames a file's tensors, except unknown ones; ValueError for an architecture that vitx does not have."""
     for prefix in _PREFIXES:
         while all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -167,37 +159,37 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
     for old, tensor in tensors.items():
         if (name := scheme.timm_name(old)) is not None:
             renamed[name] = _pytorch_axes(old, tensor) if scheme.flax else tensor
-    return Named(_joined(renamed), scheme, tensors)
+    _join_attention(renamed)
+    return Named(renamed, scheme, tensors)
 
 
-def _first(pattern: str, names: dict[str, Tensor]) -> str | None:
-    return next((name for name in names if re.search(pattern, name)), None)
+def _first(pattern: str, names: Iterable[str]) -> str | None:
+    return next(filter(re.compile(pattern).search, names), None)
 
 
-def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _join_attention(tensors: dict[str, Tensor]) -> None:
     """Joins queries, keys and values to one projection, where all three exist with equal shapes."""
-    joined = dict(tensors)
-    groups: dict[str, dict[str, str]] = defaultdict(dict)
-    for name in tensors:
-        if found := re.fullmatch(r"(blocks\.\d+\.attn)\.([qkv])\.(weight|bias)", name):
-            groups[f"{found[1]}.qkv.{found[3]}"][found[2]] = name
-    for name, parts in groups.items():
-        members = [parts[part] for part in "qkv" if part in parts]
-        if len(members) == 3 and len({tensors[member].shape for member in members}) == 1:
-            joined[name] = concatenate([joined.pop(member) for member in members])
-    return joined
+    for query in [n for n in tensors if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", n)]:
+        names = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        shape = tensors[query].shape
+        if shape and all(name in tensors and tensors[name].shape == shape for name in names):
+            parts = [tensors.pop(name) for name in names]
+            joined = Tensor((3 * shape[0], *shape[1:]), partial(_concatenated, parts))
+            tensors[query.replace(".attn.q.", ".attn.qkv.")] = joined
+
+
+def _concatenated(parts: list[Tensor]) -> np.ndarray:
+    return np.concatenate([part.read() for part in parts])
 
 
 def _pytorch_axes(name: str, tensor: Tensor) -> Tensor:
     """A tensor of Flax with PyTorch's axes; one with unexpected axes stays, and will not fit."""
     leaf, shape = name.rpartition("/")[2], tensor.shape
-    if leaf == "kernel" and len(shape) == 4:
-        return tensor.transpose(3, 2, 0, 1)
-    if leaf == "kernel" and len(shape) == 3:  # (heads, d, width) or (width, heads, d)
-        rows = shape[0] * shape[1] if name.endswith("/out/kernel") else shape[0]
-        return tensor.reshape(rows, math.prod(shape) // max(rows, 1)).transpose(1, 0)
-    if leaf == "kernel" and len(shape) == 2:
-        return tensor.transpose(1, 0)
     if leaf in ("scale", "bias"):  # biases by heads, GroupNorms over (1, 1, 1, C)
         return tensor.reshape(math.prod(shape))
+    if leaf == "kernel" and len(shape) == 3:  # (heads, d, width) or (width, heads, d)
+        rows = shape[0] * shape[1] if name.endswith("/out/kernel") else shape[0]
+        tensor = tensor.reshape(rows, math.prod(shape) // max(rows, 1))
+    if leaf == "kernel" and (axes := AXES.get(len(tensor.shape))):
+        return tensor.transpose(*axes)
     return tensor

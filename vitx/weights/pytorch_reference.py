@@ -17,7 +17,7 @@ import numpy as np
 from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import first_line
-from vitx.weights.files import Checkpoint, on_disk, open_checkpoint
+from vitx.weights.files import Checkpoint, open_checkpoint
 from vitx.weights.metadata import read_metadata
 from vitx.weights.names import recognise
 from vitx.weights.pytorch_models import (
@@ -137,11 +137,8 @@ def build_reference(
       ValueError: for a model that the library does not have, or tensors that do not fit it.
       ImportError: for a library that is missing or cannot be imported.
     """
-    try:
-        with on_disk(path) as local, _quiet():
-            return _reference(open_checkpoint(local), model, library, architecture, np.dtype(dtype))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_checkpoint(path) as checkpoint, _quiet():
+        return _reference(checkpoint, model, library, architecture, np.dtype(dtype))
 
 
 def _reference(

@@ -1,9 +1,9 @@
 """Reads a checkpoint into a model: its structure from the tensors' shapes, then the weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, Final, SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,10 @@ import numpy as np
 from vitx.models.affinitynet import AffinityNet
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import build
-from vitx.weights.files import Tensor, on_disk, open_checkpoint
+from vitx.weights.files import Tensor, listed, open_checkpoint
 from vitx.weights.layout import entries
 from vitx.weights.metadata import Overrides, read_metadata
 from vitx.weights.names import recognise
-
-_LISTED: Final = 12  # differences shown
 
 
 def load(
@@ -64,29 +62,20 @@ def load(
         does not fit.
     """
     overrides = Overrides(num_heads, image_size, num_classes, norm_eps, final_norm_eps, dtype)  # type: ignore[arg-type]
-    try:
-        with on_disk(path) as local:
-            checkpoint = open_checkpoint(local)
-            named = recognise(checkpoint.tensors)
-            metadata = read_metadata(checkpoint, named)
-            model, tensors = build(named.tensors, metadata, overrides)
-            _fill(model, tensors, overrides.dtype)
-            return model
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with open_checkpoint(path) as checkpoint:
+        named = recognise(checkpoint.tensors)
+        metadata = read_metadata(checkpoint, named)
+        model, tensors = build(named.tensors, metadata, overrides)
+        _fill(model, tensors, overrides.dtype)
+        return model
 
 
 def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
-    """`load` for files that must hold a classifier.
-
-    Args:
-      path: as in `load`.
-      **options: those of `load`; 0 and () mean: use the file's own value.
-
-    Raises:
-      FileNotFoundError, ValueError: as `load`, and for an AffinityNet.
-    """
-    model = load(path, **{name: value for name, value in options.items() if not _is_empty(value)})
+    """`load` for files that must hold a classifier; options of 0, () or "" mean: use the file's own value."""
+    given: dict[str, Any] = {
+        n: v for n, v in options.items() if not isinstance(v, Real | Sequence) or v
+    }
+    model = load(path, **given)
     if isinstance(model, AffinityNet):
         raise ValueError(
             f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a"
@@ -95,26 +84,24 @@ def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
     return model
 
 
-def _is_empty(value: Any) -> bool:
-    """Whether an option is 0, () or "", which a config has in place of None."""
-    return isinstance(value, Real | Sequence) and not value
-
-
 def _fill(
     model: VisionTransformer | AffinityNet, tensors: Mapping[str, Tensor], dtype: np.dtype | None
 ) -> None:
     """Gives an abstract model its weights, one tensor at a time."""
     parameters = {entry.name: entry for entry in entries(model)}
-    differences = list(
-        _differences(
-            {name: entry.file_shape for name, entry in parameters.items()},
-            {name: tensor.shape for name, tensor in tensors.items()},
-        )
-    )
+    wanted = {name: entry.file_shape for name, entry in parameters.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    # What is missing comes last: a whole block may be.
+    names = sorted(wanted.keys() | found.keys(), key=lambda name: (name not in found, name))
+    differences = [
+        f"{sign} {name} {shapes[name]}"
+        for name in names
+        if wanted.get(name) != found.get(name)
+        for sign, shapes in (("-", wanted), ("+", found))
+        if name in shapes
+    ]
     if differences:
-        more = f" and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
-        listed = ", ".join(differences[:_LISTED])
-        raise ValueError(f"its tensors do not fit (- missing, + unknown): {listed}{more}")
+        raise ValueError(f"its tensors do not fit (- missing, + unknown): {listed(differences)}")
     for name, entry in parameters.items():
         array = tensors[name].read()
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -125,17 +112,3 @@ def _fill(
             double = array.dtype == np.float64 and jnp.result_type(float) == np.float64
             dtype = np.dtype(np.float64 if double else np.float32)
         entry.parameter.set_value(jnp.array(entry.from_file(array), dtype))
-
-
-def _differences(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> Iterator[str]:
-    """Lines of "- name shape" (missing), "+ name shape" (unknown); both where shapes differ."""
-    # What is missing comes last: a whole block may be.
-    for name in sorted(expected.keys() | found.keys(), key=lambda name: (name not in found, name)):
-        if expected.get(name) == found.get(name):
-            continue
-        if name in expected:
-            yield f"- {name} {expected[name]}"
-        if name in found:
-            yield f"+ {name} {found[name]}"

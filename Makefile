@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up what they need in .venv, once.
+# `make demo` and `make test` install what they need in .venv, once.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,18 +8,18 @@ RUN := runs/shapes
 .PHONY: help demo test test-fast test-exhaustive lint audit format docs bench faults soak clean
 
 help:
-	@echo "make demo       run the pipeline on the embedded dataset in $(RUN): minutes, resumes"
-	@echo "make test       the tests, but for those below: ten minutes on two cores"
-	@echo "make test-fast  those that take seconds"
-	@echo "make test-exhaustive  whole pipelines, killed and on several processes, models of Base size, the commands of the docs"
-	@echo "make lint       formatting, lint, types and the imports' direction"
-	@echo "make audit      look the requirements up among known vulnerabilities: needs the network"
+	@echo "make demo       run the pipeline on the embedded dataset in $(RUN); takes minutes, resumes"
+	@echo "make test       all tests except the exhaustive ones: ten minutes on two cores"
+	@echo "make test-fast  only tests that take seconds"
+	@echo "make test-exhaustive  whole pipelines, killed and on several processes; models of Base size; the commands in the docs"
+	@echo "make lint       check formatting, lint, types and the direction of imports"
+	@echo "make audit      check the requirements for known vulnerabilities; needs the network"
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation: build/docs/index.html"
-	@echo "make bench      measure the performance targets, some 13 minutes: a table in runs/bench"
-	@echo "make faults     the small pipeline under kills at 30 random moments, full disks and the like: half an hour"
-	@echo "make soak       the pipeline of VOC at 448, killed in every stage: an hour on two cores"
-	@echo "make clean      remove .venv and what tools left; runs/ and data/ stay"
+	@echo "make bench      measure the performance targets: about 13 minutes, a table in runs/bench"
+	@echo "make faults     run the small pipeline under kills at 30 random moments, full disks and other faults: half an hour"
+	@echo "make soak       run the pipeline of VOC at 448, killed in every stage: an hour on two cores"
+	@echo "make clean      remove .venv, caches and builds; keep runs/ and data/"
 
 demo: .venv/demo-stamp
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(RUN)
@@ -42,7 +42,7 @@ lint: .venv/dev-stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# In an environment of its own: it brings a dozen packages that nothing else here needs.
+# pip-audit has its own environment: it brings a dozen packages that nothing else needs.
 audit: | .venv/stamp
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit==2.10.1
@@ -69,12 +69,12 @@ clean:
 	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamps are newer than what they installed, so that a second call spends no time. The dev
-# requirements hold the others.
+# Each stamp is newer than the requirements it installed, so a second call does nothing.
+# The dev requirements include requirements.txt.
 .venv/stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "vitx needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1):" \
-	    "call make PYTHON=python3.11" >&2; exit 1; }
+	    "run make PYTHON=python3.11" >&2; exit 1; }
 	@echo "Setting up .venv"
 	$(PYTHON) -m venv .venv
 	@touch $@

@@ -1,7 +1,7 @@
-"""How far vitx is from the published PyTorch code, in float64, through the public interface.
+"""Differences between vitx and the published PyTorch code, in float64, through the public interface.
 
-Every tensor follows from its name and a seed. tests/golden has the published numbers and says how they were made.
-Prints docs/parity.md; exit code 1 where a figure is over the limit.
+Each tensor is computed from its name and a seed. tests/golden holds the published code's numbers and describes them.
+Prints docs/parity.md; exit code 1 if a figure exceeds the limit.
 
 python -m benchmarks.parity > docs/parity.md
 """
@@ -196,7 +196,7 @@ def metrics() -> Iterator[Row]:
 
 
 def training() -> Iterator[Row]:
-    """Five steps of SGD with momentum, and weight decay on every parameter, as PyTorch's."""
+    """Five steps of SGD with momentum and weight decay on every parameter, as in PyTorch."""
     golden = numbers("training")
     graph, params = nnx.split(load("vit_tiny", num_heads=3, final_norm_eps=1e-5))
     optimizer = optax.chain(
@@ -297,10 +297,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     print(
         "# Parity with the published code\n\n"
-        "In float64, the largest difference from the published PyTorch code over the largest value, "
-        f"on random weights, epsilon 1e-5 in ViTs' final norm; the limit is {LIMIT:g}. The hybrid is "
-        "timm's, all else the method papers' code. Made by `python -m benchmarks.parity` with jax "
-        f"{jax.__version__} on {jax.devices()[0].device_kind}; the tests hold every row.\n"
+        "Each figure is the largest difference between vitx and the published PyTorch code, divided by the "
+        "largest value, in float64 on random weights. ViTs have epsilon 1e-5 in the final norm. The limit is "
+        f"{LIMIT:g}. The hybrid is compared with timm, everything else with the code of the method papers. "
+        f"`python -m benchmarks.parity` wrote this page with jax {jax.__version__} on "
+        f"{jax.devices()[0].device_kind}; the tests check every row.\n"
     )
     differences = []
     for name, group in GROUPS.items():
@@ -310,7 +311,7 @@ def main() -> None:
             print(f"| {row.what} | {row.difference:.1e} |", flush=True)
         print()
     worst = np.max(differences)  # NaN, where one is
-    print(f"The largest of all: {worst:.1e}.")
+    print(f"Largest difference: {worst:.1e}.")
     sys.exit(not worst <= LIMIT)
 
 

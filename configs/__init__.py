@@ -1,1 +1,1 @@
-"""One module an experiment."""
+"""One experiment per module."""

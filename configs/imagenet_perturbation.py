@@ -1,18 +1,18 @@
-r"""Table 2: how fast accuracy falls as relevant, or irrelevant, pixels go; six methods on ImageNet's validation images.
+r"""Table 2: accuracy while relevant or irrelevant pixels are removed; six methods on ImageNet's validation images.
 
 [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et al., ReScience C 2022),
-Table 2; the protocol is that of Chefer, Gur, Wolf (CVPR 2021). Every choice is an option here: docs/protocol.md.
+Table 2; protocol of Chefer, Gur, Wolf (CVPR 2021). docs/protocol.md describes every setting.
 
 Run:
     python evaluate.py --config configs/imagenet_perturbation.py --config.model.checkpoint=FILE \
         --config.data.root=DIR --workdir runs/perturbation
 
-    --config.limit=512 for a quick look, --config.data.name=folder --config.data.val_split=all for class folders of your
-    own (as many as the model has outputs). DIR has the validation images in class folders, or all in DIR/val, or the
-    tar in DIR/downloads/manual.
+    DIR has the validation images in class folders, or all in DIR/val, or the tar in DIR/downloads/manual.
+    --config.limit=512: a quick look.
+    --config.data.name=folder --config.data.val_split=all: your own class folders, as many as the model has outputs.
 
-Expected with the papers' weights, timm's jx_vit_base_p16_224-80ecf9dd.pth (others, such as augreg, have other
-accuracies), AUC %, printed by [Re]:
+AUC in percent as printed by [Re], with the papers' weights, timm's jx_vit_base_p16_224-80ecf9dd.pth (others, such as
+augreg, have other accuracies):
 
     negative, predicted   rollout 53.10  raw 45.55  GradCAM 41.52  LRP 43.49  partial LRP 50.49  attribution 54.13
     negative, target      rollout   -    raw   -    GradCAM 42.02  LRP 43.49  partial LRP 50.49  attribution 55.03
@@ -31,12 +31,12 @@ from vitx.relevance.explain import METHODS
 
 
 def get_config() -> ConfigDict:
-    """All that decides the numbers; `--config.key=value` changes one."""
+    """Every option of the run; `--config.key=value` changes one."""
     config = ConfigDict()
     config.stages = "methods,report"
-    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
-    config.limit = 0  # images; 0: all of them
-    config.parallel = "jit"  # how a batch is spread over devices; or "pmap"
+    config.on_bad_image = "stop"  # or "skip": leave out files that cannot be read, and name them
+    config.limit = 0  # number of images, spread evenly over the split; 0: all of them
+    config.parallel = "jit"  # or "pmap": how a batch is split over devices
 
     config.data = ConfigDict()
     config.data.name = "imagenet2012"  # or "folder"
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.checkpoint = ""
-    # 0: as the file says
+    # 0: the checkpoint's own value
     config.model.image_size = 0
     config.model.num_heads = 0
     config.model.norm_eps = 0.0
@@ -54,13 +54,13 @@ def get_config() -> ConfigDict:
 
     config.methods = ConfigDict()
     config.methods.images = config.get_ref("limit")
-    config.methods.compared = METHODS  # all six; "lrp/stable" takes the stable rules
+    config.methods.compared = METHODS  # all six; "lrp/stable" uses the stable rules
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation",)
     config.methods.directions = DIRECTIONS  # positive and negative
     config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
-    config.methods.fill = 0.0  # what removed pixels become, in [0, 1]
-    config.methods.threshold = "mean"  # of a map in [0, 1] for segmentation; or a number
+    config.methods.fill = 0.0  # value of removed pixels, in [0, 1]
+    config.methods.threshold = "mean"  # a map's foreground exceeds its mean; or a number in [0, 1]
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})
     config.methods.batch_size = 32
 
@@ -68,5 +68,5 @@ def get_config() -> ConfigDict:
     config.report.title = "explanation methods by perturbation"
     config.report.summary = "Accuracy while pixels are removed in the order of their relevance."
     config.report.images = 8
-    config.report.published = True  # the papers' figures beside ours
+    config.report.published = True  # show the papers' figures beside the run's own
     return config

@@ -1,7 +1,8 @@
 """The whole pipeline on `shapes`, the embedded dataset: image labels to masks in minutes on two cores.
 
 The stages are those of [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et
-al., ReScience C 2022), with a small hybrid trained from scratch instead of ViT-Base/R50 at 448 x 448.
+al., ReScience C 2022), with a small hybrid trained from scratch instead of ViT-Base/R50 at 448 x 448. docs/protocol.md
+describes every setting.
 
 Run:
     python train.py    --config configs/shapes.py --workdir runs/shapes
@@ -17,25 +18,25 @@ from vitx.relevance.explain import METHODS
 
 
 def get_config() -> ConfigDict:
-    """All that decides the numbers; `--config.key=value` changes one."""
+    """Every option of the pipeline; `--config.key=value` changes one."""
     config = ConfigDict()
     config.seed = 0
-    # Those to run; train.py and evaluate.py each take their own.
+    # Stages to run; train.py and evaluate.py each run their own.
     config.stages = "classifier,seeds,labels,affinity,masks,methods,report"
-    config.on_bad_image = "stop"  # or "skip": leave out what cannot be read, and say so
-    config.parallel = "jit"  # how a batch is spread over devices; or "pmap"
+    config.on_bad_image = "stop"  # or "skip": leave out files that cannot be read, and name them
+    config.parallel = "jit"  # or "pmap": how a batch is split over devices
 
     config.data = ConfigDict()
     config.data.name = "shapes"
     config.data.root = "data"  # where the dataset is built
-    config.data.train_split = "train"  # splits may be cut as TFDS cuts them: "train[:400]"
+    config.data.train_split = "train"  # or a part of a split, in the syntax of TFDS: "train[:400]"
     config.data.val_split = "val"
-    config.data.workers = 0  # loader processes; 0: threads, enough for small images
+    config.data.workers = 0  # loader processes; 0: threads instead, enough for small images
 
     config.model = ConfigDict()
     config.model.name = "vit_mini_conv_s4_48"
     config.model.image_size = 48
-    config.model.checkpoint = ""  # weights to start from: its head is replaced
+    config.model.checkpoint = ""  # pretrained weights, whose head is replaced
 
     config.classifier = ConfigDict()
     config.classifier.train_split = "train[:2000]"
@@ -48,7 +49,7 @@ def get_config() -> ConfigDict:
     config.classifier.decay_norms_and_biases = True
     config.classifier.clip_norm = 1.0
     config.classifier.warmup_epochs = 1
-    config.classifier.accumulate = 1  # parts of a batch, one after the other, for little memory
+    config.classifier.accumulate = 1  # split each batch into this many parts, to save memory
     config.classifier.compute = "float32"  # or "bfloat16"
     config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
     config.classifier.flip = True
@@ -59,15 +60,15 @@ def get_config() -> ConfigDict:
     config.seeds.start_layer = 0
     config.seeds.root = 3
     config.seeds.rules = "published"
-    # Of the seeds' masks: a tuple is of candidates, as those of `walk`. Published: 0.2.
+    # Background score of the seed masks; a tuple of candidates as in `walk` below. Published: 0.2.
     config.seeds.background = (0.15, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 
     config.labels = ConfigDict()
     config.labels.backend = "exact"
-    # Published: 4 and 32. Chosen on train (docs/protocol.md): at 4 hardly any object is confident here.
+    # Published: 4 and 32. These are chosen on train (docs/protocol.md): at 4 hardly any object is confident.
     config.labels.alpha_low = 16.0
     config.labels.alpha_high = 64.0
-    # Processes of pydensecrf, or threads a device of the CRF in JAX; 0: one for each core, two for an accelerator.
+    # Processes for pydensecrf, threads per device for the CRF in JAX; 0: one per core, two for an accelerator.
     config.labels.workers = 0
     config.labels.crf = ConfigDict(
         {
@@ -91,16 +92,16 @@ def get_config() -> ConfigDict:
     config.affinity.decay_norms_and_biases = True
     config.affinity.clip_norm = 0.0
     config.affinity.warmup_epochs = 0
-    config.affinity.accumulate = 1  # parts of a batch, one after the other, for little memory
+    config.affinity.accumulate = 1  # split each batch into this many parts, to save memory
     config.affinity.compute = "float32"  # or "bfloat16"
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
     config.affinity.flip = True
-    config.affinity.grid = 24  # side of its features and of its labels; published: the input over 8
+    config.affinity.grid = 24  # side, of features and labels; published: the input over 8
     config.affinity.radius = 5
     config.affinity.features = 64
 
-    # Tuples are candidates, among which the masks of a part of train choose; val only reports. The first is taken
-    # where there are no masks.
+    # Tuples are candidates: the one with the best mIoU on `split`, a part of train, is used, or the first one if that
+    # split has no masks.
     config.walk = ConfigDict()
     config.walk.split = "train[2304:]"
     config.walk.method = "chebyshev"
@@ -109,7 +110,7 @@ def get_config() -> ConfigDict:
     config.walk.alpha = (16.0, 4.0, 8.0, 32.0, 64.0)  # published: 4
 
     config.methods = ConfigDict()
-    config.methods.images = 128  # of val, those that show one class; 0: all of them
+    config.methods.images = 128  # number of val images that show one class; 0: all of them
     config.methods.compared = (
         *METHODS,
         "lrp/stable",
@@ -120,8 +121,8 @@ def get_config() -> ConfigDict:
     config.methods.measures = ("perturbation", "segmentation")
     config.methods.directions = DIRECTIONS  # positive and negative
     config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
-    config.methods.fill = 0.0  # what removed pixels become, in [0, 1]
-    config.methods.threshold = "mean"  # or a number in [0, 1]
+    config.methods.fill = 0.0  # value of removed pixels, in [0, 1]
+    config.methods.threshold = "mean"  # a map's foreground exceeds its mean; or a number in [0, 1]
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})
     config.methods.batch_size = 16
 
@@ -132,11 +133,11 @@ def get_config() -> ConfigDict:
         "AffinityNet refine them into masks."
     )
     config.report.images = 12
-    config.report.extremes = 4  # images with the best and with the worst masks to show, each
-    config.report.published = False  # the papers' figures beside ours
+    config.report.extremes = 4  # number of images with the best masks, and with the worst
+    config.report.published = False  # show the papers' figures beside the run's own
     return config
 
 
-def followed(config: ConfigDict, key: str) -> Callable[..., FieldReference]:
-    """Of a string at a key: f(more) is a value that follows it, with `more` at its end, until it is set itself."""
-    return lambda more="": config.get_ref(key) + more
+def reference(config: ConfigDict, key: str) -> Callable[..., FieldReference]:
+    """Returns f: f(suffix) is an option that equals the string at `key` plus the suffix until it is set itself."""
+    return lambda suffix="": config.get_ref(key) + suffix

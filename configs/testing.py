@@ -1,4 +1,4 @@
-"""The stages of `configs/shapes.py` in a setting so small that a test runs them all; its masks mean nothing.
+"""The stages of `configs/shapes.py`, so small that a test runs them all; the masks are meaningless.
 
 Run:
     python train.py    --config configs/testing.py --workdir runs/testing
@@ -11,7 +11,7 @@ from configs import shapes
 
 
 def get_config() -> ConfigDict:
-    """Twenty-four images, two epochs, a grid of twelve."""
+    """Options for 24 images, 2 epochs and a grid of 12."""
     config = shapes.get_config()
     config.data.name = "shapes/tiny"
     config.model.name = "vit_test_conv_s4_48"

@@ -1,7 +1,7 @@
 r"""Table 4: image labels to masks on PASCAL VOC 2012, with a hybrid ViT-Base/R50 at 448 x 448.
 
 [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et al., ReScience C 2022),
-Table 4; AffinityNet is Ahn & Kwak, CVPR 2018. Every choice is an option here: docs/protocol.md.
+Table 4; AffinityNet is Ahn & Kwak, CVPR 2018. docs/protocol.md describes every setting.
 
 Run:
     python train.py    --config configs/voc.py --config.data.root=DIR --config.model.checkpoint=FILE --workdir runs/voc
@@ -11,11 +11,11 @@ Run:
     vit_base_r50_s16_384; its head is replaced.
 
 Your own images in VOC's layout:
-    --config.data.classes=FILE --config.data.train_split=train, one class a line, "background" first.
-    Images without masks are explained and refined all the same, and left out of the scores.
+    --config.data.classes=FILE --config.data.train_split=train; FILE has one class per line, "background" first.
+    Images without masks get refined masks too, but no scores.
 
-Expected, mIoU %, on val, printed by [Re]: seeds 44.60, refined masks 50.90. Which classes an image shows is taken from
-its ground-truth label, on val too. As published, val also chooses the checkpoints, by their loss.
+mIoU on val in percent, as printed by [Re]: seeds 44.60, refined masks 50.90. An image's classes come from its
+ground-truth label, on val too. As published, the loss on val chooses the checkpoints.
 
 Run time: docs/performance.md.
 """
@@ -26,7 +26,7 @@ from configs import shapes
 
 
 def get_config() -> ConfigDict:
-    """The published hyperparameters; `--config.key=value` changes one."""
+    """The published settings; `--config.key=value` changes one."""
     config = shapes.get_config()
     config.stages = "classifier,seeds,labels,affinity,masks,report"
     del config.methods
@@ -35,12 +35,10 @@ def get_config() -> ConfigDict:
     config.data.classes = ""  # a file of class names, for your own data; "": VOC's 21
     config.data.train_split = "train_aug"
     config.data.val_split = "val"
-    # Loader processes, at most four for each core, or 16: docs/performance.md tells how many a device wants.
+    # Loader processes, at most four per core, or 16. docs/performance.md shows how many a device needs.
     config.data.workers = 8
-    train, val = (
-        shapes.followed(config.data, "train_split"),
-        shapes.followed(config.data, "val_split"),
-    )
+    train = shapes.reference(config.data, "train_split")
+    val = shapes.reference(config.data, "val_split")
 
     config.model.name = "vit_base_r50_s16_224"
     config.model.image_size = 448
@@ -74,12 +72,12 @@ def get_config() -> ConfigDict:
     config.affinity.features = 512
 
     config.walk.split = train()
-    # More than one would be candidates, among which the masks of `split` choose.
+    # Of several values in a tuple, the one with the best mIoU on `split` is used.
     config.seeds.background = (0.2,)
     config.walk.beta = (16.0,)
     config.walk.log2_steps = (8,)
     config.walk.alpha = (4.0,)
 
     config.report.title = "image labels to masks (Table 4)"
-    config.report.published = True  # beside the paper's figures, where the classes are VOC's
+    config.report.published = True  # show the paper's figures too, if the classes are VOC's
     return config

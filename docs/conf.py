@@ -1,4 +1,4 @@
-"""The documentation site: `make docs`, then build/docs/index.html. Nothing is fetched, while building or reading."""
+"""The documentation site: `make docs`, then build/docs/index.html. Nothing is downloaded to build or read it."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ myst_heading_anchors = 3
 html_math_renderer = "mathml"
 suppress_warnings = ["config.cache"]
 
-# Docstrings write names as Markdown does; one that is documented becomes a link, any other one is code.
+# Docstrings mark names with single backticks, as in Markdown: a documented name becomes a link, any other one code.
 default_role = "py:obj"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 add_module_names = False
@@ -43,14 +43,14 @@ python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True  # autodoc has listed the fields already
+napoleon_use_ivar = True  # autodoc already lists the fields
 nitpick_ignore_regex = [
-    ("py:obj", ".*"),  # code that is no name
+    ("py:obj", ".*"),  # code in backticks that is not a documented name
     ("py:.*", r"(jax|jaxlib|numpy|flax|collections|typing|pathlib|os)\..*"),
-    ("py:class", r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pull)"),  # type variables and aliases
+    ("py:class", r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback)"),  # type variables and aliases
 ]
 
-# Longest first, as one is a part of the other.
+# Rule first: its text contains Pullback's.
 _ALIASES = {
     name: stringify_annotation(getattr(rules, name), "smart") for name in ("Rule", "Pullback")
 }
@@ -76,7 +76,7 @@ def _visit_display(writer: Any, node: nodes.math_block) -> None:
 
 
 def _adapt(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
-    """Makes reStructuredText of what docstrings write for readers of the code: |x|, and paths of pages."""
+    """Converts docstrings to reStructuredText: escapes |x|, and links the paths of pages."""
     lines[:] = [
         re.sub(r"docs/(\w+)\.md", r":doc:`/\1`", line.replace("|", r"\|")) for line in lines
     ]
@@ -85,7 +85,7 @@ def _adapt(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
 def _name_aliases(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
 ) -> tuple[str | None, str | None]:
-    """Signatures say Rule and Pull, as the code does, in place of what these stand for."""
+    """Shows the aliases Rule and Pullback in signatures, as the code does, instead of the types they abbreviate."""
 
     def named(text: str | None) -> str | None:
         for alias, long in _ALIASES.items():
@@ -96,7 +96,7 @@ def _name_aliases(
 
 
 def _leave_out_long_values(app: Sphinx, page: nodes.document) -> None:
-    """A rule set's value is a page of functions."""
+    """Removes the values of rule sets, which are a page of functions each."""
     for note in list(page.findall(addnodes.desc_annotation)):
         text = note.astext()
         if text.startswith(" = ") and len(text) > 80:
@@ -104,7 +104,7 @@ def _leave_out_long_values(app: Sphinx, page: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Mathematics as MathML, by docutils: browsers set it themselves, without scripts and fonts from elsewhere."""
+    """Renders mathematics as MathML by docutils, which browsers show without external scripts and fonts."""
     app.add_html_math_renderer(
         "mathml", inline_renderers=(_visit_inline, None), block_renderers=(_visit_display, None)
     )

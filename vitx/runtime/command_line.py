@@ -23,7 +23,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", loc
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run, or gs://BUCKET/FOLDER; the same one resumes. Default: runs/ and the config's name.",
+    "Folder of the run, or gs://BUCKET/FOLDER; an existing one resumes. Default: runs/ and the config's name.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Several hosts: host:port of process 0, the same for all."
@@ -31,33 +31,33 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: this process, from 0.")
 _MULTIHOST = flags.DEFINE_boolean(
-    "multihost", False, "Several hosts, where the cluster tells JAX the three values above."
+    "multihost", False, "Several hosts, on a cluster that gives JAX the three values above."
 )
 
 
 def launch(
     stages: Sequence[Stage], before: Sequence[Stage] = (), after: Sequence[Stage] = ()
 ) -> None:
-    """Reads the flags, locks the workdir, and runs the stages of one script that are wanted and not done.
+    """Runs a script: reads the flags, locks the workdir, and runs the selected stages that are not done.
 
-    Ends with exit code 0; 130 or 143 where a signal stopped it; 1 where the run failed; 2 where the
-    input was wrong, with the error in one line and its traceback in the workdir's `error.txt`.
-    Several processes lock the workdir together, and all stop where one of them does.
+    Exit codes: 0 for success; 130 or 143 if a signal stopped the run; 1 if it failed; 2 if the input was wrong, with
+    the error in one line and its traceback in the workdir's `error.txt`. Several processes share one lock, and if one
+    stops, all stop.
 
     Args:
-        stages: The script's own, in their order.
+        stages: The script's own stages, in order.
         before: Stages of the experiment that run in another script before these.
-        after: Those that run after these, which are checked beforehand.
+        after: Stages that run in another script after these; they are checked before any stage runs.
     """
     flags.mark_flags_as_required(["config"])
     app.run(lambda argv: _main(argv, stages, before, after), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """The flags, or one line and exit code 2."""
+    """Parses the flags; an error is one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
-        getattr(_CONFIG.value, "stages", None)  # a config that could not be read says so only now
+        getattr(_CONFIG.value, "stages", None)  # an unreadable config raises its error only here
         return rest
     except OSError as error:
         message = f"cannot read the config: {str(error).splitlines()[-1].strip()}"
@@ -65,20 +65,20 @@ def _parse(argv: list[str]) -> list[str]:
         message = " ".join(str(error).split())
     except (AttributeError, KeyError) as error:
         if not (message := _unknown(argv, str(error))):
-            raise  # an error of the config file's own
-    print(f"error: {message} (--helpshort tells of the flags)", file=sys.stderr)
+            raise  # an error in the config file itself
+    print(f"error: {message} (--helpshort lists the flags)", file=sys.stderr)
     raise SystemExit(2)
 
 
 def _unknown(argv: list[str], error: str) -> str:
-    """Names the override of an option that the config has not; "" where the error is not of that."""
+    """Names the flag that sets an option that the config does not have; "" if the error is another one."""
     if not (name := re.search(r"'(\w+)\\*'", error)):
         return ""
     options = (argument.partition("=")[0] for argument in argv)
-    told = [option for option in options if re.match(rf"--?(no)?config\..*\b{name[1]}\b", option)]
+    given = [option for option in options if re.match(rf"--?(no)?config\..*\b{name[1]}\b", option)]
     meant = re.search(r'Did you mean "(\w+)"', error)
     hint = f": did you mean {meant[1]!r}?" if meant else ""
-    return f"{told[0]}: the config has no option {name[1]!r}{hint}" if told else ""
+    return f"{given[0]}: the config has no option {name[1]!r}{hint}" if given else ""
 
 
 def _main(
@@ -88,20 +88,20 @@ def _main(
         print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
         raise SystemExit(2)
     logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)  # the libraries' own; the run prints its progress
+    logging.set_verbosity(logging.WARNING)  # of the libraries; the run prints its own progress
     _keep_compiled_programs()
     with exit_together(), clean_exit():
         if _MULTIHOST.value or {_COORDINATOR.value, _PROCESSES.value, _PROCESS.value} != {None}:
             _start()
         workdir = _workdir()
         with _locked(workdir), StopRequest() as stop:
-            parallel.barrier()  # the first has removed what killed runs left
+            parallel.barrier()  # process 0 has removed the leftovers of killed runs
             known = {stage.name: stage for stage in (*stages, *before, *after)}
             _run(Run(_CONFIG.value, workdir, stop, known), stages, after)
 
 
 def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
-    """Process 0 holds the lock for all of a run."""
+    """Process 0 holds the lock for all processes of a run."""
     return workdir.lock() if parallel.is_first_process() else contextlib.nullcontext()
 
 
@@ -140,7 +140,7 @@ def _named_folder() -> str | Path:
     """The folder that --workdir names; "~" and "~user" are home folders.
 
     Raises:
-        ValueError: It names none.
+        ValueError: The flag is empty, or the home folder is not known.
     """
     named = _WORKDIR.value or ""
     if not named.strip():
@@ -151,12 +151,12 @@ def _named_folder() -> str | Path:
         return Path(named).expanduser() if named.startswith("~") else named
     except RuntimeError:
         raise ValueError(
-            f"--workdir={named}: the home folder is not known; write the folder's whole path"
+            f"--workdir={named}: the home folder is not known; write the folder's full path"
         ) from None
 
 
 def _keep_compiled_programs() -> None:
-    """A second start should not compile again; JAX_COMPILATION_CACHE_DIR names another folder."""
+    """Keeps compiled programs for the next start, in ~/.cache/vitx/jax unless JAX_COMPILATION_CACHE_DIR is set."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -164,8 +164,8 @@ def _keep_compiled_programs() -> None:
         folder = (Path(caches) if caches else Path.home() / ".cache") / "vitx" / "jax"
     except RuntimeError:  # no HOME, and a user that the system does not list
         print(
-            "compiled programs are not kept: the home folder is not known; JAX_COMPILATION_CACHE_DIR=FOLDER in the "
-            "environment names a place",
+            "compiled programs are not kept: the home folder is not known; set JAX_COMPILATION_CACHE_DIR=FOLDER in "
+            "the environment to keep them",
             file=sys.stderr,
         )
         return

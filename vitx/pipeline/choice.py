@@ -3,12 +3,14 @@
 import itertools
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitx import parallel
+from vitx.data.source import Source
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pipeline.mask_scores import thresholds
 from vitx.pseudomasks.seeds import seed_mask
@@ -72,6 +74,35 @@ def choose(run: Run, refine: "Refiner") -> dict[str, Any]:
                 file=sys.stderr,
             )
         return taken
+    tables, seeds = _confusions(run, refine, source, walks, alphas, levels)
+    refined = [
+        {"beta": beta, "log2_steps": steps, "alpha": alpha, "miou": float(mean_iou(table))}
+        for (beta, steps), row in zip(walks, tables, strict=True)
+        for alpha, table in zip(alphas, row, strict=True)
+    ]
+    backgrounds = [
+        {"background": level, "miou": float(mean_iou(table))}
+        for level, table in zip(levels, seeds, strict=True)
+    ]
+    best = max(refined, key=lambda entry: entry["miou"])
+    return {
+        **{key: best[key] for key in first},
+        "background": max(backgrounds, key=lambda entry: entry["miou"])["background"],
+        "split": source.split,
+        "walks": refined,
+        "backgrounds": backgrounds,
+    }
+
+
+def _confusions(
+    run: Run,
+    refine: "Refiner",
+    source: Source,
+    walks: Sequence[tuple[float, int]],
+    alphas: Sequence[float],
+    levels: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confusion matrices of refined masks (walks, alphas, C, C) and of seed masks (levels, C, C)."""
     count = len(source.classes)
     tables = np.zeros((len(walks), len(alphas), count, count), np.int64)
     seeds = np.zeros((len(levels), count, count), np.int64)
@@ -93,24 +124,7 @@ def choose(run: Run, refine: "Refiner") -> dict[str, Any]:
                     table += confusion_matrix(mask, item.example.truth, count)
             bar.advance(len(items))
             run.stop.check()
-    tables, seeds = parallel.sum_over_processes((tables, seeds))
-    refined = [
-        {"beta": beta, "log2_steps": steps, "alpha": alpha, "miou": float(mean_iou(table))}
-        for (beta, steps), row in zip(walks, tables, strict=True)
-        for alpha, table in zip(alphas, row, strict=True)
-    ]
-    backgrounds = [
-        {"background": level, "miou": float(mean_iou(table))}
-        for level, table in zip(levels, seeds, strict=True)
-    ]
-    best = max(refined, key=lambda entry: entry["miou"])
-    return {
-        **{key: best[key] for key in first},
-        "background": max(backgrounds, key=lambda entry: entry["miou"])["background"],
-        "split": source.split,
-        "walks": refined,
-        "backgrounds": backgrounds,
-    }
+    return parallel.sum_over_processes((tables, seeds))
 
 
 def candidates(option: Any) -> tuple[Any, ...]:

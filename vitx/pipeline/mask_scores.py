@@ -39,6 +39,35 @@ def score(run: Run, stage: StageFolder, split: str, background: float) -> dict[s
       backgrounds: the seeds' miou by background score. worst and best: [id, miou] of refined masks. All use the classes
       that an image's ground-truth label names.
     """
+    source = seeded(run, split)
+    tables, curve, by_image = _confusions(run, stage, split, background)
+    if not tables["masks"].any():
+        return {}
+    figures: dict[str, Any] = {
+        name: {
+            "miou": float(mean_iou(table)),
+            "iou": by_class(source.classes, per_class_iou(table)),
+        }
+        for name, table in tables.items()
+    }
+    figures["seeds"]["miou_at_0.2"] = figures.pop("published")["miou"]
+    order = [int(place) for place in np.argsort(by_image)[: np.isfinite(by_image).sum()]]
+    ranked = [[source.identifier(place), float(by_image[place])] for place in order]
+    return figures | {
+        "images": len(ranked),
+        "backgrounds": [
+            {"background": level, "miou": float(mean_iou(table))}
+            for level, table in zip(BACKGROUNDS, curve, strict=True)
+        ],
+        "worst": ranked[:EXTREMES],
+        "best": ranked[: -EXTREMES - 1 : -1],
+    }
+
+
+def _confusions(
+    run: Run, stage: StageFolder, split: str, background: float
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Confusion matrices (C, C) by kind of mask, those of seed masks by background, and each image's mIoU or NaN."""
     source, seeds = seeded(run, split), run.finished("seeds")
     count = len(source.classes)
     names = ("seeds", "published", *(f"crf_{name}" for name in ALPHAS), "masks")
@@ -66,27 +95,7 @@ def score(run: Run, stage: StageFolder, split: str, background: float) -> dict[s
             run.stop.check()
     (by_image,) = parallel.gather_shares([by_image], len(source))
     tables, curve = parallel.sum_over_processes((tables, curve))
-    if not tables["masks"].any():
-        return {}
-    figures: dict[str, Any] = {
-        name: {
-            "miou": float(mean_iou(table)),
-            "iou": by_class(source.classes, per_class_iou(table)),
-        }
-        for name, table in tables.items()
-    }
-    figures["seeds"]["miou_at_0.2"] = figures.pop("published")["miou"]
-    order = [int(place) for place in np.argsort(by_image)[: np.isfinite(by_image).sum()]]
-    ranked = [[source.identifier(place), float(by_image[place])] for place in order]
-    return figures | {
-        "images": len(ranked),
-        "backgrounds": [
-            {"background": level, "miou": float(mean_iou(table))}
-            for level, table in zip(BACKGROUNDS, curve, strict=True)
-        ],
-        "worst": ranked[:EXTREMES],
-        "best": ranked[: -EXTREMES - 1 : -1],
-    }
+    return tables, curve, by_image
 
 
 def stored_masks(

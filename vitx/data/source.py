@@ -36,6 +36,11 @@ class Example:
     labels: np.ndarray
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
     def truth(self) -> np.ndarray:
         """The mask, or ValueError where the image has none."""
         if self.mask is None:

@@ -12,6 +12,7 @@ import numpy as np
 from vitx import parallel
 from vitx.data import loader
 from vitx.data.palette import decode_mask, encode_mask, mask_text
+from vitx.data.transforms import resize_maps
 from vitx.pseudomasks.affinity import require_pairs
 from vitx.runtime.experiment import Run
 from vitx.runtime.files import read_npz, write_bytes, write_npz
@@ -93,16 +94,20 @@ def write_seed_maps(
 
 
 def read_seed_maps(
-    seeds: StageFolder, split: str, identifier: str, width: int | None = None
+    seeds: StageFolder,
+    split: str,
+    identifier: str,
+    width: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seed maps float32 (K, H, W) and classes (K,) of an image, padded to K = `width` with zeros and -1."""
+    """Seed maps float32 (K, H, W), resized to `size`, and classes (K,), padded to K = `width` with zeros and -1."""
     file = read_arrays(seeds, split, identifier)
-    count, *size = file["cues"].shape
+    count, *stored = file["cues"].shape
     width = count if width is None else width
-    seed_maps = np.zeros((width, *size), np.float32)
+    seed_maps = np.zeros((width, *stored), np.float32)
     classes = np.full(width, -1, np.int32)
     seed_maps[:count], classes[:count] = file["cues"], file["classes"]
-    return seed_maps, classes
+    return seed_maps if size is None else resize_maps(seed_maps, size), classes
 
 
 def count_seed_maps(seeds: StageFolder, split: str, identifier: str) -> tuple[int, int]:

@@ -28,8 +28,8 @@ def classifier(run: Run) -> VisionTransformer:
             "(docs/checkpoints.md lists where they are had)"
         )
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
-    told = {} if trained else {name: config.model[name] for name in names}
-    model = weights.load_classifier(path, **told, dtype=config.model.get("dtype"))
+    overrides = {} if trained else {name: config.model[name] for name in names}
+    model = weights.load_classifier(path, **overrides, dtype=config.model.get("dtype"))
     for name, layer in config.methods.start_layer.items():
         if not 0 <= layer < len(model.blocks):
             raise ValueError(

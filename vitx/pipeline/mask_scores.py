@@ -7,7 +7,6 @@ import numpy as np
 
 from vitx import parallel
 from vitx.data import loader
-from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
 from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_mask, read_seed_maps, seeded
 from vitx.pseudomasks.seeds import seed_mask
@@ -78,8 +77,8 @@ def _confusions(
     with progress(len(mine), f"scores {split}") as bar:
         for row, example in enumerate(loader.read_ahead(source, mine)):
             if example.mask is not None:
-                stored, classes = read_seed_maps(seeds, split, example.id)
-                seed_maps = resize_maps(stored, example.image.shape[:2])
+                size = example.size
+                seed_maps, classes = read_seed_maps(seeds, split, example.id, size=size)
                 found = stored_masks(run, stage, split, example.id)
                 levels = (background, PUBLISHED_BACKGROUND, *BACKGROUNDS)
                 found["seeds"], found["published"], *others = seed_mask(

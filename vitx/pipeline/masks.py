@@ -122,8 +122,8 @@ class Refiner:
             places = batches.places(number)
             maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
             for row, example in zip(maps, batch["examples"], strict=False):
-                stored, classes = read_seed_maps(self.seeds, split, example.id)
-                seed_maps = resize_maps(stored, example.image.shape[:2])
+                size = example.size
+                seed_maps, classes = read_seed_maps(self.seeds, split, example.id, size=size)
                 row[: len(alphas) + len(seed_maps)] = self._pooled(seed_maps, alphas)
                 items.append(Item(example, classes, seed_maps if keep_seed_maps else _NOT_KEPT))
             affinity = self._affinities(self._spread, batch["image"])[: len(items)]
@@ -157,7 +157,7 @@ class Refiner:
 
         At each pixel the greatest of background and present classes; the background wins ties.
         """
-        size, count = item.example.image.shape[:2], len(item.classes)
+        size, count = item.example.size, len(item.classes)
         if not count:
             return np.zeros((alphas, *size), np.uint8)
         maps = resize_maps(walked[: alphas + count], size)

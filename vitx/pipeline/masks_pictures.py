@@ -7,7 +7,6 @@ import numpy as np
 
 from vitx.data import loader
 from vitx.data.palette import voc_palette
-from vitx.data.transforms import resize_maps
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pseudomasks.seeds import seed_mask
@@ -74,8 +73,8 @@ def _row(
 ) -> tuple[str, list[Cell]]:
     """The class whose seed map a row shows, and the row's cells."""
     example = source[place]
-    stored_seed_maps, classes = read_seed_maps(run.finished("seeds"), "val", example.id)
-    seed_maps = resize_maps(stored_seed_maps, example.image.shape[:2])
+    seeds, size = run.finished("seeds"), example.size
+    seed_maps, classes = read_seed_maps(seeds, "val", example.id, size=size)
     name = source.classes[classes[0] + 1] if len(classes) else "no class"
     seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
     stored = stored_masks(run, run.finished("masks"), "val", example.id)

@@ -10,49 +10,35 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two arrays of one stage of the model are apart.
-
-    Attributes:
-      stage: its name.
-      absolute: largest |ours - theirs|.
-      relative: `absolute` over the largest |theirs|.
-      correlation: Pearson's, over all elements; NaN where an array is constant.
-    """
+    """How far two arrays of one stage of the model are apart; NaN where either is not finite."""
 
     stage: str
-    absolute: float
-    relative: float
-    correlation: float
+    absolute: float  # largest |ours - theirs|
+    relative: float  # `absolute` over the largest |theirs|
+    correlation: float  # Pearson's, over all elements; NaN where an array is constant
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparison of two models and its verdict.
+    """The comparison of two models and its verdict."""
 
-    Attributes:
-      differences: by stage, in the model's order.
-      tolerance: the largest relative difference that counts as equal.
-      predicted: best classes, PyTorch's and ours, by image; empty without a head.
-      settings: heads and epsilons, PyTorch's and ours.
-    """
+    differences: tuple[Difference, ...]  # by stage, in the model's order
+    tolerance: float  # the largest relative difference that counts as equal
+    predicted: tuple[tuple[int, int], ...]  # best classes, PyTorch's and ours, by image
+    settings: dict[str, tuple[float, float]]  # heads and epsilons, PyTorch's and ours
 
-    differences: tuple[Difference, ...]
-    tolerance: float
-    predicted: tuple[tuple[int, int], ...]
-    settings: dict[str, tuple[float, float]]
-
-    def is_off(self, found: Difference) -> bool:
-        """Whether a difference is over the tolerance, or not finite."""
-        return not found.relative <= self.tolerance
+    @property
+    def off(self) -> list[Difference]:
+        """The differences that are over the tolerance, or not finite."""
+        return [found for found in self.differences if not found.relative <= self.tolerance]
 
     @property
     def reasons(self) -> list[str]:
         """Why the models differ, a sentence each; none where they are the same."""
         reasons = [
             f"from {found.stage} on: relative difference {found.relative:.1e}, tolerance {self.tolerance:.0e}"
-            for found in self.differences
-            if self.is_off(found)
-        ][:1]
+            for found in self.off[:1]
+        ]
         if wrong := sum(theirs != ours for theirs, ours in self.predicted):
             reasons.append(
                 f"the predicted class differs on {wrong} of {len(self.predicted)} images"
@@ -65,43 +51,36 @@ class Parity:
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as plain values, None for numbers that are not finite."""
-
-        def plain(value: Any) -> Any:
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        reasons = self.reasons
+        stages = [asdict(found) for found in self.differences]
+        for stage in stages:
+            stage |= {n: None for n, v in stage.items() if n != "stage" and not math.isfinite(v)}
+        names = ("pytorch", "vitx")
         return {
-            "verdict": "off" if reasons else "equal",
-            "reasons": reasons,
-            "first_off": next((d.stage for d in self.differences if self.is_off(d)), None),
+            "verdict": "off" if self.reasons else "equal",
+            "reasons": self.reasons,
+            "first_off": self.off[0].stage if self.off else None,
             "tolerance": self.tolerance,
             "settings": {
-                name: {"pytorch": theirs, "vitx": ours}
-                for name, (theirs, ours) in self.settings.items()
+                name: dict(zip(names, pair, strict=True)) for name, pair in self.settings.items()
             },
             "predicted": {
-                "pytorch": [theirs for theirs, _ in self.predicted],
-                "vitx": [ours for _, ours in self.predicted],
+                name: [pair[side] for pair in self.predicted] for side, name in enumerate(names)
             },
-            "stages": [{k: plain(v) for k, v in asdict(d).items()} for d in self.differences],
+            "stages": stages,
         }
 
 
 def compare(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> tuple[Difference, ...]:
-    """The differences of two models' arrays, stage by stage, in the order of `theirs`.
-
-    Raises:
-      ValueError: where the stages or an array's shapes differ.
-    """
+    """The differences of two models' arrays, stage by stage, in the order of `theirs`."""
     if ours.keys() != theirs.keys():
         raise ValueError(f"PyTorch's model has the parts {list(theirs)}, vitx's {list(ours)}")
     return tuple(difference(stage, ours[stage], theirs[stage]) for stage in theirs)
 
 
 def difference(stage: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """How far `ours` is from `theirs`, in float64; NaN where either is not finite."""
+    """How far `ours` is from `theirs`, in float64."""
     if ours.shape != theirs.shape:
         raise ValueError(f"{stage} is {theirs.shape} in PyTorch and {ours.shape} in vitx")
     a, b = (array.astype(np.float64).ravel() for array in (ours, theirs))

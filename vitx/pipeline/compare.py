@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vitx.data.datasets.shapes import draw
 from vitx.data.transforms import normalise, resize_image
@@ -34,30 +34,23 @@ from vitx.weights.write import describe
 TOLERANCES: Final = {"float32": 1e-4, "float64": 1e-9}
 _HYBRID: Final = 10
 _OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps", "num_classes")
+_COLUMNS: Final = ("largest difference", "relative", "correlation", "")
 
 
 def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
-    """Prints the comparison and writes `parity.json`.
-
-    Raises:
-      SystemExit: with code 1, where the two differ.
-      ValueError: for a checkpoint that cannot be compared.
-      FileNotFoundError: for a checkpoint or image that does not exist.
-      ImportError: where PyTorch or both libraries are missing.
-    """
+    """Prints the comparison and writes `parity.json`; exit code 1 where the two models differ."""
     config = run.config
     if not config.checkpoint:
         raise ValueError("config.checkpoint is empty: give --config.checkpoint=FILE")
-    dtype = np.dtype(config.precision)
     size = config.image_size[0] if len(config.image_size) == 1 else config.image_size
-    overrides = {name: config[name] for name in _OVERRIDES}
-    with jax.enable_x64(dtype == np.float64):
-        model = load_classifier(config.checkpoint, image_size=size, dtype=dtype, **overrides)
+    overrides = {name: config[name] for name in _OVERRIDES} | {"dtype": config.precision}
+    with jax.enable_x64(config.precision == "float64"):
+        model = load_classifier(config.checkpoint, image_size=size, **overrides)
         reference = build_reference(
-            config.checkpoint, model, config.reference, config.architecture, dtype
+            config.checkpoint, model, config.reference, config.architecture, config.precision
         )
         images = images_for(model, config.images, config.count)
-        ours, theirs = _run_both(run, model, reference, images.astype(dtype))
+        ours, theirs = _run_both(run, model, reference, images.astype(config.precision))
     usual = TOLERANCES[config.precision] * (_HYBRID if model.stem is not None else 1)
     settings = describe(model)
     best = [arrays["logits"].argmax(-1).tolist() for arrays in (theirs, ours) if "logits" in arrays]
@@ -123,17 +116,16 @@ def print_parity(parity: Parity, about: Mapping[str, Any]) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     height, width = about["image_size"]
     table = Table(
+        "",
+        *(Column(name, justify="right") for name in _COLUMNS),
         title=escape(
             f"{Path(about['checkpoint']).name}: {about['library']} and vitx, {about['precision']}"
         ),
         caption=f"{about['images']} images of {height} x {width}; {versions}; vitx on {about['device']}",
     )
-    table.add_column("")
-    for header in ("largest difference", "relative", "correlation", ""):
-        table.add_column(header, justify="right")
     for d in parity.differences:
         correlation = "" if math.isnan(d.correlation) else f"{d.correlation:.9f}"
-        off = "off" if parity.is_off(d) else ""
+        off = "off" if d in parity.off else ""
         table.add_row(d.stage, f"{d.absolute:.1e}", f"{d.relative:.1e}", correlation, off)
     Console(file=sys.stdout, width=100, highlight=False).print(table)
     for name in about["assumed"]:
@@ -149,11 +141,9 @@ def verdict(parity: Parity) -> str:
     if parity.reasons:
         return f"verdict: off, {'; '.join(parity.reasons)}"
     worst = max(parity.differences, key=lambda d: d.relative)
-    classes = (
-        f"the same class predicted on all {len(parity.predicted)} images"
-        if parity.predicted
-        else "logits not compared, as the file has no such head"
-    )
+    classes = "logits not compared, as the file has no such head"
+    if parity.predicted:
+        classes = f"the same class predicted on all {len(parity.predicted)} images"
     return (
         f"verdict: equal, largest relative difference {worst.relative:.1e} ({worst.stage}), tolerance "
         f"{parity.tolerance:.0e}; {classes}"

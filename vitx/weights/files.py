@@ -173,8 +173,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
             "a PyTorch file, and torch is missing: install vitx[torch], or give a .safetensors file"
         ) from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd pickles, which the error below reports
+        with warnings.catch_warnings(action="ignore"):  # about odd pickles, reported below
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

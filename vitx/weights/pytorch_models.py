@@ -5,29 +5,22 @@ tables of names shows as a difference; files with the other library's names go t
 come from the file or the library. Sizes come from vitx's model, and strict loading checks them against the tensors.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import HEAD_WIDTH
 from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata
-from vitx.weights.names import HUGGING_FACE, Named
+from vitx.weights.names import HUGGING_FACE
 
 
 def timm_model(
     model: VisionTransformer, metadata: Metadata, architecture: str, classes: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The model of timm, without weights, and those of its modules whose outputs are compared, by stage.
-
-    `architecture` is timm's name of the model, or "": then `model` has the sizes. Without `classes`
-    there is no head. Raises whatever timm does.
-    """
+    """The model of timm without weights, and its modules whose outputs are compared; without `classes` no head."""
     import timm
     import torch
     from timm.layers import PatchEmbed, StdConv2dSame
@@ -66,29 +59,26 @@ def timm_model(
             weight_init="skip",
         )
         built.norm.eps = metadata.final_norm_eps or norm_eps
-    parts = {f"blocks.{index}": block for index, block in enumerate(built.blocks)}
     first = {"stem": built.patch_embed.backbone} if stem is not None else {}
-    return built, first | parts | {"norm": built.norm}
+    return built, first | _blocks(built.blocks) | {"norm": built.norm}
 
 
 def transformers_model(
-    config: Mapping[str, Any],
-    named: Named,
-    metadata: Metadata,
     model: VisionTransformer,
+    metadata: Metadata,
+    native: Mapping[str, Any] | None,
+    state: dict[str, Any],
     classes: int,
-    dtype: np.dtype,
 ) -> tuple[Any, dict[str, Any]]:
-    """The model of transformers with the file's weights, and its modules as in `timm_model`.
+    """The model of transformers with the tensors `state`, and its modules as in `timm_model`.
 
-    `config` is the config.json beside a file with its names. Raises whatever transformers does.
+    `native` is the config.json of a file with transformers' names, None for timm's names.
     """
     import torch
     from transformers import ViTConfig, ViTForImageClassification, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    native = named.scheme.project == HUGGING_FACE.project
     width, hidden, heads = _sizes(model, metadata)
     norm_eps = metadata.norm_eps or 1e-6
     sizes = {
@@ -98,21 +88,20 @@ def transformers_model(
         "intermediate_size": hidden,
         "patch_size": model.patch,
     }
-    config = sizes | dict(config) if native else sizes | {"layer_norm_eps": norm_eps}
-    vit = ViTConfig.from_dict(config)
+    own = {"layer_norm_eps": norm_eps} if native is None else dict(native)
+    vit = ViTConfig.from_dict(sizes | own)
     vit.image_size, vit.num_labels = list(model.preprocess.size), classes
-    if native:
-        state = arrays(named.original, classes, dtype)
-        state = {n: array for n, array in state.items() if HUGGING_FACE.timm_name(n) is not None}
-    else:
+    if native is None:
         with torch.device("meta"):
             names = ViTForImageClassification(vit).state_dict()
-        state = _renamed(arrays(named.tensors, classes, dtype), names)
+        state = _renamed(state, names)
+    else:
+        state = {n: array for n, array in state.items() if HUGGING_FACE.timm_name(n) is not None}
     filled: Any = ViTForImageClassification.from_pretrained(
         None,
         config=vit,
         state_dict=state,
-        dtype=getattr(torch, dtype.name),
+        dtype=next(iter(state.values())).dtype,
         # The "eager" attention takes its softmax in float32 whatever the model's type.
         attn_implementation="sdpa",
         output_loading_info=True,
@@ -120,11 +109,10 @@ def transformers_model(
     built, report = filled
     if wrong := {*report["missing_keys"], *report["unexpected_keys"]}:
         raise ValueError(f"missing or unknown: {', '.join(sorted(wrong)[:3])}")
-    if not native:
+    if native is None:
         built.vit.layernorm.eps = metadata.final_norm_eps or norm_eps
-    layers = [module for module in built.modules() if type(module).__name__ == "ViTLayer"]
-    parts = {f"blocks.{index}": layer for index, layer in enumerate(layers)}
-    return built, parts | {"norm": built.vit.layernorm}
+    layers = (module for module in built.modules() if type(module).__name__ == "ViTLayer")
+    return built, _blocks(layers) | {"norm": built.vit.layernorm}
 
 
 def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
@@ -141,6 +129,35 @@ def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
     return settings
 
 
+def fill_from_npz(built: Any, path: Path, precision: str) -> None:
+    """Fills timm's model by timm's own reader of Google's files, and checks that it read everything."""
+    import torch
+
+    built.to(getattr(torch, precision))
+    for parameter in built.parameters():
+        parameter.data.fill_(torch.nan)
+    built.load_pretrained(str(path))
+    unread = [name for name, parameter in built.named_parameters() if parameter.isnan().any()]
+    if unread:
+        raise ValueError(f"it does not read {', '.join(unread[:3])}")
+
+
+def torch_tensors(tensors: Mapping[str, Tensor], classes: int, precision: str) -> dict[str, Any]:
+    """PyTorch's tensors; without those of a head where there are no `classes`."""
+    import torch
+
+    head = () if classes else ("head.", "pre_logits.", "classifier.")
+    return {
+        name: torch.from_numpy(tensor.read().astype(precision))
+        for name, tensor in tensors.items()
+        if not name.startswith(head)
+    }
+
+
+def _blocks(blocks: Iterable[Any]) -> dict[str, Any]:
+    return {f"blocks.{index}": block for index, block in enumerate(blocks)}
+
+
 def _sizes(model: VisionTransformer, metadata: Metadata) -> tuple[int, int, int]:
     """Width, hidden width and heads: the file's, else the usual number, else vitx's (then reported as assumed)."""
     width = model.cls_token.shape[-1]
@@ -148,39 +165,13 @@ def _sizes(model: VisionTransformer, metadata: Metadata) -> tuple[int, int, int]
     return width, model.blocks[0].mlp.fc1.bias.shape[0], metadata.num_heads or usual
 
 
-def arrays(tensors: Mapping[str, Tensor], classes: int, dtype: np.dtype) -> dict[str, Any]:
-    """PyTorch's tensors; without those of a head where there are no `classes`."""
-    import torch
-
-    head = () if classes else ("head.", "pre_logits.", "classifier.")
-    return {
-        name: torch.from_numpy(tensor.read().astype(dtype))
-        for name, tensor in tensors.items()
-        if not name.startswith(head)
-    }
-
-
 def _renamed(tensors: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Tensors with timm's names under the `names` of transformers' modules; others keep theirs."""
-    state, used = {}, set()
-    for new in names:
-        name, thirds = HUGGING_FACE.timm_name(new) or "", 1
-        if found := re.fullmatch(r"(.*\.attn\.)([qkv])(\..*)", name):
-            name, thirds = f"{found[1]}qkv{found[3]}", 3
-        if name in tensors:
-            used.add(name)
-            state[new] = tensors[name].chunk(thirds)["qkv".index(found[2]) if found else 0]
-    return state | {name: array for name, array in tensors.items() if name not in used}
-
-
-def fill_from_npz(built: Any, path: Path, dtype: np.dtype) -> None:
-    """Fills timm's model by timm's own reader of Google's files, and checks that it read everything."""
-    import torch
-
-    built.to(getattr(torch, dtype.name))
-    for parameter in built.parameters():
-        parameter.data.fill_(torch.nan)
-    built.load_pretrained(str(path))
-    unread = [name for name, parameter in built.named_parameters() if parameter.isnan().any()]
-    if unread:
-        raise ValueError(f"it does not read {', '.join(unread[:3])}")
+    theirs, state = {HUGGING_FACE.timm_name(name): name for name in names}, {}
+    for name, tensor in tensors.items():
+        if ".attn.qkv." in name:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                state[theirs.get(name.replace(".qkv.", f".{part}."), f"{name}.{part}")] = third
+        else:
+            state[theirs.get(name, name)] = tensor
+    return state

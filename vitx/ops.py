@@ -1,4 +1,4 @@
-"""The operations a model may use, as plain JAX, and `Ops`, the set of them that a model is called with.
+"""The operations a model may use, `Ops`, the set of them that it is called with, and `Explainable`, what it must offer.
 
 A model never writes `x + y` or `x @ w`: it calls `ops.add` or `ops.linear`. `PLAIN` is ordinary arithmetic. A rule
 set of `vitx.relevance.rulesets` computes the same values, at full float32 precision whatever the backend's default,
@@ -7,9 +7,9 @@ both. Arrays are positional arguments, constants are keyword arguments.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +156,78 @@ class Ops:
 
 PLAIN = Ops()
 """Ordinary arithmetic, at the backend's default matrix precision, for training and prediction."""
+
+
+class Statistics(Protocol):
+    """Input statistics of a model: input = (pixels in [0, 1] - mean) / std."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of each channel."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of each channel."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+
+
+class Explainable(Protocol):
+    """A model that can be explained: what its tokens are, and its forward pass in parts.
+
+    Tokens are (B, N, D): prefix tokens (class token, registers) first, then the patches of the grid in row order.
+    `vitx.models.vit.VisionTransformer` is one.
+    """
+
+    @property
+    def preprocess(self) -> Statistics:
+        """Input statistics and size."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Number of tokens before those of the patches."""
+
+    @property
+    def width(self) -> int:
+        """Channels of a token, D."""
+
+    @property
+    def attention_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """(heads, Q, N) of each block's attention, Q the number of queries that the block computes."""
+
+    def features(self, images: Array, ops: Ops = PLAIN) -> Array:
+        """Images (B, H, W, 3) -> what `embed` reads: the images themselves, or a stem's map."""
+
+    def embed(self, features: Array, ops: Ops = PLAIN) -> Array:
+        """Features -> tokens (B, N, D)."""
+
+    def encode(
+        self,
+        tokens: Array,
+        ops: Ops = PLAIN,
+        probes: Sequence[Array | None] | None = None,
+        lean: bool = False,
+    ) -> tuple[Array, list[Array]]:
+        """Tokens -> the tokens that `classify` reads, and each block's attention; see `probe`.
+
+        With `lean` a backward pass takes little memory, and the last block's attention alone is returned.
+        """
+
+    def pooled_row(self, attention: Array) -> Array:
+        """The row that the pooled output reads: (..., Q, N) of the last block, or a product -> (..., N)."""
+
+    def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `encode` -> logits (B, classes)."""
+
+    def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
+        """Images (B, H, W, 3) -> logits (B, classes)."""

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitx.evaluation.average_precision import average_precision, average_precision_multilabel
 from vitx.evaluation.bootstrap import bootstrap_interval
 from vitx.evaluation.metrics import (
     SCORE_BINS,
     SegmentationCounts,
-    average_precision,
-    average_precision_multilabel,
     confusion_matrix,
     mean_iou,
     per_class_iou,
@@ -207,6 +206,20 @@ def test_average_precision_equals_a_loop(length, levels, seed):
     np.testing.assert_allclose(
         average_precision(scores[:, shuffled], targets[:, shuffled], valid[:, shuffled]), found
     )
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        ([1.0, 2.0], [0.5, 1.0], "targets must be 0 or 1"),
+        ([1.0, 2.0], [np.nan, 1.0], "targets must be 0 or 1"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), [0, 1], "scores must not be a masked"),
+        ([1.0, 2.0], np.ma.masked_array([0, 1], [True, False]), "targets must not be a masked"),
+    ],
+)
+def test_bad_targets_are_named(scores, targets, message):
+    with pytest.raises(ValueError, match=message):
+        average_precision(scores, targets)
 
 
 def test_multilabel_average_precision_leaves_out_absent_classes():

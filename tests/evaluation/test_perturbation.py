@@ -245,6 +245,9 @@ def test_bad_input_is_named(data):
             ValueError, match=r"must be classes from 0 up|target 99 must be in \[0, 4\)"
         ):
             perturb_batch(model, jnp.asarray(pixels), jnp.asarray(heatmaps), jnp.asarray(wrong))
+    for heat in (broken, jnp.asarray(broken), np.stack([heatmaps, broken], 1)):
+        with pytest.raises(ValueError, match="heatmap 3 is not finite"):
+            perturb_batch(model, pixels, heat, targets)
     with pytest.raises(ValueError, match="heatmaps must be real numbers, not complex64"):
         perturb_batch(model, pixels, jnp.asarray(heatmaps, jnp.complex64), targets)
     with pytest.raises(ValueError, match="must increase"):

@@ -172,7 +172,7 @@ def test_the_last_block_computes_the_class_token_alone():
     np.testing.assert_allclose(logits, model.classify(whole), rtol=1e-12)
 
 
-def test_taps_reach_their_blocks():
+def test_probes_reach_their_blocks():
     model = small_vit()
     images = images_for(model, 2)
     first, last = jnp.zeros((2, 2, 7, 7)), jnp.zeros((2, 2, 1, 7))

@@ -303,7 +303,7 @@ def test_a_method_is_one_function(monkeypatch, tmp_path):
     @methods.method("toy: <the last attention>", by_class=False)
     def _toy(model, images, ops, start_layer, lean):
         logits, attention, _ = methods.last_block(model, images, ops)
-        return logits, lambda hot: attention[:, :, 0, 1:].mean(1).reshape(-1, *model.grid)
+        return logits, lambda hot: methods.on_grid(model, attention.mean(1))
 
     model = small_vit()
     pixels, targets, masks = inputs(model)

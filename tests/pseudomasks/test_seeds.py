@@ -88,7 +88,7 @@ def test_flat_seed_maps_are_counted_and_reported(tmp_path):
         stage, "val", "none"
     ) == (0, 0)
     (told,) = masks_section._flat({"val": {"cues": 2, "flat": 1}})
-    assert told == "Seed maps without contrast, which point to nothing: 1 of 2 on val."
+    assert told == "Seed maps without contrast, which show nothing: 1 of 2 on val."
     assert masks_section._flat({"val": {"cues": 2, "flat": 0}}) == []
 
 
@@ -212,6 +212,15 @@ def test_classes_beyond_a_byte_are_refused(xp):
             jax.jit(lambda seed_maps, classes=classes: seed_mask(seed_maps, classes))(
                 jnp.asarray(seed_maps)
             )
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_bad_seed_maps_and_classes_are_named(xp):
+    seed_maps = xp.ones((1, 2, 2), np.float32)
+    with pytest.raises(ValueError, match="classes must be integers, not float32"):
+        seed_mask(seed_maps, xp.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="the seed maps hold NaN or infinite values"):
+        seed_mask(seed_maps * xp.asarray(np.nan, np.float32), xp.asarray([0]))
 
 
 def test_several_backgrounds_are_as_many_masks():

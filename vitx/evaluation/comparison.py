@@ -23,7 +23,7 @@ from vitx.evaluation.perturbation import (
 )
 from vitx.evaluation.ranking import are_increasing
 from vitx.evaluation.segmentation import method_scores
-from vitx.ops import Array
+from vitx.ops import Array, Explainable
 from vitx.relevance.explain import METHODS, explain
 from vitx.relevance.methods import REGISTRY, Method
 
@@ -105,7 +105,7 @@ class Comparison:
         """Whether images need a true class among the model's outputs."""
         return "perturbation" in self.measures or "target" in self.explained
 
-    def __call__(self, model: Any, images: Array, targets: Array) -> tuple[Array, Array]:
+    def __call__(self, model: Explainable, images: Array, targets: Array) -> tuple[Array, Array]:
         """Normalised images (B, H, W, 3), targets (B,) -> logits (B, C), raw maps (B, M, h, w), M as `columns`.
 
         The maps are on the token grid, but all in pixels where one of them is ("lrp" without a stem).
@@ -122,7 +122,7 @@ class Comparison:
             maps = [resize_maps(x, (images.shape[1], images.shape[2])) for x in maps]
         return logits, jnp.stack(maps, 1)
 
-    def _maps(self, model: Any, images: Array, method: str, classes: Array) -> Array:
+    def _maps(self, model: Explainable, images: Array, method: str, classes: Array) -> Array:
         name = method.removesuffix(STABLE)
         rules = "stable" if method.endswith(STABLE) else "published"
         wanted = classes if REGISTRY[name].by_class else classes[:, :1]
@@ -145,7 +145,7 @@ def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
 @functools.cache
 def program(
     comparison: Comparison, mode: str = "jit", over: Mesh | None = None
-) -> Callable[[Any, ArrayLike, ArrayLike], dict[str, np.ndarray]]:
+) -> Callable[[Explainable, ArrayLike, ArrayLike], dict[str, np.ndarray]]:
     """What the comparison does to a batch, compiled for a mesh, see `parallel.per_example`.
 
     Returns:
@@ -154,7 +154,7 @@ def program(
       (B, M, F) under each direction, whether the model is right, and "clean" (B,), of the unperturbed images.
     """
 
-    def run(model: Any, pixels: Array, targets: Array) -> dict[str, Array]:
+    def run(model: Explainable, pixels: Array, targets: Array) -> dict[str, Array]:
         mean, std = model.preprocess.mean, model.preprocess.std
         if "perturbation" not in comparison.measures:
             return {"maps": explain_pixels(model, comparison, pixels, targets, mean, std)[1]}

@@ -1,7 +1,7 @@
-"""Scores: pixel accuracy, IoU, average precision, F1.
+"""Scores of segmentation: pixel accuracy, IoU, average precision, F1, confusion matrices.
 
 Everything here is NumPy in float64, vectorised over images, so the numbers do not depend on the
-device's precision. Functions return fractions in [0, 1]. What is counted, and how, is docs/protocol.md's
+device's precision. Functions return fractions in [0, 1]. The definitions are in docs/protocol.md,
 "ImageNet-Segmentation (Table 3)".
 """
 
@@ -12,19 +12,25 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vitx.data.palette import IGNORED
+from vitx.evaluation.average_precision import (
+    average_precision,
+    divide,
+    real_numbers,
+    unmasked,
+)
+
 Array = NDArray[np.float64]
 
-IGNORED = 255
-_LARGEST_INT = 2**53  # beyond it float64 does not tell neighbouring integers apart
 SCORE_BINS = 100  # resolution of the pooled precision-recall curve
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationCounts:
-    """What the scores of foreground maps need, a row per image: stored, joined, drawn anew.
+    """Counts that the scores of foreground maps are computed from, a row for each image.
 
     Attributes:
-        correct: (N,) pixels labelled right.
+        correct: (N,) pixels labelled correctly.
         labelled: (N,) pixels that are not ignored.
         intersection: (N, 2) pixels of background, foreground in both the prediction and the truth.
         union: (N, 2) pixels of background, foreground in either.
@@ -77,18 +83,18 @@ class SegmentationCounts:
         weights = (
             np.ones(len(self)) if weights is None else np.asarray(weights, np.float64)
         )  # (..., N)
-        iou = _divide(weights @ self.intersection, weights @ self.union)  # (..., 2)
+        iou = divide(weights @ self.intersection, weights @ self.union)  # (..., 2)
         usable = weights * (self.labelled > 0)
         foreground, union = self.intersection[:, 1], self.union[:, 1]
-        f1 = _divide(
+        f1 = divide(
             2.0 * foreground, foreground + union
         )  # the sizes of both regions add to intersection + union
         return {
-            "pixel_accuracy": _divide(weights @ self.correct, weights @ self.labelled),
+            "pixel_accuracy": divide(weights @ self.correct, weights @ self.labelled),
             "iou": iou,
             "miou": iou.mean(-1),
-            "map": _divide(usable @ self.ap, usable.sum(-1)),
-            "mf1": _divide(usable @ f1, usable.sum(-1)),
+            "map": divide(usable @ self.ap, usable.sum(-1)),
+            "mf1": divide(usable @ f1, usable.sum(-1)),
         }
 
     def precision_recall(self) -> dict[str, Array]:
@@ -103,8 +109,8 @@ class SegmentationCounts:
         selected = background + foreground
         return {
             "threshold": np.arange(SCORE_BINS) / SCORE_BINS,
-            "precision": np.where(selected > 0, _divide(foreground, selected), 1.0),
-            "recall": _divide(foreground, foreground[0]),
+            "precision": np.where(selected > 0, divide(foreground, selected), 1.0),
+            "recall": divide(foreground, foreground[0]),
         }
 
 
@@ -127,7 +133,7 @@ def segmentation_counts(
         ValueError: shapes differ, there is no map, one is not finite or not real, or a mask is not
             of integers or has another value.
     """
-    maps, masks = _real("maps", maps), _labels("masks", masks)
+    maps, masks = real_numbers("maps", maps), _labels("masks", masks)
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(f"maps {maps.shape} and masks {masks.shape} must both be (N, H, W)")
     if not maps.size:
@@ -145,7 +151,7 @@ def segmentation_counts(
 
     low, high = maps.min(1, keepdims=True), maps.max(1, keepdims=True)
     varied = high > low
-    scores = _divide(maps - low, high - low)  # (N, P), all 0 where the map is constant
+    scores = divide(maps - low, high - low)  # (N, P), all 0 where the map is constant
     limit = scores.mean(1, keepdims=True) if threshold is None else threshold
     predicted, truth = scores > limit, masks == 1
     regions = [((~predicted) & valid, ~truth & valid), (predicted & valid, truth & valid)]
@@ -171,71 +177,6 @@ def segmentation_scores(maps: ArrayLike, masks: ArrayLike) -> dict[str, Array]:
     values.
     """
     return segmentation_counts(maps, masks).scores()
-
-
-def average_precision(
-    scores: ArrayLike, targets: ArrayLike, valid: ArrayLike | None = None
-) -> Array:
-    """Average precision along the last axis: sum over thresholds of recall gained x precision.
-
-    Equal scores form one threshold, so the order within ties does not matter; nothing is
-    interpolated.
-
-    Args:
-        scores: (..., M) real, higher means more likely positive; not NaN.
-        targets: (..., M) bool.
-        valid: (..., M) bool, entries that take part; by default all.
-
-    Returns:
-        (...) fractions, 0 where there is no positive.
-
-    Raises:
-        ValueError: scores are not real numbers.
-    """
-    scores, targets = _real("scores", scores), np.asarray(targets, bool)
-    valid = np.ones(scores.shape, bool) if valid is None else np.asarray(valid, bool)
-    # Invalid entries come last and weigh nothing.
-    order = np.argsort(-np.where(valid, scores, -np.inf), axis=-1)
-    ranked = np.take_along_axis(scores, order, -1)
-    hits = np.cumsum(np.take_along_axis(targets & valid, order, -1), -1)  # (..., M)
-    precision = hits / np.maximum(np.cumsum(np.take_along_axis(valid, order, -1), -1), 1)
-
-    threshold_ends = np.ones(scores.shape, bool)
-    threshold_ends[..., :-1] = ranked[..., 1:] != ranked[..., :-1]
-    reached = np.where(threshold_ends, hits, 0)
-    before = np.zeros_like(hits)
-    before[..., 1:] = np.maximum.accumulate(reached, -1)[..., :-1]
-    gained = np.where(threshold_ends, hits - before, 0)
-    return _divide((gained * precision).sum(-1), hits[..., -1])
-
-
-def average_precision_multilabel(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, float]:
-    """Average precision of each class over images, and its mean.
-
-    Args:
-        scores: (N, C) logits or probabilities.
-        labels: (N, C) multi-hot, 0 or 1.
-
-    Returns:
-        (C,) values, NaN for a class without positives, and the mean over the other classes.
-
-    Raises:
-        ValueError: shapes differ, a score is not a number, a label is not 0 or 1, or no class has a
-            positive.
-    """
-    scores, labels = _real("scores", scores), np.asarray(labels)
-    if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be (N, C)")
-    if np.isnan(scores).any():
-        raise ValueError("the scores hold NaN: the classifier has diverged")
-    positive = labels == 1
-    if not (positive | (labels == 0)).all():
-        raise ValueError("multi-hot labels must be 0 or 1")
-    present = positive.any(0)
-    if not present.any():
-        raise ValueError(f"no class has a positive among {len(scores)} images")
-    per_class = np.where(present, average_precision(scores.T, positive.T), np.nan)  # (C,)
-    return per_class, float(per_class[present].mean())
 
 
 def confusion_matrix(
@@ -270,7 +211,7 @@ def per_class_iou(confusion: ArrayLike) -> Array:
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1)  # (..., C)
     truth = confusion.sum(-1)
     return np.where(
-        truth > 0, _divide(intersection, truth + confusion.sum(-2) - intersection), np.nan
+        truth > 0, divide(intersection, truth + confusion.sum(-2) - intersection), np.nan
     )
 
 
@@ -293,28 +234,12 @@ def mean_iou(confusion: ArrayLike) -> Array:
     return np.where(present, iou, 0.0).sum(-1) / present.sum(-1)
 
 
-def _real(name: str, values: ArrayLike) -> Array:
-    """Real numbers in float64, none of which loses its place among the others."""
-    found = np.asarray(values)
-    if found.dtype != np.longdouble and not np.can_cast(found.dtype, np.float64):
-        raise ValueError(f"{name} must be real numbers, not {found.dtype}")
-    if found.dtype.kind in "iu" and ((found > _LARGEST_INT) | (found < -_LARGEST_INT)).any():
-        raise ValueError(f"{name} hold integers beyond 2^53, which float64 does not tell apart")
-    return found.astype(np.float64)
-
-
 def _labels(name: str, values: ArrayLike) -> np.ndarray:
     """Labels, which are integers or bools."""
-    found = np.asarray(values)
+    found = unmasked(name, values)
     if found.dtype.kind not in "biu":
         raise ValueError(f"{name} must be integers, not {found.dtype}")
     return found
-
-
-def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:
-    """Quotients, and 0 where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, np.float64), denominator)
-    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
 
 
 def _score_histogram(

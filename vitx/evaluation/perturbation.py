@@ -2,8 +2,8 @@
 
 Ranking, masking and all forwards run in one jitted program. One ranking of a heatmap serves every
 fraction, and the clean forward serves every heatmap of an image and both directions. The model runs
-on B images at a time throughout, so the memory is that of one forward, however many fractions and
-heatmaps there are.
+on B images at a time, so the memory is that of one forward, however many fractions and heatmaps
+there are.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ from vitx.evaluation.ranking import (
     pixel_counts,
     rankable,
     removal_ranks,
-    require_real,
+    require_rankable,
 )
+from vitx.ops import Array
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
 
 Statistics = float | Sequence[float]
-Model = Callable[[jax.Array], jax.Array]
-Explain = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-_Array = jax.Array | np.ndarray
+Model = Callable[[Array], Array]
+Explain = Callable[[Any, Array, Array], tuple[Array, Array]]
 
 
 def perturbation_curve(
@@ -71,26 +71,24 @@ def perturbation_curve(
             range; a heatmap is not finite; or fractions are not increasing.
     """
     pixels, heatmaps, targets = np.asarray(pixels), np.asarray(heatmaps), np.asarray(targets)
-    _check_values(pixels, heatmaps, targets)
-    direction = (DIRECTIONS[0 if positive else 1],)
-    batch_size = min(batch_size, len(pixels))
+    _check_arrays(pixels, heatmaps[:, None], targets)
+    require_rankable(heatmaps)
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(
+            f"pixels reach {pixels.min():g} to {pixels.max():g}, not [0, 1]: divide by 255 only"
+        )
+    direction = DIRECTIONS[0 if positive else 1]
+    count = len(pixels)
+    batch_size = min(batch_size, count)
     correct = []
-    for start in range(0, len(pixels), batch_size):
-        rows = np.arange(start, start + batch_size).clip(
-            max=len(pixels) - 1
-        )  # the last batch repeats its last image
+    for start in range(0, count, batch_size):
+        # The last batch repeats its last image, so that one program serves all.
+        rows = np.arange(start, start + batch_size).clip(max=count - 1)
+        batch = pixels[rows], heatmaps[rows], targets[rows]
         found = perturb_batch(
-            model,
-            pixels[rows],
-            heatmaps[rows],
-            targets[rows],
-            fractions,
-            mean,
-            std,
-            fill=fill,
-            directions=direction,
-        )[direction[0]]
-        correct.append(np.asarray(found)[: len(pixels) - start])
+            model, *batch, fractions, mean, std, fill=fill, directions=(direction,)
+        )
+        correct.append(np.asarray(found[direction])[: count - start])
     accuracy = np.concatenate(correct).mean(0, dtype=np.float64)  # (F,)
     return {"accuracy": accuracy, "auc": area_under_curve(accuracy, fractions)}
 
@@ -106,7 +104,7 @@ def perturb_batch(
     *,
     fill: float = 0.0,
     directions: Sequence[str] = DIRECTIONS,
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """Whether the model is right after each removal; arguments as for `perturbation_curve`.
 
     The heatmaps are (B, H, W), or (B, M, H, W): several per image, which share the clean forward.
@@ -115,8 +113,8 @@ def perturb_batch(
     Returns:
         bool (B, F), or (B, M, F), for each direction.
     """
-    pixels, heatmaps = jnp.asarray(pixels), rankable(heatmaps)
-    targets, single = _class_indices(targets), heatmaps.ndim == 3
+    pixels, heatmaps, targets = jnp.asarray(pixels), rankable(heatmaps), _class_indices(targets)
+    single = heatmaps.ndim == 3
     heatmaps = heatmaps[:, None] if single else heatmaps  # (B, M, H, W)
     found = _program(model, None, pixels, heatmaps, targets, mean, std, fill, fractions, directions)
     return {name: right[:, 0] if single else right for name, right in found.items()}
@@ -133,7 +131,7 @@ def explain_and_perturb(
     *,
     fill: float = 0.0,
     directions: Sequence[str] = DIRECTIONS,
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """Explanation, upsampling, ranking and all masked forwards in one jitted program.
 
     `explain(model, images, targets)` takes normalised images (B, H, W, 3) and targets (B,), and
@@ -156,24 +154,11 @@ def explain_pixels(
     targets: ArrayLike,
     mean: Statistics = 0.5,
     std: Statistics = 0.5,
-) -> tuple[jax.Array, jax.Array]:
-    """What `explain` gives for pixels in [0, 1], arguments as for `explain_and_perturb`: logits (B, C), maps."""
+) -> tuple[Array, Array]:
+    """Logits (B, C) and maps of `explain` for pixels in [0, 1]; arguments as for `explain_and_perturb`."""
     pixels, targets = jnp.asarray(pixels), _class_indices(targets)
     _check_arrays(pixels, None, targets)
-    means, stds = _statistics(mean, std, pixels.dtype)
-    return _explained(model, explain, pixels, targets, means, stds)
-
-
-@partial(jax.jit, static_argnames="explain")
-def _explained(
-    model: Any,
-    explain: Explain,
-    pixels: jax.Array,
-    targets: jax.Array,
-    mean: jax.Array,
-    std: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    return explain(model, _normalised(pixels, mean, std), targets)
+    return explain(model, _normalised(pixels, *_statistics(mean, std, pixels.dtype)), targets)
 
 
 def area_under_curve(
@@ -188,15 +173,15 @@ def area_under_curve(
 def _program(
     model: Model,
     explain: Explain | None,
-    pixels: jax.Array,
-    heatmaps: jax.Array | None,
-    targets: jax.Array,
+    pixels: Array,
+    heatmaps: Array | None,
+    targets: Array,
     mean: Statistics,
     std: Statistics,
     fill: float,
     fractions: Sequence[float],
     directions: Sequence[str],
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
     _check_arrays(pixels, heatmaps, targets)
     fractions, directions = tuple(float(f) for f in fractions), tuple(directions)
@@ -207,7 +192,7 @@ def _program(
     if not 0 <= fill <= 1:
         raise ValueError(f"fill must be in [0, 1], as the pixels are, not {fill}")
     means, stds = _statistics(mean, std, pixels.dtype)
-    is_pytree = all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(model))
+    is_pytree = all(isinstance(leaf, Array | np.ndarray) for leaf in jax.tree.leaves(model))
     run = _jitted if is_pytree else _jitted_function
     # The masked forwards run at the precision of `explain`: a curve is of one model.
     with jax.default_matmul_precision("highest"):
@@ -222,21 +207,20 @@ def _program(
 
 def _perturb(
     model: Model,
-    pixels: jax.Array,  # (B, H, W, 3)
-    heatmaps: jax.Array | None,  # (B, M, H, W); None: `explain` makes them
-    targets: jax.Array,  # (B,)
-    mean: jax.Array,
-    std: jax.Array,
-    fill: jax.Array,
+    pixels: Array,  # (B, H, W, 3)
+    heatmaps: Array | None,  # (B, M, H, W); None: `explain` makes them
+    targets: Array,  # (B,)
+    mean: Array,
+    std: Array,
+    fill: Array,
     explain: Explain | None,
     fractions: tuple[float, ...],
     directions: tuple[str, ...],
-) -> dict[str, jax.Array]:
+) -> dict[str, Array]:
     *_, height, width, _ = pixels.shape
-
     normalise = partial(_normalised, mean=mean, std=std)
 
-    def right(logits: jax.Array) -> jax.Array:
+    def right(logits: Array) -> Array:
         return jnp.argmax(logits, -1).astype(jnp.int32) == targets  # (B,)
 
     if heatmaps is None:
@@ -249,15 +233,15 @@ def _perturb(
     ranks = jnp.stack([removal_ranks(heatmaps, name) for name in directions])  # (D, B, M, H, W)
     ranks = jnp.moveaxis(ranks, 2, 1)  # (D, M, B, H, W)
 
-    # Where no pixel goes, the clean forward stands.
+    # Where no pixel is removed, the clean forward counts.
     counts = pixel_counts(height * width, fractions)
     removed = jnp.asarray([count for count in counts if count], jnp.int32)  # (F',)
 
-    def masked(order: jax.Array, count: jax.Array) -> jax.Array:
+    def masked(order: Array, count: Array) -> Array:
         images = jnp.where((order < count)[..., None], fill, pixels)
         return right(model(normalise(images)))  # (B,)
 
-    def curve(order: jax.Array) -> jax.Array:
+    def curve(order: Array) -> Array:
         return jax.lax.map(partial(masked, order), removed)  # (F', B)
 
     found = jax.lax.map(curve, ranks.reshape(-1, *ranks.shape[2:]))  # (D * M, F', B)
@@ -269,11 +253,11 @@ def _perturb(
     return figures if explain is None else figures | {"maps": maps, "clean": clean}
 
 
-def _normalised(pixels: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def _normalised(pixels: Array, mean: Array, std: Array) -> Array:
     return (pixels - mean[None, None, None]) / std[None, None, None]  # (B, H, W, 3)
 
 
-def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[jax.Array]:
+def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[Array]:
     """Three means and three standard deviations."""
     means, stds = (np.asarray(value, dtype) for value in (mean, std))  # as they are computed with
     if not np.isfinite(means).all():
@@ -288,9 +272,9 @@ _jitted = jax.jit(_perturb, static_argnames=_OPTIONS)
 _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
 
 
-def _class_indices(targets: ArrayLike) -> jax.Array:
+def _class_indices(targets: ArrayLike) -> Array:
     """Targets as int32; ValueError where they are no integers or, if their values are known, negative."""
-    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
+    targets = targets if isinstance(targets, Array) else np.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets must be integers, not {targets.dtype}")
     if not isinstance(targets, jax.core.Tracer):
@@ -302,30 +286,14 @@ def _class_indices(targets: ArrayLike) -> jax.Array:
     return jnp.asarray(targets).astype(jnp.int32)
 
 
-def _check_values(pixels: np.ndarray, heatmaps: np.ndarray, targets: np.ndarray) -> None:
-    _check_arrays(pixels, heatmaps[:, None], targets)
-    require_real(heatmaps.dtype)
-    if not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(
-            f"pixels reach {pixels.min():g} to {pixels.max():g}, not [0, 1]: divide by 255 only"
-        )
-    if not np.isfinite(heatmaps).all():
-        raise ValueError(
-            f"heatmap {np.flatnonzero(~np.isfinite(heatmaps).all((1, 2)))[0]} is not finite"
-        )
-
-
-def _check_arrays(pixels: _Array, heatmaps: _Array | None, targets: _Array) -> None:
+def _check_arrays(pixels: Any, heatmaps: Any, targets: Any) -> None:
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or not len(pixels):
         raise ValueError(f"pixels {pixels.shape} must be (N, H, W, 3) with at least one image")
     if targets.shape != pixels.shape[:1]:
         raise ValueError(f"targets {targets.shape} must be {pixels.shape[:1]}, one class per image")
-    wanted = pixels.shape[:3]
-    if heatmaps is not None and (
-        heatmaps.ndim != 4 or (len(heatmaps), *heatmaps.shape[2:]) != wanted
-    ):
-        raise ValueError(
-            f"heatmaps {(len(heatmaps), *heatmaps.shape[2:])} must be {wanted}, as the pixels"
-        )
+    if heatmaps is not None:
+        found, wanted = (len(heatmaps), *heatmaps.shape[2:]), pixels.shape[:3]
+        if heatmaps.ndim != 4 or found != wanted:
+            raise ValueError(f"heatmaps {found} must be {wanted}, as the pixels")
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ValueError(f"pixels are {pixels.dtype}: divide by 255, they must be floats in [0, 1]")

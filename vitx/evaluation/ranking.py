@@ -1,4 +1,4 @@
-"""In which order pixels are removed, and how many: exact, also at ties."""
+"""The order in which pixels are removed, and their number: exact, also at ties."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+
+from vitx.ops import Array
 
 
 def pixel_counts(pixels: int, fractions: Sequence[float]) -> tuple[int, ...]:
@@ -23,17 +25,18 @@ def are_increasing(fractions: Sequence[float]) -> bool:
     return bool(fractions) and inside and all(a < b for a, b in pairwise(fractions))
 
 
-def rankable(heatmaps: ArrayLike) -> jax.Array:
-    """Heatmaps (..., H, W) as JAX holds them, with the order of those that were given.
+def rankable(heatmaps: ArrayLike) -> Array:
+    """Heatmaps (..., H, W) as JAX arrays of the same order.
 
-    64-bit values that differ may be equal in 32 bits: without 64-bit mode each map's are replaced by their ranks.
+    64-bit values that differ may be equal in 32 bits, and XLA sorts subnormal values as zeros: without 64-bit mode each
+    such map's values are replaced by their ranks.
 
     Raises:
-        ValueError: They are no real numbers.
+        ValueError: They are no real numbers, or not finite; values are not checked inside a `jit`.
     """
-    heatmaps = heatmaps if isinstance(heatmaps, jax.Array) else np.asarray(heatmaps)
-    require_real(heatmaps.dtype)
-    if isinstance(heatmaps, jax.Array):
+    heatmaps = heatmaps if isinstance(heatmaps, Array) else np.asarray(heatmaps)
+    require_rankable(heatmaps)
+    if isinstance(heatmaps, Array):
         return heatmaps
     fits = heatmaps.dtype.itemsize <= jnp.result_type(float).itemsize
     if fits and not (jnp.issubdtype(heatmaps.dtype, jnp.floating) and _any_subnormal(heatmaps)):
@@ -44,18 +47,21 @@ def rankable(heatmaps: ArrayLike) -> jax.Array:
 
 
 def _any_subnormal(values: np.ndarray) -> bool:
-    """Whether some are so small that XLA sorts them as zeros."""
     magnitude = np.abs(values.astype(np.float64))
     return bool(((magnitude > 0) & (magnitude < np.finfo(np.float32).tiny)).any())
 
 
-def require_real(dtype: np.dtype) -> None:
-    """ValueError where heatmaps of this type are no real numbers."""
-    if dtype.kind not in "biuf" and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"heatmaps must be real numbers, not {dtype}")
+def require_rankable(heatmaps: Array | np.ndarray) -> None:
+    """ValueError where heatmaps (N, ..., H, W) are no real numbers, or not finite."""
+    if heatmaps.dtype.kind not in "biuf" and not jnp.issubdtype(heatmaps.dtype, jnp.floating):
+        raise ValueError(f"heatmaps must be real numbers, not {heatmaps.dtype}")
+    if not isinstance(heatmaps, jax.core.Tracer):
+        finite = np.isfinite(np.asarray(heatmaps)).all(tuple(range(1, heatmaps.ndim)))
+        if not finite.all():
+            raise ValueError(f"heatmap {finite.argmin()} is not finite")
 
 
-def removal_ranks(heatmaps: jax.Array, direction: str) -> jax.Array:
+def removal_ranks(heatmaps: Array, direction: str) -> Array:
     """Each pixel's place in the order of removal: (..., H, W) -> int32 (..., H, W), 0 first.
 
     "positive" removes the highest values first, "negative" the lowest. Among equal values the

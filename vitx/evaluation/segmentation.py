@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vitx.data.palette import IGNORED
 from vitx.data.transforms import resize_maps
 from vitx.evaluation.metrics import SegmentationCounts, segmentation_counts
 
@@ -51,4 +52,4 @@ def foreground_masks(masks: ArrayLike, classes: ArrayLike | None = None) -> np.n
     """
     masks = np.asarray(masks).astype(np.int16)
     wanted = masks > 0 if classes is None else masks == np.asarray(classes, np.int16)[:, None, None]
-    return np.where(masks == 255, np.int16(-1), wanted.astype(np.int16))
+    return np.where(masks == IGNORED, np.int16(-1), wanted.astype(np.int16))

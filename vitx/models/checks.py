@@ -1,19 +1,15 @@
-"""Checks of arguments: counts, image sizes, statistics. Numbers of NumPy and JAX become Python's."""
+"""Checks of numbers from callers and files; those of NumPy and JAX become Python's."""
 
-import math
-import operator
-from collections.abc import Callable, Sequence
-from numbers import Real
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 
 T = TypeVar("T")
 
 
 def checked(name: str, value: Any, check: Callable[[Any], T]) -> T:
-    """The value that `check` gives, or its ValueError with the argument's name before it."""
+    """The value that `check` returns; its ValueError gets the argument's name in front."""
     try:
         return check(value)
     except ValueError as error:
@@ -21,64 +17,39 @@ def checked(name: str, value: Any, check: Callable[[Any], T]) -> T:
 
 
 def positive_int(value: Any) -> int:
-    """A count, at least 1, as an int.
-
-    Args:
-      value: a Python, NumPy or JAX integer, or an array () of one.
-
-    Raises:
-      ValueError: for anything else, such as 3.0, True or "3"; the caller adds the argument's name.
-    """
-    number = _whole(value)
+    """A count, at least 1; 3.0, True and "3" raise ValueError."""
+    number = _numbers(value, "iu", ())
     if number is None or number < 1:
         raise ValueError(f"must be a positive whole number, not {value!r}")
-    return number
+    return int(number)
 
 
 def positive_float(value: Any) -> float:
-    """A positive, finite number as a float.
-
-    Raises:
-      ValueError: for anything else; the caller adds the argument's name.
-    """
-    number = _real(value)
-    if number is None or not 0 < number < math.inf:
+    """A finite number above 0."""
+    number = _numbers(value, "iuf", ())
+    if number is None or number <= 0:
         raise ValueError(f"must be a positive number, not {value!r}")
-    return number
+    return float(number)
 
 
 def image_size(value: Any) -> tuple[int, int]:
-    """A size (height, width) in pixels, each at least 1.
-
-    Args:
-      value: one side for both, or two sides in a sequence or an array (2,); integers of Python,
-        NumPy or JAX.
-
-    Raises:
-      ValueError: for anything else; the caller adds the argument's name.
-    """
-    row = _row(value)
-    found = [_whole(side) for side in ((value, value) if row is None else row)]
-    sides = [side for side in found if side is not None and side >= 1]
-    if len(found) == len(sides) == 2:
-        return sides[0], sides[1]
-    raise ValueError(f"must be a side or (H, W), positive whole numbers of pixels, not {value!r}")
+    """A size (height, width) in pixels, from one side for both or from two."""
+    sides = _numbers(value, "iu", (), (2,))
+    if sides is None or sides.min() < 1:
+        raise ValueError(
+            f"must be a side or (H, W), positive whole numbers of pixels, not {value!r}"
+        )
+    height, width = np.broadcast_to(sides, 2).tolist()
+    return height, width
 
 
 def three_numbers(value: Any) -> tuple[float, float, float]:
-    """Three finite numbers, one a colour channel, as floats.
-
-    Args:
-      value: a sequence or an array (3,); numbers of Python, NumPy or JAX.
-
-    Raises:
-      ValueError: for anything else; the caller adds the argument's name.
-    """
-    found = [_real(number) for number in _row(value) or ()]
-    numbers = [number for number in found if number is not None and math.isfinite(number)]
-    if len(found) == len(numbers) == 3:
-        return numbers[0], numbers[1], numbers[2]
-    raise ValueError(f"must be three numbers, not {value!r}")
+    """Three finite numbers, one for each colour channel."""
+    numbers = _numbers(value, "iuf", (3,))
+    if numbers is None:
+        raise ValueError(f"must be three numbers, not {value!r}")
+    red, green, blue = numbers.astype(float).tolist()
+    return red, green, blue
 
 
 def three_positive(value: Any) -> tuple[float, float, float]:
@@ -88,30 +59,11 @@ def three_positive(value: Any) -> tuple[float, float, float]:
     return numbers
 
 
-def _row(value: Any) -> list[Any] | None:
-    """The entries of a sequence, or of an array with one axis; None for anything else."""
-    if isinstance(value, np.ndarray | jax.Array):
-        # While JAX traces, entries of its arrays are traced too; those of NumPy's are numbers.
-        return list(np.asarray(value)) if value.ndim == 1 else None
-    is_row = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return list(value) if is_row else None
-
-
-def _whole(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
+def _numbers(value: Any, kinds: str, *shapes: tuple[int, ...]) -> np.ndarray | None:
+    """The value as a finite array of one of the shapes, of a type of one of NumPy's kinds; else None."""
     try:
-        return operator.index(value)
-    except TypeError:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # rows of different lengths
         return None
-
-
-def _real(value: Any) -> float | None:
-    if isinstance(value, np.ndarray | jax.Array) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # an int beyond the largest float
-        return None
+    fits = array.dtype.kind in kinds and array.shape in shapes
+    return array if fits and np.isfinite(array).all() else None

@@ -1,4 +1,4 @@
-"""Names of models, as timm has them, and what they stand for."""
+"""Models by name (timm's names), and their sizes."""
 
 import difflib
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Sizes:
     image_size: int = 224
     stem: str | None = None  # a key of STEMS
     imagenet_statistics: bool = False
+    family: type[VisionTransformer] = VisionTransformer
 
 
 STEMS: dict[str, Any] = {
@@ -74,14 +75,13 @@ def create(
 ) -> VisionTransformer:
     """A model with random weights.
 
-    Args:
-      name: one of the registry, such as "vit_base_patch16_224".
-      num_classes: outputs of the head, at least 1.
-      image_size: side, or (H, W), in pixels, multiples of the patch; default: the one that the name
-        says.
-      seed: of the weights.
-
     Whole numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
+
+    Args:
+      name: a key of `MODELS`, such as "vit_base_patch16_224".
+      num_classes: outputs of the head, at least 1.
+      image_size: side, or (H, W), in pixels, multiples of the patch; default: the one in the name.
+      seed: of the weights.
 
     Raises:
       ValueError: for an unknown name, numbers that are not whole or not positive, or sizes that do
@@ -90,14 +90,13 @@ def create(
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
         raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}")
+    sizes, rngs = MODELS[name], nnx.Rngs(seed)
     outputs = checked("num_classes", num_classes, positive_int)
-    sizes = MODELS[name]
     side = sizes.image_size if image_size is None else image_size
     preprocess = Preprocess(size=checked("image_size", side, checked_size))
     if sizes.imagenet_statistics:
         preprocess = replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    rngs = nnx.Rngs(seed)
-    return VisionTransformer(
+    return sizes.family(
         width=sizes.width,
         depth=sizes.depth,
         heads=sizes.heads,

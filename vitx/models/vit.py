@@ -4,6 +4,7 @@ Under `vitx.ops.PLAIN` it predicts and trains; under a rule set its `jax.vjp` is
 may be arrays or pairs of them: only operations of `Ops`, reshapes, transposes and slices touch them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,18 +20,18 @@ from vitx.ops import PLAIN, Array, Ops
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What a model's weights expect: input = (pixels in [0, 1] - mean) / std at `size`.
+    """Input statistics of a model's weights: input = (pixels in [0, 1] - mean) / std at `size`.
 
     Lists, arrays and numbers of NumPy or JAX become tuples of Python's numbers, so that equal
     values compare equal, hash, and can be saved.
 
     Args:
-      mean: of each colour channel (red, green, blue), pixels being in [0, 1].
+      mean: of each colour channel (red, green, blue).
       std: standard deviation of each channel, above 0.
       size: (H, W) of the input in pixels, or one side for both.
 
     Raises:
-      ValueError: for values of another number, type or range.
+      ValueError: for a value of another shape, type or range.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -40,8 +41,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         checks = {"mean": three_numbers, "std": three_positive, "size": image_size}
         for name, check in checks.items():
-            # The dataclass is frozen, and `__setattr__` refuses.
-            object.__setattr__(self, name, checked(name, getattr(self, name), check))
+            value = checked(name, getattr(self, name), check)
+            object.__setattr__(self, name, value)  # a frozen dataclass refuses to assign
 
 
 class Mlp(nnx.Module):
@@ -73,9 +74,8 @@ class Attention(nnx.Module):
         key = self._split(self.qkv(x, ops, slice(width, 2 * width)))  # (B, heads, N, d)
         value = self._split(self.qkv(x, ops, slice(2 * width, None)))  # (B, heads, N, d)
 
-        logits = ops.scale(
-            ops.attention_scores(query, key), factor=(width // self.heads) ** -0.5
-        )  # (B, heads, Q, N)
+        scores = ops.attention_scores(query, key)  # (B, heads, Q, N)
+        logits = ops.scale(scores, factor=(width // self.heads) ** -0.5)
         attention = ops.probe(ops.softmax(logits), probe)
         mixed = ops.apply_attention(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
         return self.proj(mixed.reshape(*mixed.shape[:2], width), ops), attention
@@ -108,7 +108,9 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """ViT, or a hybrid when `stem` turns images into a feature map that is embedded in patches of `patch`.
+    """ViT with a class token; a hybrid where `stem` turns images into a feature map that is embedded in patches.
+
+    Its tokens and parts: `vitx.ops.Explainable`.
 
     Args:
       width, depth, heads, hidden: sizes of the transformer; hidden is the MLP's.
@@ -119,8 +121,13 @@ class VisionTransformer(nnx.Module):
       norm_eps, final_norm_eps: LayerNorm's epsilon in the blocks and at the end (default: the same).
 
     Raises:
-      ValueError: where the width is no multiple of the heads, or the image size none of the patch.
+      ValueError: where the width is no multiple of the heads, or the image size no multiple of the patch.
     """
+
+    prefix_tokens = 1  # the class token
+    queries: int | None = (
+        1  # tokens that the last block computes, since the head reads no others; None: all
+    )
 
     def __init__(
         self,
@@ -150,7 +157,7 @@ class VisionTransformer(nnx.Module):
         self.stem = stem
         self.patch_embed = Linear((stem.channels if stem else 3) * patch**2, width, rngs=rngs)
         self.cls_token = nnx.Param(0.02 * jax.random.normal(rngs(), (1, 1, width)))
-        tokens = 1 + self.grid[0] * self.grid[1]
+        tokens = self.prefix_tokens + math.prod(self.grid)
         self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs(), (1, tokens, width)))
         self.blocks = nnx.List(
             [Block(width, heads, hidden, norm_eps, rngs=rngs) for _ in range(depth)]
@@ -163,77 +170,71 @@ class VisionTransformer(nnx.Module):
         """Number of logits."""
         return self.head.bias.shape[0]
 
-    def features(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """What the patch embedding reads: images (B, H, W, 3) themselves, or the stem's map (B, h, w, C).
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+        return self.norm.scale.shape[0]
 
-        Images take the parameters' type here.
-        """
+    @property
+    def attention_shapes(self) -> list[tuple[int, int, int]]:
+        """(heads, queries, tokens) of each block's attention."""
+        tokens = self.prefix_tokens + math.prod(self.grid)
+        shapes = [(block.attn.heads, tokens, tokens) for block in self.blocks]
+        return [*shapes[:-1], (shapes[-1][0], self.queries or tokens, tokens)]
+
+    def features(self, images: Array, ops: Ops = PLAIN) -> Array:
+        """Images (B, H, W, 3), in the parameters' type, or the stem's map of them (B, h, w, C)."""
         images = images.astype(self.head.bias.dtype)
         return images if self.stem is None else self.stem(images, ops)
 
     def embed(self, features: Array, ops: Ops = PLAIN) -> Array:
-        """Features (B, h, w, C) -> tokens (B, 1 + N, D): class token, patches in row order, positions added."""
-        batch, p = len(features), self.patch
-        patches = features.reshape(batch, self.grid[0], p, self.grid[1], p, -1)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(
-            batch, self.grid[0] * self.grid[1], -1
-        )
+        """Features (B, h, w, C) -> tokens (B, P + N, D): prefix tokens, patches in row order, positions added."""
+        (rows, columns), batch, p = self.grid, len(features), self.patch
+        patches = features.reshape(batch, rows, p, columns, p, -1).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(batch, rows * columns, -1)  # (B, N, p p C)
         product = ops.pixels if self.stem is None else ops.linear
-        tokens = ops.bias(
-            product(patches, self.patch_embed.kernel[...]), self.patch_embed.bias[...]
-        )
-        cls = jnp.broadcast_to(self.cls_token[...], (batch, 1, tokens.shape[-1])).astype(
-            tokens.dtype
-        )
-        tokens = jnp.concatenate([cls, tokens], axis=1)  # (B, 1 + N, D)
-        return ops.add(
-            tokens, jnp.broadcast_to(self.pos_embed[...], tokens.shape).astype(tokens.dtype)
-        )
+        tokens = product(patches, self.patch_embed.kernel[...])
+        tokens = ops.bias(tokens, self.patch_embed.bias[...])  # (B, N, D)
+        prefix = self.prefix().astype(tokens.dtype)
+        prefix = jnp.broadcast_to(prefix, (batch, self.prefix_tokens, self.width))
+        tokens = jnp.concatenate([prefix, tokens], axis=1)  # (B, P + N, D)
+        positions = jnp.broadcast_to(self.pos_embed[...], tokens.shape).astype(tokens.dtype)
+        return ops.add(tokens, positions)
+
+    def prefix(self) -> Array:
+        """Prefix tokens (1, P, D): the class token."""
+        return self.cls_token[...]
 
     def encode(
-        self, tokens: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
+        self,
+        tokens: Array,
+        ops: Ops = PLAIN,
+        probes: Sequence[Array | None] | None = None,
+        lean: bool = False,
     ) -> tuple[Array, list[Array]]:
-        """Tokens (B, N, D) -> the class token (B, 1, D) and each block's attention (B, heads, Q, N).
+        """Tokens (B, N, D) -> the tokens that `classify` reads (B, Q, D), and attention (B, heads, Q, N) of each block.
 
-        Q is N, but 1 in the last block, of which only the class token is read. `probes` has one entry a block.
-        """
-        attentions = []
-        last = len(self.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            probe = None if probes is None else probes[index]
-            tokens, attention = block(tokens, ops, probe, queries=1 if index == last else None)
-            attentions.append(attention)
-        return tokens, attentions
-
-    def encode_lean(
-        self, tokens: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
-    ) -> Array:
-        """The class token of `encode`, for a backward pass in little memory: only the blocks' inputs are kept.
-
-        The rest is computed anew. The blocks but the last run in a scan over their stacked weights, since a compiler
-        may compute unrolled ones anew too early. `probes` has one entry a block; those that are None come first.
+        Q is N, except in the last block, which computes the first `queries` tokens alone. `probes` has one entry a
+        block. With `lean` a backward pass takes little memory, and the last block's attention alone is returned.
         """
         *below, last = self.blocks
-        probes = [None] * len(self.blocks) if probes is None else list(probes)
-        seen = [probe for probe in probes[:-1] if probe is not None]
-        start = len(below) - len(seen)
-        graph, _ = nnx.split(last)
+        *probes_below, last_probe = [None] * len(self.blocks) if probes is None else probes
+        attentions = []
+        if lean:
+            tokens = scan_blocks(below, tokens, ops, probes_below)
+        else:
+            for block, probe in zip(below, probes_below, strict=True):
+                tokens, attention = block(tokens, ops, probe)
+                attentions.append(attention)
+        tokens, attention = last(tokens, ops, last_probe, self.queries)
+        return tokens, [*attentions, attention]
 
-        @jax.checkpoint
-        def step(x: Array, scanned: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
-            state, probe = scanned
-            return nnx.merge(graph, state)(x, ops, probe)[0], None
-
-        for part, part_probes in ((below[:start], None), (below[start:], seen)):
-            if part:
-                states = [nnx.split(block)[1] for block in part]
-                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-                over = (stacked, None if part_probes is None else jnp.stack(part_probes))
-                tokens, _ = jax.lax.scan(step, tokens, over)
-        return last(tokens, ops, probes[-1], queries=1)[0]
+    def pooled_row(self, attention: Array) -> Array:
+        """The class token's row: (..., Q, N) -> (..., N)."""
+        return attention[..., 0, :]
 
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
-        """Tokens (B, >= 1, D) -> logits (B, classes), from the class token alone."""
+        """Tokens (B, >= 1, D) -> logits (B, classes), from the class token."""
         return self.head(self.norm(tokens[:, :1], ops), ops)[:, 0]
 
     def __call__(
@@ -242,3 +243,31 @@ class VisionTransformer(nnx.Module):
         """Normalised images (B, H, W, 3) -> logits (B, classes)."""
         tokens, _ = self.encode(self.embed(self.features(images, ops), ops), ops, probes)
         return self.classify(tokens, ops)
+
+
+def scan_blocks(
+    blocks: Sequence[nnx.Module], tokens: Array, ops: Ops, probes: Sequence[Array | None]
+) -> Array:
+    """The tokens (B, N, D) above blocks of one structure; a backward pass keeps the blocks' inputs alone.
+
+    It computes the rest again. The blocks run in a scan over their stacked weights, since a compiler may recompute
+    unrolled ones too early. Of `probes`, one a block, those that are None come first.
+    """
+    if not blocks:
+        return tokens
+    graph, _ = nnx.split(blocks[0])
+
+    @jax.checkpoint
+    def step(x: Array, scanned: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
+        state, probe = scanned
+        return nnx.merge(graph, state)(x, ops, probe)[0], None
+
+    probed = [probe for probe in probes if probe is not None]
+    start = len(blocks) - len(probed)
+    for part, zeros in ((blocks[:start], None), (blocks[start:], probed)):
+        if part:
+            states = [nnx.split(block)[1] for block in part]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            scanned = (stacked, None if zeros is None else jnp.stack(zeros))
+            tokens, _ = jax.lax.scan(step, tokens, scanned)
+    return tokens

@@ -11,7 +11,8 @@ import optax
 
 from vitx import parallel, weights
 from vitx.data import loader
-from vitx.evaluation.metrics import average_precision_multilabel, by_class
+from vitx.evaluation.average_precision import average_precision_multilabel
+from vitx.evaluation.metrics import by_class
 from vitx.models.registry import create
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array

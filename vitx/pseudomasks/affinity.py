@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vitx.pseudomasks.label_values import NEUTRAL
+from vitx.data.palette import IGNORED
 
 Array = jax.Array
 
@@ -127,7 +127,7 @@ def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
         return block(labels, (offset[0], reach + offset[1]), (height, width), axis=-2)
 
     target = jnp.moveaxis(lax.map(one, jnp.asarray(offsets(radius))), 0, -3)  # (..., P, h, w)
-    known = (origin != NEUTRAL) & (target != NEUTRAL)
+    known = (origin != IGNORED) & (target != IGNORED)
     same = known & (origin == target)
     kinds = same & (origin == 0), same & (origin != 0), known & (origin != target)
     background, foreground, negative = (_widen(kind, reach) for kind in kinds)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitx.data.palette import IGNORED
 from vitx.data.transforms import Maps, resize_maps
 from vitx.pseudomasks import crf_exact, crf_lattice
 from vitx.pseudomasks.crf_exact import CRFParameters
-from vitx.pseudomasks.label_values import NEUTRAL, require_byte_classes
+from vitx.pseudomasks.label_values import require_byte_classes
 
 __all__ = [
     "BACKENDS",
@@ -197,5 +198,5 @@ def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
         return xp.take_along_axis(xp.broadcast_to(names, scores.shape), winner, axis=1)[:, 0]
 
     sure = decide(low)
-    labels = xp.where(sure == 0, NEUTRAL, sure)
+    labels = xp.where(sure == 0, IGNORED, sure)
     return xp.where(decide(high) == 0, 0, labels).astype(xp.uint8)

@@ -3,21 +3,25 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-NEUTRAL = 255
-MAX_CLASSES = NEUTRAL - 1
+from vitx.data.palette import IGNORED
+
+MAX_CLASSES = IGNORED - 1
 
 
 def require_byte_classes(classes: Any) -> None:
-    """Checks that classes fit into a byte beside background and neutral, where their values are known.
+    """Checks that classes are integers that fit into a byte beside background and neutral.
 
     Args:
-      classes: ints of any shape, -1 where padding.
+      classes: ints of any shape, -1 where padding; their values are not checked inside a `jit`.
 
     Raises:
-      ValueError: where one is 254 or more.
+      ValueError: for another type, or a class of 254 or more.
     """
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(f"classes must be integers, not {classes.dtype}")
     if isinstance(classes, jax.core.Tracer) or not classes.size:
         return
     largest = np.asarray(classes).max()  # JAX would trace it inside a jit

@@ -1,4 +1,4 @@
-"""Seed maps and seed masks: what the classifier's explanations say about where its classes are."""
+"""Seed maps and seed masks: where a classifier's explanations place its classes."""
 
 from typing import Any
 
@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from vitx.data.transforms import Maps, resize_maps
+from vitx.ops import Array, Explainable
 from vitx.pseudomasks.label_values import require_byte_classes
 from vitx.relevance.explain import explain
 
-Array = jax.Array
-
 
 def class_seed_maps(
-    model: Any,
+    model: Explainable,
     images: Array,
     classes: Array,
     *,
@@ -27,14 +26,14 @@ def class_seed_maps(
     Args:
       model: a vitx classifier.
       images: normalised, (B, S, S, 3).
-      classes: ints (B, K), the classifier's outputs to look for; -1 is padding.
+      classes: ints (B, K), outputs of the classifier; -1 is padding.
       size: (H, W) of the seed maps, the image's own.
       start_layer: see `vitx.explain`.
       root: exponent 1 / root before min-max: 3 is the cube root, 1 none.
       rules: see `vitx.explain`.
 
     Returns:
-      (B, K, H, W) in [0, 1], zero for padding. Runs under `jit`; no image sees another.
+      (B, K, H, W) in [0, 1], zero for padding. Runs under `jit`; images do not influence each other.
     """
     classes = jnp.asarray(classes)
     if classes.ndim != 2:
@@ -94,7 +93,8 @@ def seed_mask(seed_maps: Maps, classes: Maps, background: float | Maps = 0.2) ->
       uint8 (..., H, W), broadcast with `background`: 0 background, otherwise class + 1.
 
     Raises:
-      ValueError: for shapes that do not fit, or a class that does not fit into a byte.
+      ValueError: for shapes that do not fit, seed maps that are not finite, or a class that does not fit into a byte.
+        Values are not checked inside a `jit`.
     """
     require_byte_classes(classes)
     if classes.shape != seed_maps.shape[:-2]:
@@ -102,6 +102,9 @@ def seed_mask(seed_maps: Maps, classes: Maps, background: float | Maps = 0.2) ->
             f"classes {classes.shape} must be {seed_maps.shape[:-2]}, as of the seed maps"
         )
     xp: Any = seed_maps.__array_namespace__()
+    finite = xp.isfinite(seed_maps).all()
+    if not isinstance(finite, jax.core.Tracer) and not finite:
+        raise ValueError("the seed maps hold NaN or infinite values")
     # One more that is padding, so that there is something to choose from where K is 0.
     more: Any = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
     seed_maps = xp.pad(seed_maps, [*more, (0, 0), (0, 0)])

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vitx import parallel
-from vitx.ops import Array
+from vitx.ops import Array, Explainable
 from vitx.relevance.methods import REGISTRY
 
 METHODS = tuple(REGISTRY)
@@ -21,7 +21,7 @@ _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
 
 
 def explain(
-    model: Any,
+    model: Explainable,
     images: ArrayLike,
     classes: ArrayLike | None = None,
     method: str = "transformer_attribution",
@@ -32,19 +32,19 @@ def explain(
 ) -> tuple[Array, Array]:
     """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
 
-    The logits carry the model's own gradient, for every method, so that they may be part of a loss. Maps that were made
-    with relevance rules ("lrp", "partial_lrp", "transformer_attribution") are cut off by `jax.lax.stop_gradient`.
+    The logits carry the model's own gradient, for every method, so that they may be part of a loss. Maps of relevance
+    rules ("lrp", "partial_lrp", "transformer_attribution") have no gradient: `jax.lax.stop_gradient`.
 
     Args:
-      model: a `VisionTransformer`.
+      model: a classifier, such as a `VisionTransformer`; see `vitx.ops.Explainable`.
       images: normalised, (B, H, W, 3).
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
       method: one of `METHODS`.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: classes that go backward at once. More take memory in proportion, and on a CPU more time, too.
-      memory: "fast" keeps what the forward computed in every block; "lean" computes it anew for "lrp" and
-        "transformer_attribution", for about a fifth more time; "auto" is lean where that would be over 1 GB an image,
+      memory: "fast" keeps every block's intermediate values; "lean" computes them again for "lrp" and
+        "transformer_attribution", for about a fifth more time; "auto" is lean where they take over 1 GB an image,
         or over half of the device's memory for the batch.
 
     Returns:
@@ -53,7 +53,8 @@ def explain(
 
     Raises:
       ValueError: for a model without classes, an unknown method or rule, a start layer that the model does not have, or
-        images or classes of a shape, type or range that does not fit. Values are not checked inside another `jit`.
+        images or classes of a shape, type or range that does not fit. Values are not checked inside another `jit`:
+        there a class out of range gives a map of zeros.
       MemoryError: where the device's memory ends, naming what uses less of it; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
@@ -83,7 +84,7 @@ def explain(
 
 
 def _check_options(
-    model: Any, method: str, start_layer: Any, rules: str, class_chunk: Any, memory: str
+    model: Explainable, method: str, start_layer: Any, rules: str, class_chunk: Any, memory: str
 ) -> None:
     if not hasattr(model, "classify"):
         raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
@@ -93,7 +94,7 @@ def _check_options(
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
-    layers = len(model.blocks)
+    layers = len(model.attention_shapes)
     if not _is_int(start_layer) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
     if not _is_int(class_chunk) or class_chunk < 1:
@@ -122,16 +123,15 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
     return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
 
 
-def _kept_bytes(model: Any, itemsize: int) -> int:
-    """What "fast" keeps of an image: some 33 arrays as wide as the tokens and two attention matrices a block."""
-    tokens, width = 1 + model.grid[0] * model.grid[1], model.head.kernel.shape[0]
-    one = 33 * width + 2 * model.blocks[0].attn.heads * tokens
-    return len(model.blocks) * tokens * one * itemsize
+def _kept_bytes(model: Explainable, itemsize: int) -> int:
+    """Memory that "fast" keeps of an image: some 33 arrays of the tokens' size and two attention matrices a block."""
+    shapes = [(heads, tokens) for heads, _, tokens in model.attention_shapes]
+    return itemsize * sum(n * (33 * model.width + 2 * heads * n) for heads, n in shapes)
 
 
 @partial(jax.jit, static_argnames=("method", "start_layer", "rules", "class_chunk", "memory"))
 def _explain(
-    model: Any,
+    model: Explainable,
     images: Array,
     classes: Array | None,
     method: str,

@@ -1,13 +1,13 @@
-"""Relevance rules: pure functions that share an operation's relevance out among its inputs.
+"""Relevance rules: pure functions that distribute the relevance of an operation's output over its inputs.
 
 A rule is curried, like `jax.vjp`: `rule(inputs, output)` runs with the forward and returns a pullback, which maps the
 output's relevance to the inputs' relevances, None for a parameter. A pullback is a pytree, `Partial(function, *kept)`.
 What does not depend on the relevance, and so not on the class explained, belongs in `kept`: it is computed once for
 all classes.
 
-There is one generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other one changes
-one thing in it. Everything is per image: no sum crosses the leading axis. Which rule the published code uses where:
-docs/protocol.md.
+There is one generic rule, the z-rule (Bach et al., 2015, eq. 56; Chefer et al., 2021, eq. 6); each other rule changes
+one thing in it. Everything is per image: no sum crosses the leading axis. docs/method.md has the equations,
+docs/protocol.md which rule the published code uses where.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from jax.tree_util import Partial
 from vitx.ops import Array
 
 Pullback = Callable[[Any], tuple[Any, ...]]
-"""An output's relevance -> the inputs' relevances."""
+"""Relevance of the output -> relevances of the inputs."""
 Rule = Callable[[Sequence[Any], Any], Pullback]
-"""An operation's inputs and output -> pullback."""
+"""Inputs and output of an operation -> pullback."""
 Operation = Callable[..., Any]
 
 DENOMINATOR = 1e-9
@@ -46,7 +46,7 @@ def z_rule(op: Operation) -> Rule:
 
 
 def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
-    """The z-rule with z + strength * sign(z) * op(|inputs|) below: bounded where summands cancel."""
+    """The z-rule with denominator z + strength * sign(z) * op(|inputs|): bounded where summands cancel."""
 
     def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         magnitude = op(*(jnp.abs(x) for x in inputs))
@@ -57,7 +57,7 @@ def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
 
 
 def halved(rule: Rule) -> Rule:
-    """Each input of a product gets half, since the z-rule hands the whole relevance to both (eq. 11)."""
+    """Half for each input of a product, since the z-rule gives the whole relevance to both (eq. 11)."""
 
     def pullback(whole: Pullback, relevance: Array) -> tuple[Array, ...]:
         return tuple(r / 2 for r in whole(relevance))
@@ -82,9 +82,9 @@ def normalised(rule: Rule) -> Rule:
 
 
 def alpha1_beta0(op: Operation) -> Rule:
-    """Linear layer, alpha = 1, beta = 0 (eq. 4 with positive parts): z+ = x+ w+ + x- w- below, one denominator.
+    """Linear layer, alpha = 1, beta = 0 (eq. 4 with positive parts): one denominator, z+ = x+ w+ + x- w-.
 
-    From z = x w, z+ = (z + |x||w|) / 2, and with S = R / z+, R_x = (x (S w^T) + |x| (S |w|^T)) / 2; so one product
+    Since z = x w, z+ = (z + |x||w|) / 2, and with S = R / z+, R_x = (x (S w^T) + |x| (S |w|^T)) / 2: one product
     forward and two backward are enough.
     """
 
@@ -93,7 +93,7 @@ def alpha1_beta0(op: Operation) -> Rule:
         absolute = jnp.abs(weight)
         magnitude = op(jnp.abs(x), absolute)
         positive = (output + magnitude) / 2
-        # Where every part is negative the two cancel up to rounding, which the division would blow up.
+        # Where every part is negative the two cancel up to rounding, which the division would amplify.
         noise = 32 * jnp.finfo(positive.dtype).eps * magnitude
         return Partial(
             pullback, x, weight, absolute, inverse(jnp.where(positive > noise, positive, 0.0))
@@ -111,7 +111,7 @@ def alpha1_beta0(op: Operation) -> Rule:
 
 
 def alpha1_beta0_split(op: Operation) -> Rule:
-    """As `alpha1_beta0`, but x+ w+ and x- w- each divide by their own sum: original LRP, about twice the relevance."""
+    """As `alpha1_beta0`, with a denominator for each of x+ w+ and x- w-: original LRP, about twice the relevance."""
 
     def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         x, weight = inputs
@@ -131,7 +131,7 @@ def alpha1_beta0_split(op: Operation) -> Rule:
 
 
 def z_box(op: Operation) -> Rule:
-    """Input layer with bounds (Montavon et al., 2017, z^B): the image's own least L and greatest H value.
+    """Input layer with bounds (z^B of Montavon et al., 2017): the least value L and the greatest H of the image.
 
     Z = x w - L w+ - H w- + 1e-9, S = R / Z, R_x = x (S w^T) - L (S w+^T) - H (S w-^T).
     """
@@ -158,22 +158,17 @@ def z_box(op: Operation) -> Rule:
 
 
 def identity(inputs: Sequence[Any], output: Array) -> Pullback:
-    """Through unchanged: GELU, softmax, LayerNorm, the scale, the bias."""
-    return Partial(_first, tuple(None for _ in inputs[1:]))
+    """Relevance passes unchanged: GELU, softmax, LayerNorm, the scale, the bias."""
+    return Partial(_first, (None,) * (len(inputs) - 1))
 
 
 def sum_branches(inputs: Sequence[Array], output: Any) -> Pullback:
-    """Fan-out: relevances add."""
-
-    def pullback(relevances: Sequence[Array]) -> tuple[Array, ...]:
-        first, second = relevances
-        return (first + second,)
-
-    return Partial(pullback)
+    """Of `clone`: the relevances of both branches add."""
+    return Partial(lambda branches: (branches[0] + branches[1],))
 
 
 def sum_branches_published(inputs: Sequence[Array], output: Any) -> Pullback:
-    """Fan-out as in the published code: x * (R_1 / x + R_2 / x), which moves ill-conditioned maps visibly."""
+    """Of `clone` in the published code: x * (R_1 / x + R_2 / x), which changes ill-conditioned maps visibly."""
 
     def pullback(kept: Array, relevances: Sequence[Array]) -> tuple[Array, ...]:
         first, second = relevances
@@ -184,7 +179,7 @@ def sum_branches_published(inputs: Sequence[Array], output: Any) -> Pullback:
 
 
 def uniform(op: Operation) -> Rule:
-    """The z-rule with every input replaced by ones: relevance in = relevance out at every operation."""
+    """The z-rule with every input replaced by ones: each operation keeps the total of the relevance."""
 
     def rule(inputs: Sequence[Array], output: Array) -> Pullback:
         ones = tuple(jnp.ones_like(x) for x in inputs)
@@ -194,14 +189,15 @@ def uniform(op: Operation) -> Rule:
 
 
 def only_first(rule: Rule) -> Rule:
-    """The rule of an operation whose other inputs are parameters, which take nothing."""
+    """The rule for an operation whose further inputs are parameters, which take no relevance."""
 
     def pullback(whole: Pullback, others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:
-        return _first(others, whole(relevance)[0])
+        return whole(relevance)[0], *others
 
-    return lambda inputs, output: Partial(
-        pullback, rule(inputs, output), tuple(None for _ in inputs[1:])
-    )
+    def first(inputs: Sequence[Array], output: Array) -> Pullback:
+        return Partial(pullback, rule(inputs, output), (None,) * (len(inputs) - 1))
+
+    return first
 
 
 def _first(others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
-"""Explanations of Vision Transformers, and segmentation masks made from them, in JAX.
+"""Explanations of Vision Transformers, and segmentation masks from them, in JAX.
 
-`create` and `load` make a model, `save` writes one, `explain` gives logits and maps by one of
+`create` and `load` return a model, `save` writes one, `explain` computes logits and maps by one of
 `METHODS`.
 """
 

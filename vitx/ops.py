@@ -158,50 +158,26 @@ PLAIN = Ops()
 """Ordinary arithmetic, at the backend's default matrix precision, for training and prediction."""
 
 
-class Statistics(Protocol):
-    """Input statistics of a model: input = (pixels in [0, 1] - mean) / std."""
-
-    @property
-    def mean(self) -> tuple[float, float, float]:
-        """Of each channel."""
-
-    @property
-    def std(self) -> tuple[float, float, float]:
-        """Of each channel."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
-
-
 class Explainable(Protocol):
     """A model that can be explained: what its tokens are, and its forward pass in parts.
 
     Tokens are (B, N, D): prefix tokens (class token, registers) first, then the patches of the grid in row order.
     `vitx.models.vit.VisionTransformer` is one.
+
+    Attributes:
+      preprocess: mean and std of the input's channels, pixels being in [0, 1], and its size (H, W).
+      num_classes: number of logits.
+      grid: rows and columns of patches.
+      prefix_tokens: number of tokens before those of the patches.
+      width: channels of a token, D.
     """
 
-    @property
-    def preprocess(self) -> Statistics:
-        """Input statistics and size."""
+    preprocess: Any
+    num_classes: int
+    grid: tuple[int, int]
+    prefix_tokens: int
+    width: int
 
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Number of tokens before those of the patches."""
-
-    @property
-    def width(self) -> int:
-        """Channels of a token, D."""
-
-    @property
     def attention_shapes(self) -> Sequence[tuple[int, int, int]]:
         """(heads, Q, N) of each block's attention, Q the number of queries that the block computes."""
 

@@ -61,7 +61,7 @@ def test_tokens(model):
     tokens = model.embed(model.features(images))
     assert tokens.shape == (2, TOKENS, 12) and model.grid == GRID
     encoded, attentions = model.encode(tokens)
-    assert [a.shape[1:] for a in attentions] == model.attention_shapes
+    assert [a.shape[1:] for a in attentions] == model.attention_shapes()
     assert encoded.shape == tokens.shape
     patches = np.asarray(model.norm(encoded))[:, 2:].mean(1)
     expected = patches @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
@@ -71,7 +71,7 @@ def test_tokens(model):
 def passes(model, images, ops, hot):
     """Attention and its cotangent (B, H, N, N) in every block."""
     tokens = model.embed(model.features(images))
-    probes = [jnp.zeros((len(images), *shape)) for shape in model.attention_shapes]
+    probes = [jnp.zeros((len(images), *shape)) for shape in model.attention_shapes()]
 
     def forward(probes):
         encoded, attentions = model.encode(tokens, ops, probes)

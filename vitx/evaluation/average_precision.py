@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_LARGEST_INT = 2**53  # beyond it float64 does not tell neighbouring integers apart
+_LARGEST_INT = 2**53  # beyond it float64 merges neighbouring integers
 
 
 def average_precision(

@@ -1,4 +1,4 @@
-"""The comparison of explanation methods: what is measured on a batch, and the figures of a whole set."""
+"""The comparison of explanation methods: measurements on batches, and the figures of a whole set."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -34,20 +34,20 @@ STABLE = "/stable"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how. As a function it is the `explain` of `explain_and_perturb`.
+    """The methods compared and the measures. Called, it is the `explain` of `explain_and_perturb`.
 
     Attributes:
       methods: names of `vitx.METHODS`; "lrp/stable" has the stable rules instead of the published ones.
-      explained: the classes explained, of "predicted" and "target". Class-agnostic methods are explained once.
-      measures: of "perturbation" and "segmentation"; the latter scores the maps of the first of `explained`.
-      directions: of perturbation, "positive" and "negative".
+      explained: the classes explained, "predicted", "target" or both. Class-agnostic methods are explained once.
+      measures: "perturbation", "segmentation" or both; segmentation scores the maps of the first of `explained`.
+      directions: of perturbation, "positive", "negative" or both.
       fractions: of the pixels that are removed.
-      fill: what removed pixels become, in [0, 1].
+      fill: value of removed pixels, in [0, 1].
       threshold: a pixel is foreground where its map, in [0, 1], exceeds it; None: the mean of the map.
       start_layers: (method, first block of its product) pairs, 0 for a method that is not named.
 
     Raises:
-      ValueError: for a name that is not known or is there twice, nothing to compare, or numbers out of range.
+      ValueError: for an unknown or repeated name, nothing to compare, or numbers out of range.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -78,7 +78,7 @@ class Comparison:
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """The comparison that a config's `methods` describes; what it leaves out is as by default."""
+        """The comparison of a config's `methods`; absent keys have the defaults above."""
         threshold = config.get("threshold", "mean")
         if threshold != "mean" and not isinstance(threshold, int | float):
             raise ValueError(f'methods.threshold is {threshold!r}: "mean", or a number in [0, 1]')
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def columns(self) -> tuple[tuple[str, str], ...]:
-        """(method, class explained) of each map: every method's first, then those of the further class."""
+        """(method, class explained) of each map: all methods for the first class, then those of the other."""
         first, *further = self.explained
         columns = [(method, first) for method in self.methods]
         for which in further:
@@ -146,12 +146,12 @@ def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
 def program(
     comparison: Comparison, mode: str = "jit", over: Mesh | None = None
 ) -> Callable[[Explainable, ArrayLike, ArrayLike], dict[str, np.ndarray]]:
-    """What the comparison does to a batch, compiled for a mesh, see `parallel.per_example`.
+    """The computation on a batch, compiled for a mesh, see `parallel.per_example`.
 
     Returns:
-      a function of a `VisionTransformer`, pixels (B, H, W, 3) in [0, 1] and true classes (B,), any where neither
-      perturbation nor "target" is asked for. It gives "maps" (B, M, h, w), M as `columns`; and for perturbation, bool
-      (B, M, F) under each direction, whether the model is right, and "clean" (B,), of the unperturbed images.
+      a function of a model, pixels (B, H, W, 3) in [0, 1] and true classes (B,), which may be arbitrary without
+      perturbation and "target". It returns "maps" (B, M, h, w), M as `columns`; for perturbation also bool (B, M, F)
+      for each direction, whether the model is right, and "clean" (B,) for the unperturbed images.
     """
 
     def run(model: Explainable, pixels: Array, targets: Array) -> dict[str, Array]:
@@ -176,11 +176,11 @@ def program(
 def measure(
     comparison: Comparison, found: Mapping[str, np.ndarray], masks: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """What the figures need of each image of a batch.
+    """Measurements of each image of a batch, from which `summary` computes the figures.
 
     Args:
-      comparison: what to measure.
-      found: what its `program` gave.
+      comparison: the measures.
+      found: results of its `program`.
       masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, for segmentation.
 
     Returns:
@@ -211,7 +211,7 @@ def measure(
 
 
 def summary(comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """The figures of all images from what `measure` gave of each batch; fractions, for JSON.
+    """The figures of all images from the measurements of each batch; fractions, for JSON.
 
     Each figure's "interval" is its 95 % bootstrap interval over the images.
     """

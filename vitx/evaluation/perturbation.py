@@ -59,9 +59,9 @@ def perturbation_curve(
         mean: of the model's normalisation, one value or three.
         std: likewise, above 0.
         fractions: of the pixels to remove, increasing within [0, 1]; floor(H * W * fraction) pixels
-            go.
-        fill: what removed pixels become, in [0, 1], before the normalisation.
-        batch_size: images a program run; it changes time and memory only.
+            are removed.
+        fill: value of removed pixels, in [0, 1], before the normalisation.
+        batch_size: images at once; it changes time and memory alone.
 
     Returns:
         accuracy (F,) and auc, its trapezoid over `fractions`: at most 0.9 for the default ones.
@@ -135,13 +135,12 @@ def explain_and_perturb(
     """Explanation, upsampling, ranking and all masked forwards in one jitted program.
 
     `explain(model, images, targets)` takes normalised images (B, H, W, 3) and targets (B,), and
-    returns logits (B, classes), which are the clean forward, and maps (B, M, h, w): whatever is to
-    be compared, such as methods, or predicted and target class. It is traced once as long as it is
-    the same object in every call. The other arguments are those of `perturb_batch`.
+    returns logits (B, classes), which are the clean forward, and M maps for each image (B, M, h, w),
+    such as those of several methods. It is traced once where it is the same object in every call.
+    The other arguments are those of `perturb_batch`.
 
     Returns:
-        bool (B, M, F) for each direction, "clean" bool (B,) of the unperturbed images, and "maps" (B, M, h, w) as
-        `explain` gave them.
+        bool (B, M, F) for each direction, "clean" bool (B,) for the unperturbed images, and the "maps" (B, M, h, w).
     """
     pixels, targets = jnp.asarray(pixels), _class_indices(targets)
     return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
@@ -273,7 +272,7 @@ _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
 
 
 def _class_indices(targets: ArrayLike) -> Array:
-    """Targets as int32; ValueError where they are no integers or, if their values are known, negative."""
+    """Targets as int32; ValueError where they are not integers or, if their values are known, negative."""
     targets = targets if isinstance(targets, Array) else np.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets must be integers, not {targets.dtype}")

@@ -1,4 +1,4 @@
-"""The figures that [Re] prints for ViT-Base, fractions, to stand beside ours.
+"""Published figures of [Re] for ViT-Base, as fractions.
 
 [Re]: Athanasiadis et al., ReScience C 2022, Tables 2 to 4. Its baselines are those of Chefer et al., CVPR 2021;
 transformer attribution is its own run (Chefer et al. print 54.16, 55.04, 17.03, 16.04 and 79.70, 86.03, 61.95).

@@ -1,4 +1,4 @@
-"""How well explanation maps find the foreground (docs/protocol.md, "ImageNet-Segmentation (Table 3)")."""
+"""Scores of explanation maps as foreground masks (docs/protocol.md, "ImageNet-Segmentation (Table 3)")."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +22,11 @@ def method_scores(
 
     Args:
         maps: (B, h, w) raw maps, on the token grid or in pixels.
-        masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored. Labels of several classes
-            are made such by `foreground_masks`.
+        masks: (B, H, W) foreground 1, background 0, -1 or 255 ignored, as from `foreground_masks`.
         threshold: of the foreground, in [0, 1]; None: the map's mean.
 
     Returns:
-        One row for each image; `SegmentationCounts.concatenate(...).scores()` gives the
-        figures of the set.
+        One row for each image; `SegmentationCounts.concatenate(...).scores()` are the figures of a set.
 
     Raises:
         ValueError: the batch sizes differ, a map is not finite, or a mask has another value.

@@ -1,4 +1,4 @@
-"""AffinityNet (Ahn & Kwak, CVPR 2018): a hybrid's stem, and a head whose features tell like pixels from unlike ones."""
+"""AffinityNet (Ahn & Kwak, CVPR 2018): a hybrid's stem, and a head whose features separate the objects' pixels."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from vitx.models.layers import GroupNorm
-from vitx.ops import PLAIN, Array, Ops
+from vitx.ops import Array, linear
 
 
 class AffinityNet(nnx.Module):
@@ -17,7 +17,7 @@ class AffinityNet(nnx.Module):
       stem: module from images to features, with attribute `channels`.
       grid: (h, w) of the pixel features; the input size over 8 as published.
       hidden, features: channels of the two 1x1 convolutions, multiples of `groups`.
-      preprocess: statistics and input size, as of the classifier whose stem it is.
+      preprocess: statistics and input size, those of the classifier that the stem is from.
       rngs: source of the initial weights.
     """
 
@@ -43,13 +43,13 @@ class AffinityNet(nnx.Module):
             jax.random.uniform(rngs(), (hidden, features), minval=-bound, maxval=bound)
         )
 
-    def head(self, features: Array, ops: Ops = PLAIN) -> Array:
+    def head(self, features: Array) -> Array:
         """Stem features (B, h, w, C) -> pixel features on the grid, (B, h, w, features)."""
         shape = (len(features), *self.grid, features.shape[-1])
         x = jax.image.resize(features, shape, "bilinear", antialias=False)
-        x = jax.nn.elu(self.gn(ops.linear(x, self.feat_conv[...]), ops))
-        return jax.nn.elu(ops.linear(x, self.affinity_conv[...]))
+        x = jax.nn.elu(self.gn(linear(x, self.feat_conv[...])))
+        return jax.nn.elu(linear(x, self.affinity_conv[...]))
 
-    def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
+    def __call__(self, images: Array) -> Array:
         """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features)."""
-        return self.head(self.stem(images.astype(self.feat_conv.dtype), ops), ops)
+        return self.head(self.stem(images.astype(self.feat_conv.dtype)))

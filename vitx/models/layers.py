@@ -1,4 +1,4 @@
-"""Parameter holders: what a layer stores, and which operation it calls."""
+"""Layers: parameters, and the operation of `Ops` that reads them."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -36,11 +36,12 @@ class LayerNorm(nnx.Module):
 class GroupNorm(nnx.Module):
     """GroupNorm over (B, H, W, C); 32 groups as in the ResNetV2 stem."""
 
-    def __init__(self, channels: int, groups: int = 32, epsilon: float = 1e-5):
+    epsilon = 1e-5
+
+    def __init__(self, channels: int, groups: int = 32):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups = groups
-        self.epsilon = epsilon
 
     def __call__(self, x: Array, ops: Ops = PLAIN) -> Array:
         """X (B, H, W, C) -> the same shape."""

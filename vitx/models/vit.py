@@ -151,8 +151,8 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 f"image size {preprocess.size} is not a multiple of the patch, {cell} pixels"
             )
-        self.preprocess = preprocess
-        self.patch = patch
+        self.preprocess, self.num_classes = preprocess, num_classes
+        self.width, self.patch = width, patch
         self.grid = (preprocess.size[0] // cell, preprocess.size[1] // cell)
         self.stem = stem
         self.patch_embed = Linear((stem.channels if stem else 3) * patch**2, width, rngs=rngs)
@@ -165,17 +165,6 @@ class VisionTransformer(nnx.Module):
         self.norm = LayerNorm(width, norm_eps if final_norm_eps is None else final_norm_eps)
         self.head = Linear(width, num_classes, rngs=rngs)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return self.head.bias.shape[0]
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-        return self.norm.scale.shape[0]
-
-    @property
     def attention_shapes(self) -> list[tuple[int, int, int]]:
         """(heads, queries, tokens) of each block's attention."""
         tokens = self.prefix_tokens + math.prod(self.grid)

@@ -1,9 +1,9 @@
-"""Affinities between near pixels (Ahn & Kwak, CVPR 2018): their pairs, labels and loss.
+"""Affinities between near pixels (Ahn & Kwak, CVPR 2018): pairs of pixels, their labels and the loss.
 
-A pair joins a from-pixel and one of its P neighbours inside a radius, each pair once: the offsets
-are those below, or to the right in the same row. From-pixels leave out the reach of the radius on
-the left, right and bottom, so that every pair lies inside the image. Arrays over pairs are
-(..., P, H, W), entry [p, i, j] joining (i, j) and (i, j) + offsets[p], and empty outside the window
+A pair joins a from-pixel and one of its P neighbours inside a radius, each pair once: offsets point
+downwards, or to the right in the same row. From-pixels lie at least the radius' reach from the
+left, right and bottom border, so that every pair lies inside the image. Arrays over pairs are
+(..., P, H, W): entry [p, i, j] joins (i, j) and (i, j) + offsets[p], and is empty outside the window
 of from-pixels.
 """
 
@@ -20,10 +20,10 @@ Array = jax.Array
 
 
 def offsets(radius: int = 5) -> np.ndarray:
-    """The pairs' offsets, (P, 2) ints (dy, dx) with dy^2 + dx^2 < radius^2; 34 of them at radius 5.
+    """Offsets of the pairs, (P, 2) ints (dy, dx) with dy^2 + dx^2 < radius^2; 34 at radius 5.
 
-    In the order (0, 1..radius-1), then row by row downwards, each from left to right. Raises
-    ValueError for a radius below 2, inside of which no pixel has a neighbour.
+    In the order (0, 1..radius-1), then row by row downwards, each from left to right. ValueError for
+    a radius below 2, inside which no pixel has a neighbour.
     """
     if radius < 2:
         raise ValueError(f"radius must be an integer of at least 2, not {radius}")
@@ -42,11 +42,11 @@ def affinities(features: Array, radius: int = 5) -> Array:
       radius: of the neighbourhood; the grid must exceed its reach.
 
     Returns:
-      (..., P, H, W) in (0, 1], zero outside the window of from-pixels. Its gradient takes the
-      slope of |x| at 0 to be 0, and needs memory like the features', not P times that.
+      (..., P, H, W) in (0, 1], zero outside the window of from-pixels. In its gradient the slope
+      of |x| at 0 is 0; the gradient needs the memory of the features, not P times as much.
 
     Raises:
-      ValueError: for features that are no floats, or a grid too small for the radius.
+      ValueError: for features that are not floats, or a grid too small for the radius.
     """
     features = jnp.asarray(features)
     if features.ndim < 3 or not jnp.issubdtype(features.dtype, jnp.floating):
@@ -68,7 +68,7 @@ def _affinities(features: Array, radius: int) -> Array:
         target = block(features, start, (height, width), axis=-3)
         return jnp.exp(-jnp.abs(origin - target).mean(-1))
 
-    # One offset after the other: unrolled, XLA's CPU backend keeps all P differences at once.
+    # One offset at a time: unrolled, XLA's CPU backend keeps all P differences at once.
     values = lax.map(one, jnp.asarray(offsets(radius)))  # (P, ..., h, w)
     return _widen(jnp.moveaxis(values, 0, -3), reach)
 
@@ -81,7 +81,7 @@ def _affinities_forward(features: Array, radius: int) -> tuple[Array, tuple[Arra
 def _affinities_backward(
     radius: int, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array]:
-    """Gathers at every pixel what its pairs send it, from both of their ends."""
+    """The gradient at each pixel, summed over its pairs, in which it is either end."""
     features, affinity = residuals
     height, width, channels = features.shape[-3:]
     reach = radius - 1
@@ -103,17 +103,17 @@ _affinities.defvjp(_affinities_forward, _affinities_backward)
 
 
 def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
-    """What a label map says of each pair: both background, the same object class, or different.
+    """Kinds of pairs in a label map: both background, the same object class, or different labels.
 
     Args:
-      labels: (..., H, W) ints: 0 background, classes from 1, 255 neutral (its pairs are left out).
+      labels: (..., H, W) ints: 0 background, classes from 1, 255 ignored (its pairs are left out).
       radius: as in `affinities`.
 
     Returns:
       background, foreground, negative: bools, each (..., P, H, W), False outside the window.
 
     Raises:
-      ValueError: for labels that are no integers, or a grid too small for the radius.
+      ValueError: for labels that are not integers, or a grid too small for the radius.
     """
     labels = jnp.asarray(labels)
     if labels.ndim < 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -146,12 +146,11 @@ def affinity_loss(
 
     Args:
       affinity: (..., P, H, W) in [0, 1].
-      background: bool pairs of that shape, see `pair_labels`.
-      foreground: the same.
-      negative: the same.
+      background: bool pairs of the same shape, see `pair_labels`.
+      foreground: likewise.
+      negative: likewise.
       eps: added to the counts and inside the logarithms.
-      axis_name: of a `jax.pmap`, over which the pairs are counted; the results of its devices then sum to those of
-        the whole batch.
+      axis_name: of a `jax.pmap` that the pairs are counted over; its devices' results sum to those of the batch.
 
     Returns:
       scalars: "background", "foreground", "negative", each a mean over its pairs in the batch (0
@@ -181,7 +180,7 @@ def affinity_loss(
 
 
 def require_pairs(grid: tuple[int, ...], radius: int) -> None:
-    """Raises ValueError for a radius that there is not, or on which a grid (H, W) has no pairs."""
+    """ValueError for a radius below 2, or where a grid (H, W) has no pairs."""
     offsets(radius)
     reach = radius - 1
     if grid[0] <= reach or grid[1] <= 2 * reach:
@@ -192,7 +191,7 @@ def require_pairs(grid: tuple[int, ...], radius: int) -> None:
 
 
 def block(x: Array, start: tuple[Array, Array], size: tuple[int, int], axis: int) -> Array:
-    """The rectangle of a size from a start in two neighbouring axes, the first of them given."""
+    """A rectangle from `start`, in two neighbouring axes of which `axis` is the first."""
     rows = lax.dynamic_slice_in_dim(x, start[0], size[0], axis=axis)
     return lax.dynamic_slice_in_dim(rows, start[1], size[1], axis=axis + 1)
 

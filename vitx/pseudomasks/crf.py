@@ -1,8 +1,8 @@
-"""The dense CRF of Kraehenbuehl & Koltun (NeurIPS 2011), and the confident labels made with it.
+"""The dense CRF of Kraehenbuehl & Koltun (NeurIPS 2011), and confident labels from its posteriors.
 
 Three backends with the same parameters and normalisation: "jax" filters on permutohedral lattices, which approximate
 the kernels, for images of any size; "pydensecrf" is the published C++ code, which does the same; "exact" computes the
-kernels themselves, in JAX, in memory that grows with the square of the pixels.
+kernels themselves in JAX, in memory that grows with the square of the number of pixels.
 """
 
 from typing import Any
@@ -46,15 +46,15 @@ def dense_crf(
     Args:
       images: uint8 (B, H, W, 3).
       probabilities: (B, L, H, W), or (B, A, L, H, W) for A sets of unaries of the same image, which
-        then share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
-      parameters: default: docs/protocol.md's.
+        share its kernels. They need not sum to 1: the unary is -log(clip(p, 1e-5, 1)).
+      parameters: default: those of docs/protocol.md.
       backend: "exact", up to 128 x 128 pixels; "jax"; or "pydensecrf", which needs the extra `vitx[crf]`. Default:
-        "exact" where it can, else "jax".
+        "exact" up to that size, else "jax".
       present: bool (B, L), the labels that take part; others get probability 0. Default: all.
 
     Returns:
-      posteriors of the shape of `probabilities`, NumPy or JAX as they are, summing to 1 over the labels, in
-      float32; "exact" computes float64 in float64. "pydensecrf" does without JAX where they are NumPy's.
+      posteriors of the shape of `probabilities`, NumPy or JAX arrays as they are, summing to 1 over the labels, in
+      float32; "exact" computes float64 in float64. With NumPy arrays "pydensecrf" does not use JAX.
 
     Raises:
       ValueError: for shapes or types that do not fit, probabilities that are not finite, an image that has no label
@@ -94,7 +94,7 @@ def dense_crf(
 
 
 def require_size(height: int, width: int, backend: str, parameters: CRFParameters) -> None:
-    """Raises ValueError where a backend does not take images of a size with some parameters."""
+    """ValueError where images are too large for a backend with these parameters."""
     if backend == "jax":
         crf_lattice.boxes(height, width, parameters)
     elif backend == "exact" and height * width > EXACT_MAX_PIXELS:
@@ -151,7 +151,7 @@ def _pydensecrf(
 
 
 def background_channel(seed_maps: Maps, alpha: float) -> Maps:
-    """Background's score (1 - max_k map)^alpha: seed maps (..., K, H, W) in [0, 1] -> (..., H, W), 1 where K is 0."""
+    """The background's score (1 - max_k map)^alpha: seed maps (..., K, H, W) in [0, 1] -> (..., H, W); 1 if K is 0."""
     return (1 - seed_maps.max(-3, initial=0).clip(0, 1)) ** alpha
 
 
@@ -167,17 +167,16 @@ def pool_posteriors(posteriors: Maps, grid: tuple[int, int], pool: int = 8) -> M
 
 
 def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
-    """Labels of which two posteriors are sure (docs/protocol.md, "Labels").
+    """Labels from two posteriors, 255 where they are not confident (docs/protocol.md, "Labels").
 
     Args:
       low: posteriors (B, K + 1, h, w), background first, with the background's low alpha, which
-        favours it: an object seen there is sure.
-      high: the same with the high alpha: a background seen there is sure.
-      classes: ints (B, K) below 254, the classifier's outputs that the others stand for, -1 where padding.
+        favours it: objects are confident there.
+      high: the same with the high alpha: background is confident there.
+      classes: ints (B, K) below 254, the classifier's outputs of the K channels, -1 where padding.
 
     Returns:
-      uint8 (B, h, w): class + 1 where low shows an object, unless high shows background, which is
-      labelled 0; 255, neutral, where low shows background and high an object.
+      uint8 (B, h, w): 0 where high has background, else class + 1 where low has an object, else 255.
 
     Raises:
       ValueError: for shapes that do not fit, or a class that does not fit into a byte.
@@ -186,17 +185,17 @@ def confident_labels(low: Maps, high: Maps, classes: Maps) -> Maps:
     if low.shape != high.shape or low.shape[:2] != (classes.shape[0], classes.shape[1] + 1):
         raise ValueError(
             f"posteriors {low.shape} and {high.shape} do not fit classes {classes.shape}: "
-            "(B, K + 1, h, w) wanted"
+            "they must be (B, K + 1, h, w)"
         )
     xp: Any = low.__array_namespace__()
     absent = xp.pad(classes < 0, ((0, 0), (1, 0)))[..., None, None]  # (B, K + 1, 1, 1)
     names = xp.pad(classes + 1, ((0, 0), (1, 0)))[..., None, None]
 
-    def decide(posteriors: Maps) -> Maps:
+    def labels_of(posteriors: Maps) -> Maps:
         scores = xp.where(absent, -xp.inf, posteriors)
         winner = scores.argmax(1, keepdims=True)
         return xp.take_along_axis(xp.broadcast_to(names, scores.shape), winner, axis=1)[:, 0]
 
-    sure = decide(low)
-    labels = xp.where(sure == 0, IGNORED, sure)
-    return xp.where(decide(high) == 0, 0, labels).astype(xp.uint8)
+    objects = labels_of(low)
+    labels = xp.where(objects == 0, IGNORED, objects)
+    return xp.where(labels_of(high) == 0, 0, labels).astype(xp.uint8)

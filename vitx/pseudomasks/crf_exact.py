@@ -23,10 +23,10 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class CRFParameters:
-    """Widths in pixels and grey levels, weights, and iterations (docs/protocol.md, "Labels").
+    """Widths in pixels and grey levels, weights, and number of iterations (docs/protocol.md, "Labels").
 
     Raises:
-      ValueError: where a width is not above 0, a weight is negative or any is not finite, or iterations are no whole
+      ValueError: where a width is not above 0, a weight is negative, any is not finite, or iterations are not a whole
         number from 0 up.
     """
 

@@ -1,7 +1,7 @@
 """Mean field of the dense CRF for images of any size, in JAX, with its kernels on permutohedral lattices.
 
-The step is that of `crf_exact`, with both kernels filtered as the published code does (Kraehenbuehl & Koltun, NeurIPS
-2011): in two dimensions, and in five. The lattices of an image serve all its unaries and all iterations.
+The step is that of `crf_exact`, with both kernels filtered as in the published code (Kraehenbuehl & Koltun, NeurIPS
+2011): in two dimensions, and in five. All unaries and iterations of an image share its lattices.
 """
 
 import functools
@@ -27,9 +27,9 @@ from vitx.pseudomasks.permutohedral import (
 
 Array = jax.Array
 
-# Filtered at once: XLA's loops for CPU take less over 8 channels than over 6, and far less than over 16.
+# Filtered at once: XLA's loops on a CPU take less time over 8 channels than over 6, and far less than over 16.
 CHANNELS = 8
-# Room for fewer vertices than this, or than an eighth of the pixels, would gain little and compile more programs.
+# A smaller capacity than this, or than an eighth of the pixels, would save little and compile more programs.
 LEAST_ROWS = 2048
 
 
@@ -40,7 +40,7 @@ def mean_field(
 
     Sizes nearby share compiled programs: pixels and lattice codes are padded to one of four numbers between powers of
     two, labels that are present to one of two, and vertices, which are counted first, to a power of two. Padding
-    changes nothing but the order of sums.
+    changes the order of sums alone.
 
     Args:
       images: uint8 (B, H, W, 3).
@@ -57,7 +57,7 @@ def mean_field(
     xp, (height, width) = probabilities.__array_namespace__(), images.shape[1:3]
     pixels, labels = height * width, present.shape[1]
     gaussian, bilateral = boxes(height, width, parameters)
-    # Labels that are present come first, and no more are sent than an image has of them.
+    # The labels that are present, first; no more than the image with most of them has.
     most = min(round_up(int(present.sum(1).max()), 2), labels)
     sent = np.argsort(~present, axis=1, kind="stable")[:, :most]  # (B, L')
     unnormalised = xp.stack([p[:, some] for p, some in zip(probabilities, sent, strict=True)])
@@ -73,13 +73,13 @@ def mean_field(
     least = max(pixels // 8, LEAST_ROWS)
     capacities = [round_up(max(int(np.max(number)), least)) for number in jax.device_get(rows)]
     lattices = _link(simplices, (gaussian, bilateral), tuple(capacities))
-    del simplices  # twice an image's share of the memory, otherwise
+    del simplices  # otherwise an image takes twice the memory
     compat = np.array([parameters.compat_gaussian, parameters.compat_bilateral], np.float32)
     iterations = np.int32(parameters.iterations)
     shown = np.take_along_axis(present, sent, 1)
     result = xp.asarray(_infer(flat, shown, size, lattices, compat, iterations))
 
-    # Where each label was sent to; behind the others, at 0, for those that were not.
+    # Where each label was sent to; labels that were not sent are behind the others, and 0.
     back = np.full(present.shape, most)
     np.put_along_axis(back, sent, np.arange(most)[None], 1)
     result = xp.pad(result[..., :pixels], ((0, 0), (0, 0), (0, 1), (0, 0)))
@@ -108,8 +108,8 @@ def boxes(height: int, width: int, parameters: CRFParameters) -> tuple[Box, Box]
 class _Features(NamedTuple):
     """Places of N pixels (2, N) over either sxy, and grey levels (256,) over srgb, float32.
 
-    NumPy divides. XLA multiplies by the reciprocal, which is off by a rounding: on the border of two simplices, where
-    whole places often lie, that gives other vertices than pydensecrf's.
+    Divided by NumPy. XLA multiplies by the reciprocal, which rounds differently: on the border of two simplices, where
+    whole places often lie, the vertices would differ from those of pydensecrf.
     """
 
     near: np.ndarray
@@ -208,7 +208,7 @@ class _Kernel(NamedTuple):
 
 
 def _softmax(logits: Array) -> Array:
-    """Of (L, A, N) over L, in loops: XLA would find the largest again for every label, and reduces slowly on CPU."""
+    """Over L of (L, A, N), in loops: XLA would find the largest again for every label, and reduces slowly on a CPU."""
 
     def over_labels(combine: Callable[[Array, Array], Array], start: float, x: Array) -> Array:
         first = jnp.full_like(x[0], start)

@@ -6,8 +6,8 @@ E f, E a multiple of an isometry of R^d onto the plane of R^(d+1) whose coordina
 Scales, order and constants are those of Kraehenbuehl & Koltun's published CRF, up to a factor of all that is filtered.
 
 A vertex is (d + 1) a + k with k in 0..d, its residue, and whole a_0..a_d that sum to -k. E is triangular, so that for
-j = 1..d the number u_j = a_j + (sum_{i > j} a_i + k) / (j + 1) depends on feature j alone, but for a deviation of at
-most j / (j + 1), and for a neighbour of at most that again. Hence the digits floor(u_j) of the points fill a small box,
+j = 1..d the number u_j = a_j + (sum_{i > j} a_i + k) / (j + 1) depends on feature j alone, up to a deviation of at
+most j / (j + 1), and for a neighbour at most twice that. Hence the digits floor(u_j) of the points fill a small box,
 and with k they number its vertices: a table of bits takes the place of a hash table, and nothing is sorted.
 """
 
@@ -23,7 +23,7 @@ from jax import lax
 Array = jax.Array
 
 
-MAX_CODES = 1 << 30  # a table of 1 GiB while it is made, of 256 MiB afterwards
+MAX_CODES = 1 << 30  # a table of 1 GiB while it is built, of 256 MiB afterwards
 
 
 def round_up(number: int, steps: int = 1) -> int:
@@ -62,7 +62,7 @@ class Box(NamedTuple):
 
 
 class Simplices(NamedTuple):
-    """The simplex around each of N points. Vertices next to some point are numbered from 1; 0 stands for all others.
+    """The simplex around each of N points. Vertices next to some point are numbered from 1; 0 means any other.
 
     Attributes:
       vertices: int32 (d + 1, N), the numbers of its corners; 0 where padding.
@@ -85,7 +85,7 @@ class Simplices(NamedTuple):
 
 
 class Lattice(NamedTuple):
-    """A lattice of up to `capacity` - 1 vertices; row 0 stands for all that are not there, and holds 0.
+    """A lattice of up to `capacity` - 1 vertices; row 0 means a vertex that is absent, and has the value 0.
 
     Attributes:
       vertices, weights: see `Simplices`.
@@ -163,7 +163,7 @@ def smooth(lattice: Lattice, x: Array) -> Array:
     """Splats, blurs and slices: float32 (N, C) -> (N, C).
 
     Each step is a loop over residues or axes, which keeps XLA from computing it again for every use. On a GPU the
-    order in which points are added to a vertex is not fixed, unless XLA is told so (--xla_gpu_deterministic_ops).
+    order in which points are added to a vertex is not fixed, unless XLA runs with --xla_gpu_deterministic_ops.
     """
 
     def splat(values: Array, to: tuple[Array, Array]) -> tuple[Array, None]:
@@ -198,7 +198,7 @@ def _embed(features: Array) -> tuple[Array, Array, Array]:
     point = jnp.stack([total, *elevated[::-1]])  # (d + 1, N)
     nearest = jnp.round(point * np.float32(1 / (d + 1)))
     rest, base = point - (d + 1) * nearest, nearest.astype(jnp.int32)
-    # Coordinates ranked by what rounding left, largest first; all moved on, in a circle, where base does not sum to 0.
+    # Coordinates ranked by the remainder of rounding, largest first; ranks rotate where base does not sum to 0.
     earlier = np.tri(d + 1, k=-1, dtype=bool)
     rank = jnp.broadcast_to(base.sum(0, dtype=jnp.int32)[None], base.shape)
     for j in range(d + 1):

@@ -69,16 +69,15 @@ def seed_maps_of(
 
 
 def min_max(maps: Array) -> Array:
-    """Maps (..., H, W) stretched to [0, 1] each; zero where the values are equal.
-
-    What is not finite becomes NaN.
-    """
+    """Maps (..., H, W), each stretched to [0, 1]; zero where its values are equal, NaN where one is not finite."""
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     # Resizing a constant map leaves a contrast of a few units in the last place.
     noise = 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
     real = high - low > noise
     stretched = jnp.where(real, (maps - low) / jnp.where(real, high - low, 1), 0)
-    return jnp.where(jnp.isfinite(maps), stretched, jnp.nan)  # minima on a CPU may pass over NaN
+    return jnp.where(
+        jnp.isfinite(maps), stretched, jnp.nan
+    )  # XLA's minimum on a CPU may ignore NaN
 
 
 def seed_mask(seed_maps: Maps, classes: Maps, background: float | Maps = 0.2) -> Maps:
@@ -105,7 +104,7 @@ def seed_mask(seed_maps: Maps, classes: Maps, background: float | Maps = 0.2) ->
     finite = xp.isfinite(seed_maps).all()
     if not isinstance(finite, jax.core.Tracer) and not finite:
         raise ValueError("the seed maps hold NaN or infinite values")
-    # One more that is padding, so that there is something to choose from where K is 0.
+    # A further class, padding, so that argmax has an entry where K is 0.
     more: Any = [(0, 0)] * (classes.ndim - 1) + [(0, 1)]
     seed_maps = xp.pad(seed_maps, [*more, (0, 0), (0, 0)])
     classes = xp.pad(classes, more, constant_values=-1)

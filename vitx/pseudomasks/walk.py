@@ -2,7 +2,7 @@
 
 W is symmetric with unit diagonal; W^beta elementwise, its columns divided by their sums, is the
 transition T, and maps m become m T^(2^log2_steps) (docs/protocol.md, "Walk"). T joins each pixel to its
-neighbours inside a radius only, so one step is a stencil, and no H W x H W matrix is ever made.
+neighbours inside a radius alone, so one step is a stencil, and no H W x H W matrix is built.
 """
 
 import math
@@ -34,13 +34,12 @@ def random_walk(
 
     Args:
       affinity: (..., P, H, W) in [0, 1] as from `affinities`: [p, i, j] joins (i, j) and (i, j) +
-        offsets[p]. It may be nonzero anywhere; entries that point outside the image do nothing.
+        offsets[p]. It may be nonzero anywhere; entries that point outside the image are ignored.
         The radius follows from P.
       maps: (..., K, H, W), with the same leading axes.
       beta: exponent of the affinities, above 0; larger keeps the walk inside of edges.
       log2_steps: the walk has 2^log2_steps steps.
-      method: "exact", step by step, rounding errors carried along, or "chebyshev", about
-        6 sqrt(steps) of them.
+      method: "exact", step by step with compensated sums, or "chebyshev", about 6 sqrt(steps) steps.
       tolerance: largest absolute error of "chebyshev" on maps in [0, 1], rounding included.
 
     Returns:
@@ -80,11 +79,11 @@ def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
     shape = affinity.shape
     if maps.ndim != affinity.ndim or maps.shape[:-3] != shape[:-3] or maps.shape[-2:] != shape[-2:]:
         raise ValueError(
-            f"maps {maps.shape} do not fit the affinity {shape}: (..., K, H, W) wanted"
+            f"maps {maps.shape} do not fit the affinity {shape}: they must be (..., K, H, W)"
         )
     if maps.dtype == object or jnp.issubdtype(maps.dtype, jnp.complexfloating):
         raise ValueError(f"maps must be real numbers, not {maps.dtype}")
-    # Beyond it degrees, and so the error's bound, do not hold. XLA's minimum on a CPU may pass over NaN.
+    # The bound on the error needs it. Not by a minimum: XLA's on a CPU may ignore NaN.
     fits = (affinity >= 0) & (affinity <= 1)
     # Inside another jit even a constant's values are traced.
     if not isinstance(fits, jax.core.Tracer) and not fits.all():
@@ -101,8 +100,8 @@ def chebyshev_coefficients(steps: int, spread: float, tolerance: float) -> np.nd
     """The head of x^steps = sum_k c_k T_k(x) that keeps a walk within the tolerance.
 
     All c_k >= 0: c_k = 2^(1 - steps) binomial(steps, (steps - k) / 2) where k has the parity of
-    steps (half of that at k = 0), else 0; they sum to 1. What is left out beyond degree d weighs
-    delta = sum_{k > d} c_k. It is given to T_0 = 1, so that the error is E = sum_{k > d} c_k
+    steps (half of it at k = 0), else 0; they sum to 1. The terms beyond degree d have the sum
+    delta = sum_{k > d} c_k, which T_0 = 1 gets, so that the error is E = sum_{k > d} c_k
     (T_k(P) - 1) m, P the averaging m -> m T.
 
     The bound: let D be the diagonal of degrees (column sums of W^beta). D^(1/2) P D^(-1/2) is
@@ -117,10 +116,10 @@ def chebyshev_coefficients(steps: int, spread: float, tolerance: float) -> np.nd
     Args:
       steps: the power.
       spread: N d_max / d_min, pixels times the largest ratio of degrees.
-      tolerance: half of it is the bound's, the other half is for rounding.
+      tolerance: half of it for the truncation, the other half for rounding.
 
     Returns:
-      (d + 1,) float64, d >= 1 the smallest degree that does.
+      (d + 1,) float64, d >= 1 the smallest degree within the tolerance.
     """
     first = 2 - steps % 2  # the smallest k > 0 of the right parity
     terms = [1.0]  # c_k / c_first for k = first, first + 2, ...
@@ -161,14 +160,14 @@ def _walk(
 
 
 def _power(flow: Callable[[Array], Array], maps: Array, steps: int) -> Array:
-    """Step by step, what rounding loses of a step being added to the next (Kahan's summation).
+    """Step by step with Kahan's summation: what rounding loses in a step is added to the next.
 
-    Else changes far below a map's own size would be lost anew in every step.
+    Otherwise every step would lose changes far below a map's own size.
     """
 
     def body(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         now, lost = state
-        # Half of the change, as in _series: XLA's CPU backend makes a slow loop of a sum on its own.
+        # Half of the change, as in _series: XLA's CPU backend compiles a sum alone to a slow loop.
         half = 0.5 * flow(now) + lost
         after = now + 2 * half
         return after, half - 0.5 * (after - now)
@@ -177,7 +176,7 @@ def _power(flow: Callable[[Array], Array], maps: Array, steps: int) -> Array:
 
 
 def _series(flow: Callable[[Array], Array], maps: Array, coefficients: tuple[float, ...]) -> Array:
-    """sum_k c_k T_k(P) m, what the coefficients lack to 1 going to T_0.
+    """sum_k c_k T_k(P) m; T_0 gets what the coefficients lack to 1.
 
     Summed over the changes C_k = T_k(P) m - T_{k-1}(P) m, which obey C_1 = (P - 1) m and C_{k+1} =
     C_k + 2 (P - 1) T_k(P) m: constant maps stay what they are, and where P is near 1, rounding
@@ -200,10 +199,10 @@ def _series(flow: Callable[[Array], Array], maps: Array, coefficients: tuple[flo
 
 
 def _flow(weights: Array, rates: Array, maps: Array) -> Array:
-    """What one step adds to the maps (..., H, K, W): (P - 1) m, P the averaging m -> m T.
+    """The change of the maps (..., H, K, W) in one step: (P - 1) m, P the averaging m -> m T.
 
-    A sum of differences w_ij (m_j - m_i): weights that sum to 1 but for rounding would let the
-    maps' level drift over thousands of steps. Each pair's two terms are added first: one long
+    A sum of differences w_ij (m_j - m_i): weights that sum to 1 up to rounding would let the level
+    of the maps drift over thousands of steps. Each pair's two terms are added first: one long
     chain of additions would wait for each of them.
     """
     reach = (weights.shape[-1] - maps.shape[-1]) // 2
@@ -211,8 +210,8 @@ def _flow(weights: Array, rates: Array, maps: Array) -> Array:
 
     def pair(p: int, dy: int, dx: int) -> Array:
         weight = weights[..., p : p + 1, :]
-        forth = _look(weight, reach, 0, 0) * (_look(wide, reach, dy, dx) - maps)
-        back = _look(weight, reach, -dy, -dx) * (_look(wide, reach, -dy, -dx) - maps)
+        forth = _shifted(weight, reach, 0, 0) * (_shifted(wide, reach, dy, dx) - maps)
+        back = _shifted(weight, reach, -dy, -dx) * (_shifted(wide, reach, -dy, -dx) - maps)
         return forth + back
 
     moves = offsets(reach + 1).tolist()
@@ -222,9 +221,9 @@ def _flow(weights: Array, rates: Array, maps: Array) -> Array:
 def _transition(affinity: Array, beta: float) -> tuple[Array, Array]:
     """W^beta of all pairs, (..., H + 2 reach, P, W + 2 reach), and 1 / degrees, (..., H, 1, W).
 
-    W is symmetric, so a pair's weight is kept once and looked at from both ends; zeros around the
-    image stand for its outside. Rows come first: what a row of pixels needs lies together, and is
-    still in the cache for the next maps and rows, whatever the size of the image.
+    W is symmetric, so each pair's weight is stored once and read from both ends; zeros surround the
+    image. Rows come first: the weights of a row of pixels lie together, and are still in the cache
+    for the next maps and rows, for images of any size.
     """
     count, height, width = affinity.shape[-3:]
     moves = offsets(_radius(count))
@@ -235,7 +234,7 @@ def _transition(affinity: Array, beta: float) -> tuple[Array, Array]:
     weights = jnp.swapaxes(affinity, -3, -2) ** power
     weights = _pad(jnp.where(jnp.broadcast_to(inside, weights.shape), weights, 0), reach)
     seen = (
-        _look(weights[..., p : p + 1, :], reach, *end)
+        _shifted(weights[..., p : p + 1, :], reach, *end)
         for p, (dy, dx) in enumerate(moves.tolist())
         for end in ((0, 0), (-dy, -dx))
     )
@@ -248,14 +247,14 @@ def _pad(x: Array, reach: int) -> Array:
     return jnp.pad(x, ((0, 0),) * (x.ndim - 3) + (around, (0, 0), around))
 
 
-def _look(wide: Array, reach: int, dy: int, dx: int) -> Array:
-    """What every pixel sees at an offset: (..., H + 2 reach, C, W + 2 reach) -> (..., H, C, W)."""
+def _shifted(wide: Array, reach: int, dy: int, dx: int) -> Array:
+    """Values at an offset from each pixel: (..., H + 2 reach, C, W + 2 reach) -> (..., H, C, W)."""
     bottom, right = wide.shape[-3] - reach + dy, wide.shape[-1] - reach + dx
     return wide[..., reach + dy : bottom, :, reach + dx : right]
 
 
 def _radius(pairs: int) -> int:
-    """The radius that has so many pairs."""
+    """The radius with this number of pairs."""
     radius = 2
     while len(offsets(radius)) < pairs:
         radius += 1

@@ -1,4 +1,4 @@
-"""Model, images and classes in; logits and maps out: one forward, and one backward pass a class."""
+"""`explain`: logits and maps from a model, images and classes, by one forward and one backward pass a class."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,14 +48,14 @@ def explain(
         or over half of the device's memory for the batch.
 
     Returns:
-      logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). "lrp" on a
-      model without a stem gives pixels, (B, H, W) or (B, K, H, W).
+      logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). The maps of
+      "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
       ValueError: for a model without classes, an unknown method or rule, a start layer that the model does not have, or
         images or classes of a shape, type or range that does not fit. Values are not checked inside another `jit`:
         there a class out of range gives a map of zeros.
-      MemoryError: where the device's memory ends, naming what uses less of it; inside another `jit` JAX's own error.
+      MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
     if not isinstance(images, jax.Array):
@@ -94,7 +94,7 @@ def _check_options(
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
-    layers = len(model.attention_shapes)
+    layers = len(model.attention_shapes())
     if not _is_int(start_layer) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
     if not _is_int(class_chunk) or class_chunk < 1:
@@ -125,7 +125,7 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
 
 def _kept_bytes(model: Explainable, itemsize: int) -> int:
     """Memory that "fast" keeps of an image: some 33 arrays of the tokens' size and two attention matrices a block."""
-    shapes = [(heads, tokens) for heads, _, tokens in model.attention_shapes]
+    shapes = [(heads, tokens) for heads, _, tokens in model.attention_shapes()]
     return itemsize * sum(n * (33 * model.width + 2 * heads * n) for heads, n in shapes)
 
 

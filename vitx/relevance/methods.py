@@ -194,7 +194,7 @@ def attribution(
         encoded, _ = model.encode(rulesets.twice(tokens), ops, all_probes, lean)
         return model.classify(encoded, ops)
 
-    shapes = model.attention_shapes[start_layer:]
+    shapes = model.attention_shapes()[start_layer:]
     probes = [jnp.zeros((len(tokens), q, n), tokens.dtype) for _, q, n in shapes]
     logits, pullback = jax.vjp(forward, probes)
 
@@ -211,7 +211,7 @@ def last_block(
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
     """Logits, the last block's attention to patches (B, heads, patches), and the pullback of one-hot rows to it."""
     tokens = _tokens(model, images)
-    *below, last = model.attention_shapes
+    *below, last = model.attention_shapes()
 
     def forward(probe: Array) -> tuple[Array, Array]:
         encoded, attentions = model.encode(tokens, ops, [*[None] * len(below), probe])

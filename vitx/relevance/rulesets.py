@@ -1,6 +1,6 @@
 """Rule sets: for each operation of `Ops`, the same value with another cotangent.
 
-`with_rule` makes the cotangent relevance; `paired` makes it a pair of gradient and relevance, from one forward.
+With `with_rule` the cotangent is relevance, with `paired` a pair of gradient and relevance, from one forward.
 Create rule sets at module level: a new one per call triggers recompilation.
 """
 
@@ -21,7 +21,7 @@ from vitx.relevance.rules import Operation, Pullback, Rule
 
 Constants = tuple[tuple[str, Any], ...]
 
-# Relevance is ill-conditioned: the reduced-precision products that GPUs and TPUs default to would show in the maps.
+# Relevance is ill-conditioned: the reduced precision that GPUs and TPUs default to would change the maps.
 _linear = partial(plain.linear, precision=lax.Precision.HIGHEST)
 _attention_scores = partial(plain.attention_scores, precision=lax.Precision.HIGHEST)
 _apply_attention = partial(plain.apply_attention, precision=lax.Precision.HIGHEST)
@@ -72,10 +72,6 @@ def _is_pair(x: Any) -> bool:
     return isinstance(x, Pair)
 
 
-def _value(x: Any) -> Any:
-    return x.gradient if _is_pair(x) else x
-
-
 def twice(tree: Any) -> Any:
     """Each array of a tree as a `Pair`."""
     return jax.tree.map(lambda x: Pair(x, x), tree)
@@ -84,9 +80,6 @@ def twice(tree: Any) -> Any:
 def with_rule(op: Operation, rule: Rule) -> Operation:
     """`op` with the same value, whose cotangent is relevance."""
 
-    def value(constants: Constants, *inputs: Any) -> Any:
-        return op(*inputs, **dict(constants))
-
     def forward(constants: Constants, *inputs: Any) -> tuple[Any, Pullback]:
         output = op(*inputs, **dict(constants))
         return output, rule(inputs, output)
@@ -94,17 +87,14 @@ def with_rule(op: Operation, rule: Rule) -> Operation:
     def backward(constants: Constants, pullback: Pullback, relevance: Any) -> tuple[Any, ...]:
         return pullback(relevance)
 
-    return _with_backward(value, forward, backward)
+    return _with_backward(forward, backward)
 
 
 def paired(op: Operation, rule: Rule) -> Operation:
-    """`op` over pairs: one value, and below it `op`'s gradient beside the rule's relevance."""
-
-    def value(constants: Constants, *inputs: Any) -> Any:
-        return twice(op(*map(_value, inputs), **dict(constants)))
+    """`op` over pairs: one value, and as its cotangent the gradient of `op` beside the relevance of the rule."""
 
     def forward(constants: Constants, *inputs: Any) -> tuple[Any, tuple[Pullback, Pullback]]:
-        values = tuple(map(_value, inputs))
+        values = tuple(x.gradient if _is_pair(x) else x for x in inputs)
         output, gradient = jax.vjp(partial(op, **dict(constants)), *values)
         return twice(output), (gradient, rule(values, output))
 
@@ -118,14 +108,12 @@ def paired(op: Operation, rule: Rule) -> Operation:
             None if r is None else Pair(g, r) for g, r in zip(gradients, relevances, strict=True)
         )
 
-    return _with_backward(value, forward, backward)
+    return _with_backward(forward, backward)
 
 
-def _with_backward(
-    value: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]
-) -> Operation:
+def _with_backward(forward: Callable[..., Any], backward: Callable[..., Any]) -> Operation:
     """The operation whose keyword arguments are constants, outside of differentiation."""
-    apply = jax.custom_vjp(value, nondiff_argnums=(0,))
+    apply = jax.custom_vjp(lambda *inputs: forward(*inputs)[0], nondiff_argnums=(0,))
     apply.defvjp(forward, backward)
     return lambda *inputs, **constants: apply(tuple(constants.items()), *inputs)
 
@@ -156,58 +144,52 @@ def _no_rule(op: Operation) -> Rule:
     return lambda inputs, output: Partial(pullback)
 
 
-def _rules(
-    linear: Rule, pixels: Rule, add: Rule, clone: Rule, products: Callable[..., Rule]
-) -> dict:
-    table: dict[str, Rule] = dict.fromkeys(
-        ("bias", "scale", "softmax", "gelu", "layer_norm"), rules.identity
-    )
-    for name in ("conv", "group_norm", "relu", "max_pool"):
-        table[name] = _no_rule(getattr(plain, name))
-    table.update(
-        linear=linear,
-        pixels=pixels,
-        add=add,
-        clone=clone,
-        attention_scores=rules.halved(products(_attention_scores)),
-        apply_attention=rules.halved(products(_apply_attention)),
-    )
-    return table
-
-
-_CHEFER = _rules(
-    linear=rules.alpha1_beta0(_linear),
-    pixels=rules.z_box(_linear),
-    add=rules.normalised(rules.z_rule(plain.add)),
-    clone=rules.sum_branches_published,
-    products=rules.z_rule,
-)
-_LRP = {**_CHEFER, "linear": rules.alpha1_beta0_split(_linear), "add": rules.z_rule(plain.add)}
+_CHEFER: dict[str, Rule] = {
+    "linear": rules.alpha1_beta0(_linear),
+    "pixels": rules.z_box(_linear),
+    "add": rules.normalised(rules.z_rule(plain.add)),
+    "clone": rules.sum_branches_published,
+    "attention_scores": rules.halved(rules.z_rule(_attention_scores)),
+    "apply_attention": rules.halved(rules.z_rule(_apply_attention)),
+    **dict.fromkeys(("bias", "scale", "softmax", "gelu", "layer_norm"), rules.identity),
+    **{
+        op.__name__: _no_rule(op)
+        for op in (plain.conv, plain.group_norm, plain.relu, plain.max_pool)
+    },
+}
+_LRP = {
+    **_CHEFER,
+    "linear": rules.alpha1_beta0_split(_linear),
+    "add": rules.z_rule(plain.add),
+}
 STABLE_RULES: dict[str, Rule] = {
     "add": rules.normalised(rules.stabilised(plain.add)),
     "clone": rules.sum_branches,
     "attention_scores": rules.halved(rules.stabilised(_attention_scores)),
     "apply_attention": rules.halved(rules.stabilised(_apply_attention)),
 }
-"""What STABLE does otherwise than CHEFER."""
+"""The rules of STABLE that differ from CHEFER."""
 _STABLE = {**_CHEFER, **STABLE_RULES}
 _STABLE_LRP = {**_LRP, **STABLE_RULES, "add": rules.stabilised(plain.add)}
-_UNIFORM = _rules(
-    linear=rules.only_first(rules.uniform(_linear)),
-    pixels=rules.only_first(rules.uniform(_linear)),
-    add=rules.uniform(plain.add),
-    clone=rules.sum_branches,
-    products=rules.uniform,
-)
+_UNIFORM = {
+    **_CHEFER,
+    "linear": rules.only_first(rules.uniform(_linear)),
+    "pixels": rules.only_first(rules.uniform(_linear)),
+    "add": rules.uniform(plain.add),
+    "clone": rules.sum_branches,
+    "attention_scores": rules.halved(rules.uniform(_attention_scores)),
+    "apply_attention": rules.halved(rules.uniform(_apply_attention)),
+}
 
 
-def _rule_set(make: Callable[[Operation, Rule], Operation], table: dict, readout: Any) -> Ops:
-    made = {
-        field.name: make(getattr(EXACT, field.name), table[field.name])
-        for field in fields(Ops)
-        if field.name != "probe"
-    }
-    return Ops(**made, probe=probing(readout))
+def _rule_set(
+    make: Callable[[Operation, Rule], Operation],
+    table: dict[str, Rule],
+    readout: Callable[[Any], Array],
+) -> Ops:
+    names = [field.name for field in fields(Ops) if field.name != "probe"]
+    ops = {name: make(getattr(EXACT, name), table[name]) for name in names}
+    return Ops(**ops, probe=probing(readout))
 
 
 def _raw(relevance: Array) -> Array:
@@ -216,12 +198,12 @@ def _raw(relevance: Array) -> Array:
 
 def _mean_positive_product(cotangent: Pair) -> Array:
     product = cotangent.gradient * cotangent.relevance
-    # Not relu, for whose zero XLA makes an array of the product's size on a CPU.
+    # Not relu, for whose zero XLA writes an array of the product's size on a CPU.
     return jnp.where(product < 0, 0.0, product).mean(1)
 
 
 def attribution_rule_set(**rules_of: Rule) -> Ops:
-    """CHEFER_PAIRS with other rules for the operations named: make it once, at module level.
+    """CHEFER_PAIRS with other rules for some operations, by their names: create it once, at module level.
 
     Raises:
       ValueError: for a name that is no operation.
@@ -232,15 +214,15 @@ def attribution_rule_set(**rules_of: Rule) -> Ops:
 
 
 CHEFER = _rule_set(with_rule, _CHEFER, _raw)
-"""The rules of Chefer et al., CVPR 2021, as their published code has them. Probes (B, heads, Q, N) see relevance."""
+"""The rules of Chefer et al., CVPR 2021, as in their published code. Probes (B, heads, Q, N) see relevance."""
 LRP = _rule_set(with_rule, _LRP, _raw)
-"""The original-LRP baseline of the same code, without normalisation at the adds, halves divided separately."""
+"""The original-LRP baseline of the same code: adds not normalised, a denominator for each half."""
 STABLE = _rule_set(with_rule, _STABLE, _raw)
 """CHEFER with stabilised adds and products, for float32."""
 STABLE_LRP = _rule_set(with_rule, _STABLE_LRP, _raw)
 """LRP with stabilised adds and products."""
 UNIFORM = _rule_set(with_rule, _UNIFORM, _raw)
-"""Keeps every operation's total exactly, so that a model with an operation outside `Ops` shows at once."""
+"""Keeps every operation's total exactly, which finds an operation of a model outside `Ops`."""
 
 CHEFER_PAIRS = attribution_rule_set()
 """Gradient and CHEFER relevance in one pass over pairs. Probes (B, Q, N) see mean over heads of relu(g * r)."""

@@ -216,7 +216,7 @@ def attribution_rule_set(**rules_of: Rule) -> Ops:
 CHEFER = _rule_set(with_rule, _CHEFER, _raw)
 """The rules of Chefer et al., CVPR 2021, as in their published code. Probes (B, heads, Q, N) see relevance."""
 LRP = _rule_set(with_rule, _LRP, _raw)
-"""The original-LRP baseline of the same code: adds not normalised, a denominator for each half."""
+"""The original-LRP baseline of the same code, with a denominator for each half and no normalisation at adds."""
 STABLE = _rule_set(with_rule, _STABLE, _raw)
 """CHEFER with stabilised adds and products, for float32."""
 STABLE_LRP = _rule_set(with_rule, _STABLE_LRP, _raw)

@@ -21,6 +21,7 @@ from tests.runs import KNOWN, begun
 from tests.weights.test_weights import (
     google,
     hugging_face,
+    reproduction,
     resnet_hybrid,
     small_affinity_net,
     square_vit,
@@ -87,16 +88,19 @@ def test_difference_by_hand() -> None:
     assert found.correlation == pytest.approx(expected, rel=1e-12)
 
 
-def test_difference_does_not_depend_on_the_types() -> None:
-    ours = np.array([1, 1 + 2**-23], np.float32)
-    assert difference("x", ours, ours.astype(np.float64)).absolute == 0
-    assert difference("x", ours, np.ones(2, np.float32)).absolute == 2**-23
-
-
-@pytest.mark.parametrize(("ours", "relative"), [(0.0, 0.0), (1e-30, math.inf)])
-def test_difference_to_zeros(ours: float, relative: float) -> None:
-    found = difference("x", np.full(3, ours), np.zeros(3))
-    assert found.relative == relative and math.isnan(found.correlation)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "absolute", "relative"),
+    [
+        (np.float32([1, 1 + 2**-23]), np.float64([1, 1 + 2**-23]), 0, 0),  # of any types
+        (np.float32([1, 1 + 2**-23]), np.ones(2, np.float32), 2**-23, 2**-23),
+        (np.zeros(3), np.zeros(3), 0, 0),
+        (np.full(3, 1e-30), np.zeros(3), 1e-30, math.inf),
+    ],
+)
+def test_difference(ours: np.ndarray, theirs: np.ndarray, absolute: float, relative: float) -> None:
+    found = difference("x", ours, theirs)
+    assert (found.absolute, found.relative) == (absolute, relative)
+    assert math.isnan(found.correlation) == (len(set(theirs)) == 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -206,42 +210,54 @@ def with_libraries(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(pytorch_reference, "_installed", lambda name: name in names)
 
 
+BOTH = ("torch", "timm", "transformers")
+ONLY = BOTH[::2]
+HERE = "not installed here"
+
+
 @pytest.mark.parametrize(
-    ("there", "wanted", "message"),
+    ("project", "there", "wanted", "expected"),
     [
         (
+            "timm",
             (),
             "auto",
-            "torch and timm or transformers; .*: torch, timm, transformers: pip install torch timm",
+            rf"torch and timm or transformers; {HERE}: torch, .* install torch timm",
         ),
-        (("torch",), "auto", "needs torch and timm .* not installed here: timm, transformers: "),
-        (("torch", "timm"), "transformers", "here: transformers: pip install torch transformers"),
-        (("timm",), "timm", "not installed here: torch: pip install torch timm"),
+        ("timm", ("torch",), "auto", f"{HERE}: timm, transformers: "),
+        ("timm", BOTH[:2], "transformers", f"{HERE}: transformers: .* torch transformers"),
+        ("timm", ("timm",), "timm", f"{HERE}: torch: pip install torch timm"),
+        ("Google", ONLY, "auto", r"and timm \(only timm has .* pip install torch timm"),
+        ("hybrid", ONLY, "auto", r"and timm \(only timm has .* pip install torch timm"),
+        ("named", ONLY, "auto", r"and timm \(only timm has .* pip install torch timm"),
+        ("Google", BOTH, "transformers", "transformers does not have Google's"),
+        ("hybrid", BOTH, "transformers", "transformers does not have hybrids"),
+        ("named", BOTH, "transformers", "transformers does not have models by"),
+        # "auto" takes the library whose names the file has.
+        ("timm", BOTH, "auto", "timm"),
+        ("Hugging Face", BOTH, "auto", "transformers"),
+        ("timm", ONLY, "auto", "transformers"),
+        ("Hugging Face", BOTH[:2], "auto", "timm"),
+        ("Google", BOTH, "auto", "timm"),
     ],
 )
-def test_missing_libraries_are_named(
-    monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], wanted: str, message: str
+def test_library(
+    monkeypatch: pytest.MonkeyPatch,
+    project: str,
+    there: tuple[str, ...],
+    wanted: str,
+    expected: str,
 ) -> None:
     with_libraries(monkeypatch, *there)
-    with pytest.raises(ImportError, match=message):
-        choose_library(wanted, "timm", small_vit(), "")
-
-
-@pytest.mark.parametrize(
-    ("project", "there", "expected"),
-    [
-        ("timm", ("timm", "transformers"), "timm"),
-        ("Hugging Face", ("timm", "transformers"), "transformers"),
-        ("timm", ("transformers",), "transformers"),
-        ("Hugging Face", ("timm",), "timm"),
-        ("Google", ("timm", "transformers"), "timm"),
-    ],
-)
-def test_auto_takes_the_library_whose_names_the_file_has(
-    monkeypatch: pytest.MonkeyPatch, project: str, there: tuple[str, ...], expected: str
-) -> None:
-    with_libraries(monkeypatch, "torch", *there)
-    assert choose_library("auto", project, small_vit(), "") == expected
+    model = resnet_hybrid() if project == "hybrid" else small_vit()
+    name = "vit_base_patch16_224" if project == "named" else ""
+    project = project if project in ("Google", "Hugging Face") else "timm"
+    if expected in BOTH:
+        assert choose_library(wanted, project, model, name) == expected
+    else:
+        error = ValueError if "does not have" in expected else ImportError
+        with pytest.raises(error, match=expected):
+            choose_library(wanted, project, model, name)
 
 
 def test_library_that_does_not_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,22 +271,6 @@ def test_library_that_does_not_import(tmp_path: Path, monkeypatch: pytest.Monkey
         pytorch_reference._imported("broken_library")
 
 
-def test_what_only_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_libraries(monkeypatch, "torch", "transformers")
-    hybrid, plain = resnet_hybrid(), small_vit()
-    for project, model, name in (
-        ("timm", hybrid, ""),
-        ("Google", plain, ""),
-        ("timm", plain, "vit_base_patch16_224"),
-    ):
-        with pytest.raises(
-            ImportError, match=r"and timm \(only timm has .* pip install torch timm"
-        ):
-            choose_library("auto", project, model, name)
-        with pytest.raises(ValueError, match="transformers does not have"):
-            choose_library("transformers", project, model, name)
-
-
 def test_models_that_pytorch_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_libraries(monkeypatch, "torch", "timm")
     with pytest.raises(ValueError, match="vitx's own ConvStem, which neither timm nor"):
@@ -279,6 +279,8 @@ def test_models_that_pytorch_does_not_have(tmp_path: Path, monkeypatch: pytest.M
         report(tmp_path, saved(small_affinity_net(), tmp_path, "affinity"))
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         report(tmp_path, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"give --config\.checkpoint=FILE"):
+        report(tmp_path, "")
 
 
 @pytest.mark.parametrize(
@@ -296,11 +298,6 @@ def test_options_are_checked(option: str, value: Any) -> None:
     config[option] = value
     with pytest.raises(ValueError, match=rf"config\.{option} must be"):
         check_options(config, KNOWN)
-
-
-def test_a_checkpoint_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"give --config\.checkpoint=FILE"):
-        report(tmp_path, "")
 
 
 # PyTorch itself.
@@ -483,11 +480,7 @@ def test_files_that_cannot_be_compared(tmp_path: Path, library: str) -> None:
     path = saved(square_vit(), tmp_path)
     with pytest.raises(ValueError, match=r"image_size resamples its position embedding, \(1, 17"):
         report(tmp_path, path, image_size=(32,), reference=library)
-    model = resnet_hybrid(epsilon=1e-6)
-    tensors = {
-        name.replace("patch_embed.backbone.", "resnet_backbone."): array
-        for name, array in tensors_of(model, tmp_path).items()
-    }
+    tensors = reproduction(tensors_of(resnet_hybrid(epsilon=1e-6), tmp_path))
     save_file(tensors, tmp_path / "published.safetensors")
     with pytest.raises(ValueError, match=r"have neither timm's nor .* but \[Re\]'s"):
         report(tmp_path, tmp_path / "published.safetensors", reference=library)

@@ -26,17 +26,11 @@ _HALF: Final = (0.5, 0.5, 0.5)
 
 
 def build(
-    tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
-) -> tuple[VisionTransformer | AffinityNet, Mapping[str, Tensor]]:
-    """An abstract model, and its tensors: the file's, with the position embedding resampled or a new head."""
-    if "feat_conv.weight" in tensors:
-        return _affinity_net(tensors, metadata, overrides), tensors
-    return _vision_transformer(dict(tensors), metadata, overrides)
-
-
-def _vision_transformer(
     tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
-) -> tuple[VisionTransformer, Mapping[str, Tensor]]:
+) -> VisionTransformer | AffinityNet:
+    """An abstract model; in `tensors`, the position embedding is resampled and the head new where it has to be."""
+    if "feat_conv.weight" in tensors:
+        return _affinity_net(tensors, metadata, overrides)
     width, _, patch, across = _shape(tensors, "patch_embed.proj.weight", 4)
     if patch != across:
         raise ValueError(f"its patches are {patch} x {across}; vitx has square ones only")
@@ -51,7 +45,7 @@ def _vision_transformer(
         )
     # A norm_eps that the caller gives is meant for the last LayerNorm too.
     final_norm_eps = None if overrides.norm_eps else metadata.final_norm_eps
-    model = nnx.eval_shape(
+    return nnx.eval_shape(
         lambda: VisionTransformer(
             width=width,
             depth=_count(tensors, r"blocks\.(\d+)\."),
@@ -66,7 +60,6 @@ def _vision_transformer(
             rngs=nnx.Rngs(0),
         )
     )
-    return model, tensors
 
 
 def _affinity_net(
@@ -75,8 +68,7 @@ def _affinity_net(
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps"):
         if getattr(overrides, name) is not None:
             raise ValueError(
-                f"it holds an AffinityNet, which has no {name}: leave that out, or give a classifier's"
-                " weights"
+                f"it holds an AffinityNet, which has no {name}: leave it out, or give a classifier's weights"
             )
     hidden, groups = _shape(tensors, "feat_conv.weight", 4)[0], metadata.groups or 32
     if hidden % groups:

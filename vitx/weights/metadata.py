@@ -39,8 +39,8 @@ def _float_type(value: Any) -> np.dtype:
     try:
         dtype = jnp.dtype(value)
     except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        dtype = np.dtype(object)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"must be a float type, not {value!r}")
     if dtype == np.float64 and jnp.result_type(float) != np.float64:
         raise ValueError("float64 needs jax_enable_x64")

@@ -29,44 +29,37 @@ def load(
 ) -> VisionTransformer | AffinityNet:
     """Reads a checkpoint, of any of the known projects, into the model it describes.
 
-    It recognises the names of timm and DeiT, Hugging Face's ViT, Google's .npz files of ViT and
-    R50+ViT, the hybrid and the AffinityNet of [Re], and the files that `save` writes. Sizes follow
-    from the tensors' shapes. Epsilons, heads, mean, std and image size come from the file's metadata
-    (which `save` writes), else from config.json and preprocessor_config.json beside it (in timm's:
-    `model_args`, `pretrained_cfg`, and the heads of `architecture`), else from conventions: mean and
-    std 0.5, but ImageNet's where the file's name has deit, dino or mae; LayerNorm's epsilon 1e-12
-    for Hugging Face's names, else 1e-6.
-
-    Args:
-      path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file,
-        or a folder with model.safetensors or pytorch_model.bin, here or in a bucket (gs://).
-      num_heads: at least 1; default: the file's, else width / 64.
-      image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with
-        antialias, as in timm), AffinityNet's grid scaled. Default: the file's, which for
-        AffinityNet of [Re] is 448.
-      num_classes: at least 1; replaces the head by a new one, unless the file's has as many
-        outputs.
-      norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
-      final_norm_eps: epsilon of the last LayerNorm; default: `norm_eps` where it is given, else the
-        file's.
-      dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64
-        is on.
+    It recognises the names of timm and DeiT, Hugging Face's ViT, Google's .npz files of ViT and R50+ViT, the hybrid and
+    the AffinityNet of [Re], and the files that `save` writes. Sizes follow from the tensors' shapes. Epsilons, heads,
+    mean, std and image size come from the file's metadata (which `save` writes), else from config.json and
+    preprocessor_config.json beside it (in timm's: `model_args`, `pretrained_cfg`, and the heads of `architecture`),
+    else from conventions: mean and std 0.5, but ImageNet's where the file's name has deit, dino or mae; LayerNorm's
+    epsilon 1e-12 for Hugging Face's names, else 1e-6.
 
     Numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
 
+    Args:
+      path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file, or a folder with
+        model.safetensors or pytorch_model.bin, here or in a bucket (gs://).
+      num_heads: at least 1; default: the file's, else width / 64.
+      image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with antialias, as in timm),
+        AffinityNet's grid scaled. Default: the file's, which for AffinityNet of [Re] is 448.
+      num_classes: at least 1; replaces the head by a new one, unless the file's has as many outputs.
+      norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
+      final_norm_eps: epsilon of the last LayerNorm; default: `norm_eps` where it is given, else the file's.
+      dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64 is on.
+
     Raises:
       FileNotFoundError: if there is nothing at `path`.
-      ValueError: in one line, for a file that is damaged, holds objects or NaN, is not a regular
-        file (a device, a FIFO), is of another architecture or computes what vitx does not, or whose
-        tensors do not fit each other (with a list: - missing, + unknown), and for an argument that
-        does not fit.
+      ValueError: in one line, for a file that is damaged, holds objects or NaN, is not a regular file (a device, a
+        FIFO), is of another architecture or computes what vitx does not, or whose tensors do not fit each other (with a
+        list: - missing, + unknown), and for an argument that does not fit.
     """
     overrides = Overrides(num_heads, image_size, num_classes, norm_eps, final_norm_eps, dtype)  # type: ignore[arg-type]
     with open_checkpoint(path) as checkpoint:
         named = recognise(checkpoint.tensors)
-        metadata = read_metadata(checkpoint, named)
-        model, tensors = build(named.tensors, metadata, overrides)
-        _fill(model, tensors, overrides.dtype)
+        model = build(named.tensors, read_metadata(checkpoint, named), overrides)
+        _fill(model, named.tensors, overrides.dtype)
         return model
 
 
@@ -78,8 +71,8 @@ def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
     model = load(path, **given)
     if isinstance(model, AffinityNet):
         raise ValueError(
-            f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a"
-            " classifier's weights"
+            f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a "
+            "classifier's weights"
         )
     return model
 

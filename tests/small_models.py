@@ -13,7 +13,7 @@ from vitx.models.vit import Preprocess, VisionTransformer
 
 
 def filled(make: Callable[[], Any], seed: int = 0) -> Any:
-    """The model that `make` describes, every weight drawn anew so that each of them matters."""
+    """The model of `make` with every weight drawn, so that each of them matters."""
     graph, state = nnx.split(nnx.eval_shape(make))
     generator = np.random.default_rng(seed)
 

@@ -161,7 +161,7 @@ WHOLE = [np.uint8, np.int8, np.uint16, np.int64, np.uint64]
 @pytest.mark.parametrize("dtype", [*WHOLE, np.float16, np.float64])
 @pytest.mark.parametrize("positive", [True, False])
 def test_heatmaps_of_any_type_rank_by_their_values(data, dtype, positive):
-    """Whole numbers wrap where their sign is changed, and 32 bits do not tell all 64-bit values apart."""
+    """Whole numbers wrap where their sign is changed, and 32 bits merge some 64-bit values."""
     pixels, _, targets = data
     generator = np.random.default_rng(5)
     if dtype in WHOLE:

@@ -130,7 +130,7 @@ def test_eight_devices_count_as_one_does(mode):
     assert alone.keys() == together.keys()
     for name, values in alone.items():
         if name.startswith(("ap_", "histogram_")):
-            # Upsampling makes pixels equal but for rounding; their order, and bins, turn on it.
+            # Upsampling makes pixels equal up to rounding, which decides their order and bins.
             np.testing.assert_allclose(values, together[name], atol=2e-3 if "ap" in name else 2)
         else:
             np.testing.assert_array_equal(values, together[name], err_msg=name)

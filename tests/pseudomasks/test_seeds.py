@@ -87,8 +87,8 @@ def test_flat_seed_maps_are_counted_and_reported(tmp_path):
     assert count_seed_maps(stage, "val", "a") == (2, 1) and count_seed_maps(
         stage, "val", "none"
     ) == (0, 0)
-    (told,) = masks_section._flat({"val": {"cues": 2, "flat": 1}})
-    assert told == "Seed maps without contrast, which show nothing: 1 of 2 on val."
+    (line,) = masks_section._flat({"val": {"cues": 2, "flat": 1}})
+    assert line == "Seed maps without contrast, which show nothing: 1 of 2 on val."
     assert masks_section._flat({"val": {"cues": 2, "flat": 0}}) == []
 
 
@@ -123,7 +123,7 @@ def lopsided(monkeypatch):
 
 @pytest.mark.slow
 def test_mirror_images_are_mirrored_back(lopsided):
-    """The stand-in commutes with mirroring up to its grid, so both seed maps tell the same place."""
+    """The stand-in commutes with mirroring up to its grid, so both seed maps have the same place."""
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype(np.float32)
     images = jnp.asarray(images.repeat(2, 1).repeat(2, 2))  # constant under each token
     classes = jnp.asarray([[0, 3], [1, -1]])

@@ -317,7 +317,7 @@ def test_every_product_has_full_precision(make, method):
         r"stablehlo\.(?:dot_general|convolution).*", program(method, model=make())
     )
     assert len(products) >= 2 + 8
-    # Low precision is what backends with reduced float32 products do unless told otherwise.
+    # Backends with reduced float32 products use them by default.
     assert [p for p in products if p.count("HIGHEST") != 2] == []
 
 

@@ -316,7 +316,7 @@ def test_taps_see_relevance_or_the_mean_positive_product():
     np.testing.assert_array_equal(passed.relevance, relevance)
 
 
-# Whole models under UNIFORM: nothing may be lost or made between the logits and the tokens.
+# Whole models under UNIFORM: the total stays the same between the logits and the tokens.
 
 
 @jax.jit

@@ -61,7 +61,7 @@ def random_walk(
     if method == "chebyshev":
         # Rounding errors of a step may grow with those that follow: with the square of the degree.
         smallest = max(48, steps / 32) * float(jnp.finfo(affinity.dtype).eps)
-        if not smallest <= tolerance < 1:
+        if tolerance < smallest:
             raise ValueError(
                 f"tolerance must be in [{smallest:.1e}, 1) for {steps} steps in {affinity.dtype}, "
                 f"not {tolerance}; method 'exact' needs none"

@@ -58,18 +58,7 @@ def explain(
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory)
-    if not isinstance(images, jax.Array):
-        images = np.asarray(images)
-    size = tuple(model.preprocess.size)
-    if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
-        raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be normalised floats, not {images.dtype}")
-    images = jnp.asarray(images)
-    finite = jnp.isfinite(images).all((1, 2, 3))
-    # Inside another jit even a constant's values are traced.
-    if not isinstance(finite, jax.core.Tracer) and not finite.all():
-        raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
+    images, size = _check_images(images, model.preprocess.size), model.preprocess.size
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
@@ -99,6 +88,21 @@ def _check_options(
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
     if not _is_int(class_chunk) or class_chunk < 1:
         raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
+
+
+def _check_images(images: ArrayLike, size: tuple[int, int]) -> Array:
+    if not isinstance(images, jax.Array):
+        images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
+        raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be normalised floats, not {images.dtype}")
+    checked = jnp.asarray(images)
+    finite = jnp.isfinite(checked).all((1, 2, 3))
+    # Inside another jit even a constant's values are traced.
+    if not isinstance(finite, jax.core.Tracer) and not finite.all():
+        raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
+    return checked
 
 
 def _is_int(value: Any) -> bool:

@@ -1,28 +1,29 @@
 """Seconds of the dense CRF on an image of VOC's size, both alphas, by backend.
 
-500 x 375, three labels: one call, the backends taking turns; and stage `labels` on all cores, where the JAX one has
-threads and pydensecrf processes.
+500 x 375, three labels: one call, the backends taking turns; and stage `labels` on all cores, where the backend in JAX
+has threads and pydensecrf processes.
 
 python -m benchmarks.crf [--images 16] [--workers 0] [--runs 7]
 """
 
-import argparse
 import os
 import time
 from functools import partial
 
 import numpy as np
 
+from benchmarks.command import run
 from benchmarks.timing import alternate, median_ratio
+from configs import voc
 from vitx.pipeline.labels import CRFOptions, Seeded, crf_labels, crf_probabilities
-from vitx.pseudomasks.crf import CRFParameters, dense_crf
-from vitx.runtime import workers
+from vitx.pseudomasks.crf import dense_crf
+from vitx.runtime.workers import in_processes, on_devices
 
 SIZE = (375, 500)
 
 
-def made(number: int, size: tuple[int, int] = SIZE) -> Seeded:
-    """Smooth seed maps of two classes, and an image of blocks with noise."""
+def example(number: int, size: tuple[int, int] = SIZE) -> Seeded:
+    """An image of blocks with noise, and smooth seed maps of two classes."""
     generator = np.random.default_rng(number)
     y, x = np.mgrid[: size[0], : size[1]]
     cells = generator.integers(0, 256, (8, 10, 3))
@@ -35,27 +36,39 @@ def made(number: int, size: tuple[int, int] = SIZE) -> Seeded:
 
 
 def options(backend: str) -> CRFOptions:
-    """Those of configs/voc.py."""
-    return CRFOptions(CRFParameters(), (4.0, 32.0), backend, 56, 8)
+    """The options of configs/voc.py, with a backend."""
+    return CRFOptions.from_config(voc.get_config())._replace(backend=backend)
 
 
-def stage(images: int = 16, count: int = 0) -> dict[str, float]:
-    """Seconds an image of stage `labels`, on all cores or `count`, with either backend, and the ratio.
+def one_call(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:
+    """Median seconds of both alphas with either backend, and the ratio, without compilation."""
+    item = example(0, size)
+    probabilities = crf_probabilities(options("jax"), item)
+    backends = {
+        backend: partial(dense_crf, item.image[None], probabilities[None], backend=backend)
+        for backend in ("jax", "pydensecrf")
+    }
+    seconds = alternate(backends, runs)
+    found = {f"{backend}_seconds": np.median(times) for backend, times in seconds.items()}
+    return found | {"jax_over_pydensecrf": median_ratio(seconds["jax"], seconds["pydensecrf"])}
 
-    Compiling, and the start of pydensecrf's processes, are left out.
+
+def stage(images: int, workers: int) -> dict[str, float]:
+    """Seconds per image of stage `labels` with either backend, and the ratio; `workers` 0 means all cores.
+
+    Neither compilation nor the start of pydensecrf's processes is timed.
     """
-    count = count or os.cpu_count() or 1
-    items = [made(number) for number in range(images)]
-    ways = {"jax": workers.on_devices, "pydensecrf": workers.in_processes}
+    workers = workers or os.cpu_count() or 1
+    items = [example(number) for number in range(images)]
     found = {}
-    for backend, way in ways.items():
+    for backend, ordered_map in (("jax", on_devices), ("pydensecrf", in_processes)):
         label = partial(crf_labels, options(backend))
         if backend == "jax":
             for item in items:
                 label(item)
-        # As many as may be worked on or wait come first: then all have started.
-        results = way(label, [*items[:1] * 2 * count, *items], count)
-        for _ in range(count):
+        # Two items per worker wait: when these and one more per worker are done, every worker has started.
+        results = ordered_map(label, [*items[:1] * 2 * workers, *items], workers)
+        for _ in range(workers):
             next(results)
         start = time.perf_counter()
         done = len(list(results))
@@ -64,31 +77,10 @@ def stage(images: int = 16, count: int = 0) -> dict[str, float]:
     return found | {"jax_over_pydensecrf_stage": ratio}
 
 
-def turns(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:
-    """Median seconds of both alphas with either backend, and the ratio, compiling left out."""
-    item = made(0, size)
-    probabilities = crf_probabilities(options("jax"), item)
-    backends = {
-        backend: partial(dense_crf, item.image[None], probabilities[None], backend=backend)
-        for backend in ("jax", "pydensecrf")
-    }
-    seconds = alternate(backends, runs)
-    found = {f"{backend}_seconds": float(np.median(seconds[backend])) for backend in backends}
-    return found | {"jax_over_pydensecrf": median_ratio(seconds["jax"], seconds["pydensecrf"])}
-
-
-def main() -> None:
-    """Prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=7)
-    flags = parser.parse_args()
-    for name, value in turns(flags.runs).items():
-        print(f"{name}: {value:.2f}", flush=True)
-    for name, value in stage(flags.images, flags.workers).items():
-        print(f"{name}: {value:.2f}")
+def figures(images: int = 16, workers: int = 0, runs: int = 7) -> dict[str, float]:
+    """One call, and the stage with `images` images on `workers` workers (0: one per core)."""
+    return one_call(runs) | stage(images, workers)
 
 
 if __name__ == "__main__":
-    main()
+    run("crf", figures)

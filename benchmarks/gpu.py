@@ -1,10 +1,9 @@
-"""What an accelerator does: explanations, forwards, training steps a second, shares of its peak; and PyTorch beside it.
+"""Explanations and forwards per second on an accelerator, the share of its peak, and PyTorch's forward beside vitx's.
 
-`python -m benchmarks --gpu` runs these; each is a function that measures on whatever device JAX has.
+`python -m benchmarks --gpu` runs these; each function measures on whatever device JAX has.
 """
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import vitx
-from benchmarks.models import random_model
+from benchmarks.models import flops, forward, random_images, random_model
 from benchmarks.timing import Side, alternate, median_ratio
+from vitx.models.vit import VisionTransformer
 
 # FLOP/s of matrix products by the makers' data sheets, dense; float32 without tensor cores. By JAX's device kind.
 PEAKS: dict[str, dict[str, float]] = {
@@ -41,167 +41,97 @@ def explanations(
 ) -> dict[str, float]:
     """Transformer attribution of the predicted class, and the forward at the same precision, full float32.
 
-    Args:
-      model: a name of vitx's registry.
-      batches: images at once.
-      runs: of each side, in turns.
-      seconds: that a run lasts at least, by repeating.
+    A run lasts at least `seconds`.
 
     Returns:
-      explanation_gigaflops (of memory="fast") and forward_gigaflops of an image; half_peak, the explanations a second
+      explanation_gigaflops (of memory="fast") and forward_gigaflops of an image; half_peak, the explanations per second
       at half of the device's float32 peak, where that is known; and by batch: explanations_<b> and forwards_<b>, images
-      a second, forwards_an_explanation_<b>, float32_peak_<b> and tf32_peak_<b>, the share of either peak, and lean_<b>,
-      1 where only memory="lean" fitted.
+      per second, forwards_an_explanation_<b>, float32_peak_<b> and tf32_peak_<b>, the share of either peak, and
+      lean_<b>, 1 where only memory="lean" fits.
     """
     network = random_model(model)
-    forward = jax.jit(_forward)
     one = jax.ShapeDtypeStruct((1, *network.preprocess.size, 3), jnp.float32)
-    # The lean program's scan is counted once, whatever its length.
-    flops = _flops(jax.jit(partial(vitx.explain, memory="fast")), network, one)
+    # XLA counts the scan of the lean program once, whatever its length.
+    explanation = flops(jax.jit(partial(vitx.explain, memory="fast")), network, one)
     found = {
-        "explanation_gigaflops": flops / 1e9,
-        "forward_gigaflops": _flops(forward, network, one) / 1e9,
+        "explanation_gigaflops": explanation / 1e9,
+        "forward_gigaflops": flops(forward, network, one) / 1e9,
     }
     peaks = PEAKS.get(jax.devices()[0].device_kind, {})
-    if "float32" in peaks:
-        found["half_peak"] = REACHED * peaks["float32"] / flops
+    if peaks:
+        found["half_peak"] = REACHED * peaks["float32"] / explanation
     for batch in batches:
-        images = _images(network, batch)
-        explain, lean = _fitting(network, images)
+        images = random_images(network, batch)
+        memory = _fitting(network, images)
         sides: dict[str, Side] = {
-            "explanation": explain,
-            "forward": partial(forward, network, images),
+            "explanations": partial(vitx.explain, network, images, memory=memory),
+            "forwards": partial(forward, network, images),
         }
         times = alternate(sides, runs, seconds)
-        rate = batch / float(np.median(times["explanation"]))
-        found |= {
-            f"explanations_{batch}": rate,
-            f"forwards_{batch}": batch / float(np.median(times["forward"])),
-            f"forwards_an_explanation_{batch}": median_ratio(
-                times["explanation"], times["forward"]
-            ),
-            f"lean_{batch}": float(lean),
-        }
+        rates = {name: batch / np.median(times[name]) for name in sides}
+        found |= {f"{name}_{batch}": rate for name, rate in rates.items()}
+        found[f"forwards_an_explanation_{batch}"] = median_ratio(*times.values())
+        found[f"lean_{batch}"] = float(memory == "lean")
         for name, peak in peaks.items():
-            found[f"{name}_peak_{batch}"] = rate * flops / peak
+            found[f"{name}_peak_{batch}"] = rates["explanations"] * explanation / peak
     return found
 
 
-def training(
-    model: str = "vit_base_r50_s16_224", size: int = 448, batch: int = 16, runs: int = 5
-) -> dict[str, float]:
-    """The published classifier's training step on all devices, at the device's default precision.
-
-    Args:
-      model: a name of vitx's registry.
-      size: side of the images.
-      batch: images of a step and device.
-      runs: timed steps.
-
-    Returns:
-      images_a_second; and where the device's peak is known, half_peak, what it would be at half of the TF32 peak (of
-      float32's, where the device has no TF32), a step counted as three forwards.
-    """
-    from benchmarks.loader import CLASSES, forward_flops, training_step
-
-    images = batch * jax.device_count()
-    step = training_step(random_model(model, num_classes=CLASSES, image_size=size), images)
-    found = {"images_a_second": images / float(np.median(alternate({"step": step}, runs)["step"]))}
-    peaks = PEAKS.get(jax.devices()[0].device_kind)
-    if peaks:
-        peak = peaks.get("tf32", peaks["float32"]) * jax.device_count()
-        found["half_peak"] = REACHED * peak / (3 * forward_flops(model, size))
-    return found
+def _fitting(network: VisionTransformer, images: jax.Array) -> str:
+    """The `memory` of an explanation that the device can hold."""
+    try:
+        jax.block_until_ready(vitx.explain(network, images))
+        return "auto"
+    except MemoryError:
+        return "lean"
 
 
-def pytorch(
-    model: str = "vit_base_patch16_224", batch: int = 64, runs: int = 5, seconds: float = 1.0
-) -> dict[str, float]:
-    """The same forward in PyTorch, eager and compiled, in turns with vitx, in full float32 and in TF32.
+def pytorch(batch: int = 64, runs: int = 5, seconds: float = 1.0) -> dict[str, float]:
+    """The forward of ViT-Base and PyTorch's, eager and compiled, in turns, in full float32 and in TF32.
 
-    Args:
-      model: timm's name of the model, where timm is installed; else it must be "vit_base_patch16_224".
-      batch: images at once.
-      runs: of each side.
-      seconds: that a run lasts at least, by repeating.
+    A run lasts at least `seconds`.
 
     Returns:
-      by precision "float32" and "tf32": vitx_<p>, eager_<p> and compiled_<p>, images a second, and
-      time_over_pytorch_<p>, vitx's time over the faster one's.
+      by precision "float32" and "tf32": vitx_<p>, eager_<p> and compiled_<p>, images per second, and
+      time_over_pytorch_<p>, vitx's time over that of the faster one of PyTorch's.
 
     Raises:
-      ImportError: without PyTorch, or without timm and transformers.
+      ImportError: without PyTorch for this device, or without transformers.
     """
     import torch
+    from transformers import ViTConfig, ViTForImageClassification
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if jax.default_backend() != "cpu" and device.type == "cpu":
         raise ImportError("PyTorch is installed without CUDA; the comparison needs the same GPU")
-    network = random_model(model)
-    eager = _pytorch_model(model).to(device).eval()
-    images = _images(network, batch)
+    network = random_model("vit_base_patch16_224")
+    config = ViTConfig(num_labels=1000)  # its defaults are ViT-Base's
+    eager = ViTForImageClassification._from_config(config, attn_implementation="sdpa")
+    eager = eager.to(device).eval()
+    images = random_images(network, batch)
     pixels = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2)).to(device)
     found: dict[str, float] = {}
-    for name, precision, theirs in (
+    for name, precision, torch_precision in (
         ("float32", "highest", "highest"),
         ("tf32", "tensorfloat32", "high"),
     ):
-        torch.set_float32_matmul_precision(theirs)
+        torch.set_float32_matmul_precision(torch_precision)
         torch.backends.cudnn.allow_tf32 = name == "tf32"
         torch.compiler.reset()
-        sides = {
-            "vitx": partial(jax.jit(partial(_forward, precision=precision)), network, images),
+        sides: dict[str, Side] = {
+            "vitx": partial(forward, network, images, precision=precision),
             "eager": partial(_Inferred, eager, pixels),
             "compiled": partial(_Inferred, torch.compile(eager), pixels),
         }
         times = alternate(sides, runs, seconds)
-        medians = {side: float(np.median(of_side)) for side, of_side in times.items()}
-        found |= {f"{side}_{name}": batch / median for side, median in medians.items()}
-        faster = min(("eager", "compiled"), key=medians.__getitem__)
+        found |= {f"{side}_{name}": batch / np.median(times[side]) for side in sides}
+        faster = min(("eager", "compiled"), key=lambda side: np.median(times[side]))
         found[f"time_over_pytorch_{name}"] = median_ratio(times["vitx"], times[faster])
     return found
 
 
-def _forward(network: Any, images: jax.Array, precision: str = "highest") -> jax.Array:
-    with jax.default_matmul_precision(precision):
-        return network(images)
-
-
-def _images(network: Any, batch: int) -> jax.Array:
-    shape = (batch, *network.preprocess.size, 3)
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
-
-
-def _flops(function: Any, *arguments: Any) -> float:
-    """A multiply-add counted as two, by XLA's analysis of the program as written."""
-    return function.lower(*arguments).cost_analysis()["flops"]
-
-
-def _fitting(network: Any, images: jax.Array) -> tuple[Callable[[], Any], bool]:
-    """An explanation that the device's memory holds, and whether it is the lean one."""
-    try:
-        explain = partial(vitx.explain, network, images)
-        jax.block_until_ready(explain())
-        return explain, False
-    except MemoryError:
-        return partial(vitx.explain, network, images, memory="lean"), True
-
-
-def _pytorch_model(name: str) -> Any:
-    if importlib.util.find_spec("timm"):
-        import timm
-
-        return timm.create_model(name)
-    if not importlib.util.find_spec("transformers") or name != "vit_base_patch16_224":
-        raise ImportError(f"{name} in PyTorch wants timm (or transformers: vit_base_patch16_224)")
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(num_labels=1000)  # its defaults are ViT-Base's
-    return ViTForImageClassification._from_config(config, attn_implementation="sdpa")
-
-
 class _Inferred:
-    """A forward on its way, for `jax.block_until_ready`."""
+    """A forward in PyTorch that `jax.block_until_ready` can wait for."""
 
     def __init__(self, model: Any, pixels: Any) -> None:
         import torch

@@ -5,8 +5,9 @@ python -m benchmarks.label_alphas --workdir runs/shapes
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
+from benchmarks.command import parse_options
+from benchmarks.tables import print_table
 from configs import shapes
 from tests.runs import begun
 from vitx.data.transforms import resize_maps
@@ -14,17 +15,15 @@ from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pseudomasks.crf import background_channel, dense_crf
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "A finished run of configs/shapes.py.")
-_IMAGES = flags.DEFINE_integer("images", 80, "Training images to look at.")
 ALPHAS = (4, 8, 16, 32, 64, 128)
 
 
-def main(argv: list[str]) -> None:
-    """Prints a table in Markdown."""
-    run = begun(shapes.get_config(), _WORKDIR.value)
+def main(workdir: str = "runs/shapes", images: int = 80) -> None:
+    """Prints a table in Markdown, of a finished run of configs/shapes.py and so many of its training images."""
+    run = begun(shapes.get_config(), workdir)
     source, seeds = seeded(run, "train"), run.finished("seeds")
-    tables = {alpha: np.zeros((len(source.classes),) * 2, np.int64) for alpha in ALPHAS}
-    for index in range(_IMAGES.value):
+    confusions = {alpha: np.zeros((len(source.classes),) * 2, np.int64) for alpha in ALPHAS}
+    for index in range(images):
         example = source[index]
         stored, classes = read_seed_maps(seeds, "train", example.id, source.most_classes)
         seed_maps = resize_maps(jnp.asarray(stored), example.image.shape[:2])
@@ -35,22 +34,24 @@ def main(argv: list[str]) -> None:
             jnp.concatenate([backgrounds[:, None], seed_maps], 1)[None],
             present=np.concatenate([[True], classes >= 0])[None],
         )[0]
-        names = np.concatenate([[0], np.maximum(classes, 0) + 1])
+        values = np.concatenate([[0], np.maximum(classes, 0) + 1])
         for alpha, posterior in zip(ALPHAS, np.asarray(posteriors), strict=True):
-            mask = names[posterior.argmax(0)]
-            tables[alpha] += confusion_matrix(mask, example.truth, len(source.classes))
-    print("| alpha | mIoU | object precision | object recall | background precision |")
-    print("|---|---|---|---|---|")
-    for alpha, table in tables.items():
-        right = np.trace(table[1:, 1:])
+            mask = values[posterior.argmax(0)]
+            confusions[alpha] += confusion_matrix(mask, example.truth, len(source.classes))
+    rows = []
+    for alpha, confusion in confusions.items():
+        right = np.trace(confusion[1:, 1:])
         figures = [
-            mean_iou(table),
-            right / max(table[:, 1:].sum(), 1),
-            right / table[1:].sum(),
-            table[0, 0] / table[:, 0].sum(),
+            mean_iou(confusion),
+            right / max(confusion[:, 1:].sum(), 1),
+            right / confusion[1:].sum(),
+            confusion[0, 0] / confusion[:, 0].sum(),
         ]
-        print(f"| {alpha} | {' | '.join(f'{100 * figure:.1f}' for figure in figures)} |")
+        rows.append([str(alpha), *(f"{100 * figure:.1f}" for figure in figures)])
+    print_table(
+        ("alpha", "mIoU", "object precision", "object recall", "background precision"), rows
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(**parse_options(main))

@@ -1,12 +1,11 @@
-"""The pipeline from scratch on more than a thousand small images in VOC's layout, with a class list of their own.
+"""The pipeline from scratch on more than a thousand small images in VOC's layout, with their own class list.
 
-Writes a part of the embedded dataset as folders of JPEGs, masks and lists, as a user's data would come; then runs
-train.py and evaluate.py with configs/voc_small.py, which resume. Prints the seconds of each stage and the scores.
+Writes a part of the embedded dataset as folders of JPEGs, masks and lists, like a user's own data; then runs train.py
+and evaluate.py with configs/voc_small.py, which resume. Prints the seconds of each stage and the scores.
 
 python -m benchmarks.own_data [--out runs/own_data] [--train 1300] [--val 200]
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.command import parse_options
+from benchmarks.tables import print_table
 from vitx.data.palette import encode_mask
 from vitx.data.source import open_source
 
@@ -21,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 STAGES = ("classifier", "seeds", "labels", "affinity", "masks")
 
 
-def export(folder: Path, root: Path, parts: dict[str, int]) -> Path:
-    """Writes so many images of each split below `folder`, and a file of classes beside it, which it returns.
+def export(folder: Path, root: str, parts: dict[str, int]) -> Path:
+    """Writes so many images of each split below `folder`, and beside it a file of classes, which it returns.
 
     There are no annotations: labels follow from the masks.
     """
@@ -37,37 +38,36 @@ def export(folder: Path, root: Path, parts: dict[str, int]) -> Path:
             picture.save(folder / f"JPEGImages/{identifiers[-1]}.jpg", quality=95)
             mask = folder / f"SegmentationClass/{identifiers[-1]}.png"
             mask.write_bytes(encode_mask(example.mask))
-        listed = "".join(f"{identifier}\n" for identifier in identifiers)
-        (folder / f"ImageSets/Segmentation/{split}.txt").write_text(listed)
+        listed = folder / f"ImageSets/Segmentation/{split}.txt"
+        listed.write_text("".join(f"{identifier}\n" for identifier in identifiers))
     classes = folder.with_name("classes.txt")
     classes.write_text("".join(f"{name}\n" for name in source.classes))
     return classes
 
 
-def main() -> None:
-    """Prints two tables in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/own_data"))
-    parser.add_argument("--root", default="data", help="where the embedded dataset is")
-    parser.add_argument("--train", type=int, default=1300)
-    parser.add_argument("--val", type=int, default=200)
-    flags = parser.parse_args()
-    out = flags.out.resolve()
-    classes = export(out / "images", flags.root, {"train": flags.train, "val": flags.val})
+def main(out: str = "runs/own_data", root: str = "data", train: int = 1300, val: int = 200) -> None:
+    """Prints two tables in Markdown; `root` is the embedded dataset's folder, `train` and `val` numbers of images."""
+    folder = Path(out).resolve()
+    classes = export(folder / "images", root, {"train": train, "val": val})
     for script in ("train.py", "evaluate.py"):
-        options = [f"--config.data.root={out / 'images'}", f"--config.data.classes={classes}"]
+        options = [f"--config.data.root={folder / 'images'}", f"--config.data.classes={classes}"]
         command = [sys.executable, script, "--config=configs/voc_small.py", *options]
-        subprocess.run([*command, f"--workdir={out / 'run'}"], cwd=ROOT, check=True)
+        subprocess.run([*command, f"--workdir={folder / 'run'}"], cwd=ROOT, check=True)
 
-    print("| stage | seconds |\n|---|---|")
-    for stage in STAGES:
-        record = json.loads((out / "run" / stage / "stage.json").read_text())
-        print(f"| {stage} | {record['seconds']:.0f} |")
-    results = json.loads((out / "run" / "results.json").read_text())
-    print("\n| result | mIoU on val, % |\n|---|---|")
-    for name in ("seeds", "crf_low", "crf_high", "masks"):
-        print(f"| {name} | {100 * results[name]['miou']:.1f} |")
+    records = {name: _read(folder / "run" / name / "stage.json") for name in STAGES}
+    seconds = ((name, f"{record['seconds']:.0f}") for name, record in records.items())
+    print_table(("stage", "seconds"), seconds)
+    results = _read(folder / "run/results.json")
+    names = ("seeds", "crf_low", "crf_high", "masks")
+    print()
+    print_table(
+        ("result", "mIoU on val, %"), ((n, f"{100 * results[n]['miou']:.1f}") for n in names)
+    )
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text())
 
 
 if __name__ == "__main__":
-    main()
+    main(**parse_options(main))

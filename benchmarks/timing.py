@@ -1,4 +1,4 @@
-"""Timing of alternatives in one process: they take turns, so that a noisy machine disturbs all alike."""
+"""Timing of alternatives in one process: they take turns, so that other work on the machine slows all of them alike."""
 
 import math
 import time
@@ -12,31 +12,24 @@ from numpy.typing import ArrayLike
 Side = Callable[[], Any]
 
 
-def alternate(
-    sides: Mapping[str, Side], runs: int, at_least: float = 0.0
-) -> dict[str, list[float]]:
-    """Seconds of each run, the sides taking turns after one run each to compile.
+def alternate(sides: Mapping[str, Side], runs: int, at_least: float = 0.0) -> dict[str, np.ndarray]:
+    """Seconds of each run, the sides taking turns after one untimed call each, which compiles.
 
     Args:
-      sides: what to time; each returns what `jax.block_until_ready` can wait for.
-      runs: of each.
-      at_least: seconds that a run lasts: a faster side is called again and again without waiting in between, and the
-        figure is seconds a call.
+      sides: what to time; each returns something `jax.block_until_ready` can wait for.
+      runs: of each side.
+      at_least: seconds a run lasts: a faster side is called repeatedly without waiting in between, and its seconds
+        are those of one call.
     """
-    calls = {name: _calls(side, at_least) for name, side in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(runs):
-        for name, side in sides.items():
-            seconds[name].append(_time(side, calls[name]))
-    return seconds
+    calls = {}
+    for name, side in sides.items():
+        _seconds(side)  # compiles
+        calls[name] = math.ceil(at_least / _seconds(side)) if at_least else 1
+    rounds = [[_seconds(side, calls[name]) for name, side in sides.items()] for _ in range(runs)]
+    return dict(zip(sides, np.transpose(rounds), strict=True))
 
 
-def _calls(side: Side, at_least: float) -> int:
-    _time(side)  # compiles
-    return math.ceil(at_least / _time(side)) if at_least else 1
-
-
-def _time(side: Side, calls: int = 1) -> float:
+def _seconds(side: Side, calls: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         result = side()
@@ -45,5 +38,5 @@ def _time(side: Side, calls: int = 1) -> float:
 
 
 def median_ratio(seconds: ArrayLike, others: ArrayLike) -> float:
-    """Of runs that took turns: the median of each one's ratio to the other in its turn."""
+    """The median over the turns of one side's time to the other's in the same turn."""
     return float(np.median(np.asarray(seconds) / np.asarray(others)))

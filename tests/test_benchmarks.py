@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import jax
@@ -15,15 +14,17 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gpu, growth, loader, targets
+from benchmarks import gpu, growth, loader, targets, training
+from benchmarks.command import parse_options
 from benchmarks.models import random_model
+from benchmarks.tables import judge
 from benchmarks.targets import Benchmark, Target
 from benchmarks.timing import alternate, median_ratio
 from vitx.data.loader import open_source
 from vitx.data.source import CACHE_BYTES
 
 ROOT = Path(__file__).parents[1]
-ABOUT = {
+CONTENT = {
     "command": "python -m benchmarks",
     "date": "2026-01-02",
     "commit": None,
@@ -33,7 +34,9 @@ ABOUT = {
 
 
 def target(limit=2.0, at_most=True, benchmark="some"):
-    return Target("row", benchmark, "text", "yardstick", "figure", limit, "s", at_most)
+    return Target(
+        "row", "cpu", benchmark, "figure", limit, "s", "text", "yardstick", at_most=at_most
+    )
 
 
 @pytest.mark.exhaustive
@@ -57,12 +60,9 @@ def test_quick_mode_measures_every_row(tmp_path):
     assert found["versions"]["jax"] in table and found["device"]["platform"] == "cpu"
 
 
-def test_quick_is_smaller_for_every_benchmark():
+def test_benchmarks_and_targets_fit_together():
     for name, benchmark in targets.BENCHMARKS.items():
         assert benchmark.quick and benchmark.quick != benchmark.options, name
-
-
-def test_every_target_names_a_benchmark():
     for group in (targets.TARGETS, targets.GPU_TARGETS):
         names = [target.name for target in group]
         assert len(set(names)) == len(names)
@@ -84,14 +84,15 @@ def test_every_target_names_a_benchmark():
 )
 def test_judges_a_figure(figure, limit, at_most, ratio, met):
     figures = {"other": 7.0} | ({} if figure is None else {"figure": figure})
-    row = bench.judge(target(limit, at_most), figures)
+    row = judge(target(limit, at_most), figures)
     assert (row["figure"], row["ratio"], row["met"]) == (figure, ratio, met)
 
 
 def test_reports_what_was_not_measured():
-    rows = [bench.judge(target(), {"figure": 1.0}), bench.judge(target(), {})]
-    found = {"some": {"figure": 1.0, "other": 12.3456}}
-    lines = bench.report(ABOUT, rows, found, {"wrong": "no room"}).splitlines()
+    rows = [judge(target(), {"figure": 1.0}), judge(target(), {})]
+    figures = {"some": {"figure": 1.0, "other": 12.3456}}
+    found = CONTENT | {"rows": rows, "figures": figures, "errors": {"wrong": "no room"}}
+    lines = bench.report(found).splitlines()
     assert "| text | yardstick | 1 s | 0.50 | yes |" in lines
     assert "| text | yardstick | not measured | - | - |" in lines
     assert lines[-2:] == ["- some: figure 1, other 12.35", "- wrong failed: no room"]
@@ -107,22 +108,46 @@ def test_picks_rows_by_name():
 
 @pytest.mark.slow
 def test_refuses_gpu_figures_on_a_cpu(tmp_path, capsys):
-    assert bench.main(["--gpu", f"--out={tmp_path}"]) == 2
+    assert bench.main(gpu=True, out=tmp_path) == 2
     assert "error: --gpu wants a GPU or TPU, but JAX found only the CPU" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_benchmark_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
-    wrong = Benchmark("benchmarks.start:figures", {"model": "no_model"})
-    right = Benchmark("builtins:dict", {"figure": 1.0})
-    monkeypatch.setattr(bench, "BENCHMARKS", {"some": wrong, "other": right})
-    monkeypatch.setattr(bench, "TARGETS", [target(), target(benchmark="other")])
-    assert bench.main([f"--out={tmp_path}"]) == 1
+    names = ("wrong", "infinite", "dead", "right")
+    benchmarks = {
+        "wrong": Benchmark("benchmarks.start:figures", {"model": "no_model"}),
+        "infinite": Benchmark("builtins:dict", {"figure": math.inf}),
+        "dead": Benchmark("os:_exit", {"status": 1}),
+        "right": Benchmark("builtins:dict", {"figure": 1.0}),
+    }
+    monkeypatch.setattr(bench, "BENCHMARKS", benchmarks)
+    monkeypatch.setattr(bench, "TARGETS", [target(benchmark=name) for name in names])
+    assert bench.main(out=tmp_path) == 1
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["met"] for row in found["rows"]] == [None, True]
-    assert "unknown model 'no_model'" in found["errors"]["some"]
-    assert "some failed: ValueError: unknown model" in capsys.readouterr().out
+    assert [row["met"] for row in found["rows"]] == [None, None, None, True]
+    assert "unknown model 'no_model'" in found["errors"]["wrong"]
+    assert "no finite figure" in found["errors"]["infinite"] and "dead" in found["errors"]
+    assert "wrong failed: ValueError: unknown model" in capsys.readouterr().out
+
+
+def test_arguments_become_options(capsys):
+    def figures(model="small", sizes=(1, 2), step_batch=1, all=False):
+        """What is measured."""
+
+    assert parse_options(figures, []) == {
+        "model": "small",
+        "sizes": (1, 2),
+        "step_batch": 1,
+        "all": False,
+    }
+    given = ["--model=large", "--sizes=3,4", "--step-batch=2", "--all"]
+    assert list(parse_options(figures, given).values()) == ["large", (3, 4), 2, True]
+    with pytest.raises(SystemExit):
+        parse_options(figures, ["--help"])
+    printed = capsys.readouterr().out
+    assert "What is measured." in printed and "default: 'small'" in printed
 
 
 # Timing
@@ -156,19 +181,19 @@ def test_photographs_are_like_vocs(tmp_path):
     assert len(source) == loader.FILES
     shapes = {source[index].image.shape[:2] for index in range(len(loader.SHAPES))}
     assert shapes == set(loader.SHAPES)
-    assert len(source) * source[0].image.nbytes > CACHE_BYTES  # so each is decoded anew
+    assert len(source) * source[0].image.nbytes > CACHE_BYTES  # so each is decoded every time
     first, second = (source[index].image for index in (0, 3))
     assert np.abs(first.astype(int) - second).mean() > 20
     assert 30 <= first.std() <= 80
 
 
 def test_counts_the_flops_of_a_forward():
-    """Of ViT-Tiny's products, known in closed form; the rest is little."""
-    tokens, width, depth, classes = 197, 192, 12, loader.CLASSES
+    """ViT-Tiny's products are known in closed form; the rest is little."""
+    tokens, width, depth, classes = 197, 192, 12, training.CLASSES
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
     last = 2 * tokens * width**2 + 10 * width**2 + 2 * tokens * width  # of the class token only
     products = 2 * ((depth - 1) * block + last + (tokens - 1) * 768 * width + width * classes)
-    counted = loader.forward_flops("vit_tiny_patch16_224", 224)
+    counted = training.forward_flops("vit_tiny_patch16_224", 224)
     assert products <= counted <= 1.1 * products
 
 
@@ -176,46 +201,25 @@ def test_counts_the_flops_of_a_forward():
 
 
 def test_figure_of_growth():
-    panels = {
-        panel: {
-            name: {"x": [1, 2, 8], "seconds": [second, 3 * second, 9 * second], "exponent": 1.0}
-            for name, second in (("small", 0.01), ("large", 0.5))
-        }
-        for panel in growth.TITLES
-    }
-    figure = ElementTree.fromstring(growth.figure(panels))
-    svg = "{http://www.w3.org/2000/svg}"
-    groups = figure.findall(f"{svg}g")
-    assert len(groups) == 4
-    for group, title in zip(groups, growth.TITLES.values(), strict=True):
-        assert title in {text.text for text in group.iter(f"{svg}text")}
-        points = [
-            (float(circle.get("cx")), float(circle.get("cy")))
-            for circle in group.iter(f"{svg}circle")
-        ]
-        lines = [
-            [float(line.get(name)) for name in ("x1", "y1", "x2", "y2")]
-            for line in group.iter(f"{svg}line")
-            if line.get("stroke-dasharray")
-        ]
-        assert len(points) == 6 and len(lines) == 2
-        for first, middle, last, line in zip(
-            points[::3], points[1::3], points[2::3], lines, strict=False
-        ):
-            np.testing.assert_allclose(line[:2], first, atol=0.1)
-            # Three times from 1 to 2 is above the line, nine times from 1 to 8 is above it, too.
-            assert line[2] == pytest.approx(last[0], abs=0.1) and last[1] < line[3]
-            assert first[0] < middle[0] < last[0] and first[1] > middle[1] > last[1]
+    points = {"x": [1, 2, 8], "seconds": [0.01, 0.03, 0.09], "exponent": 1.0}
+    axes = growth.draw(dict.fromkeys(growth.GRID, points)).axes
+    assert [panel.get_xlabel() for panel in axes] == list(growth.GRID)
+    for panel in axes:
+        dots, proportional = panel.get_lines()
+        np.testing.assert_allclose(dots.get_xydata().T, [points["x"], points["seconds"]])
+        np.testing.assert_allclose(proportional.get_ydata(), [0.01, 0.02, 0.08])
+        assert panel.get_xscale() == panel.get_yscale() == "log"
 
 
 @pytest.mark.slow
-def test_measures_growth():
-    tiny = growth.Sizes("tiny", width=12, heads=2, depth=1, size=32, batch=1)
-    panels = growth.measure({"tokens": {tiny: (16, 32)}, "depth": {tiny: (1, 2)}}, runs=1)
-    assert panels["tokens"]["tiny"]["x"] == [2, 5] and panels["depth"]["tiny"]["x"] == [1, 2]
-    for series in panels.values():
-        assert all(second > 0 for second in series["tiny"]["seconds"])
-        assert math.isfinite(series["tiny"]["exponent"])
+def test_measures_growth(monkeypatch):
+    fixed = {"batch": 1, "classes": 1, "patches": 2, "depth": 1}
+    monkeypatch.setattr(growth, "FIXED", fixed)
+    panels = growth.measure({"tokens": (1, 2), "depth": (1, 2)}, runs=1)
+    assert panels["tokens"]["x"] == [2, 5] and panels["depth"]["x"] == [1, 2]
+    for points in panels.values():
+        assert all(second > 0 for second in points["seconds"])
+        assert math.isfinite(points["exponent"])
 
 
 # Accelerators

@@ -25,7 +25,7 @@ def compiled(classes):
     model = nnx.eval_shape(partial(vitx.create, "vit_base_patch16_224"))
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
     if not classes:
-        return jax.jit(methods._full_forward).lower(model, images).compile().as_text()
+        return methods.full_forward.lower(model, images).compile().as_text()
     chosen = jax.ShapeDtypeStruct((BATCH, classes), jnp.int32)
     return jax.jit(vitx.explain).lower(model, images, chosen).compile().as_text()
 

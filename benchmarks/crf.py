@@ -14,9 +14,8 @@ import numpy as np
 
 from benchmarks.command import run
 from benchmarks.timing import alternate, median_ratio
-from configs import voc
 from vitx.pipeline.labels import CRFOptions, Seeded, crf_labels, crf_probabilities
-from vitx.pseudomasks.crf import dense_crf
+from vitx.pseudomasks.crf import CRFParameters, dense_crf
 from vitx.runtime.workers import in_processes, on_devices
 
 SIZE = (375, 500)
@@ -37,7 +36,7 @@ def example(number: int, size: tuple[int, int] = SIZE) -> Seeded:
 
 def options(backend: str) -> CRFOptions:
     """The options of configs/voc.py, with a backend."""
-    return CRFOptions.from_config(voc.get_config())._replace(backend=backend)
+    return CRFOptions(CRFParameters(), (4.0, 32.0), backend, grid=56, pool=8)
 
 
 def one_call(runs: int = 7, size: tuple[int, int] = SIZE) -> dict[str, float]:

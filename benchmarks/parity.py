@@ -80,7 +80,7 @@ def vit_base() -> Iterator[Row]:
     """ViT-Base/16, one image."""
     golden = numbers("vit_base")
     model = load("vit_base", final_norm_eps=1e-5)
-    yield from _explained(model, images(1, 224), golden["class_index"], golden)
+    yield from _explained(model, images(1, 224), golden["class_index"][:, None], golden)
 
 
 def _explained(

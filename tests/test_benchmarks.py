@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import gpu, growth, loader, targets, training
+from benchmarks import crf, gpu, growth, loader, targets, training
 from benchmarks.command import parse_options
 from benchmarks.models import random_model
 from benchmarks.tables import judge
@@ -195,6 +195,12 @@ def test_counts_the_flops_of_a_forward():
     products = 2 * ((depth - 1) * block + last + (tokens - 1) * 768 * width + width * classes)
     counted = training.forward_flops("vit_tiny_patch16_224", 224)
     assert products <= counted <= 1.1 * products
+
+
+@pytest.mark.slow
+def test_compares_backends_of_the_crf():
+    found = crf.one_call(**targets.BENCHMARKS["crf"].quick)
+    assert set(found) == {"jax_seconds", "pydensecrf_seconds", "jax_over_pydensecrf"}
 
 
 # Growth

@@ -196,7 +196,8 @@ class Explainable(Protocol):
     ) -> tuple[Array, list[Array]]:
         """Tokens -> the tokens that `classify` reads, and each block's attention; see `probe`.
 
-        With `lean` a backward pass takes little memory, and the last block's attention alone is returned.
+        With `lean` a backward pass takes little memory, only the last blocks may have probes, and only the last block's
+        attention is returned.
         """
 
     def pooled_row(self, attention: Array) -> Array:

@@ -11,7 +11,7 @@ from flax import nnx
 import vitx
 from tests.small_models import filled, images_for
 from vitx.models.registry import MODELS, Sizes
-from vitx.models.vit import VisionTransformer
+from vitx.models.vit import VisionTransformer, scan_blocks
 from vitx.ops import PLAIN
 from vitx.relevance.rulesets import CHEFER, EXACT, LRP, UNIFORM
 
@@ -66,6 +66,22 @@ def test_tokens(model):
     patches = np.asarray(model.norm(encoded))[:, 2:].mean(1)
     expected = patches @ np.asarray(model.head.kernel) + np.asarray(model.head.bias)
     np.testing.assert_allclose(model(images), expected, rtol=1e-12)
+
+
+def test_a_saved_family_is_refused_by_name(model, tmp_path):
+    vitx.save(model, tmp_path / "own.safetensors")
+    with pytest.raises(
+        ValueError, match=r'own\.safetensors: it holds a "MeanPooled".*load builds only'
+    ):
+        vitx.load(tmp_path / "own.safetensors")
+
+
+def test_lean_blocks_take_probes_of_the_last_blocks_only(model):
+    tokens = model.embed(model.features(images_for(model, 1)))
+    probe = jnp.zeros((1, 2, TOKENS, TOKENS))
+    scan_blocks(model.blocks, tokens, EXACT, [None, probe])
+    with pytest.raises(ValueError, match="put entries of None first"):
+        scan_blocks(model.blocks, tokens, EXACT, [probe, None])
 
 
 def passes(model, images, ops, hot):

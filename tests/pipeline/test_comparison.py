@@ -16,7 +16,7 @@ from vitx.data.records import Records
 from vitx.data.source import Source
 from vitx.evaluation.comparison import Comparison, measure, program, summary
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
-from vitx.pipeline.explained import chosen_images, pixel_batches, require_classes, targets
+from vitx.pipeline.compared_model import chosen_images, pixel_batches, require_classes, targets
 from vitx.pipeline.methods_section import (
     accuracies_table,
     beside_published,

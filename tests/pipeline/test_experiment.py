@@ -17,8 +17,9 @@ from configs import testing
 from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
 from vitx.data.palette import decode_mask
-from vitx.pipeline.artifacts import padded_classes, read_seed_maps, seeded
-from vitx.pipeline.explained import chosen_images, pixel_batches
+from vitx.pipeline.artifacts import read_seed_maps, seeded
+from vitx.pipeline.compared_model import chosen_images, pixel_batches
+from vitx.pipeline.seeds import padded_classes
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.runtime.workdir import StageFolder, Workdir

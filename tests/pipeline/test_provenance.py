@@ -195,11 +195,15 @@ def test_masks_of_another_image_are_refused(copied: Run, folder: str) -> None:
     masks = copied.workdir.stage("masks", {})
     for name in (one, two):
         write_mask(masks, "val", name, np.zeros((4, 4), np.uint8))
-    assert set(stored_masks(copied, masks, "val", one)) == {"crf_low", "crf_high", "masks"}
+    assert set(stored_masks(copied.finished("labels"), masks, "val", one)) == {
+        "crf_low",
+        "crf_high",
+        "masks",
+    }
     place = copied.workdir.folder / folder / "val"
     shutil.copy(place / f"{two}.png", place / f"{one}.png")
     with pytest.raises(ValueError, match=rf"{folder}/val/{one}\.png was made for another image"):
-        stored_masks(copied, masks, "val", one)
+        stored_masks(copied.finished("labels"), masks, "val", one)
 
 
 def test_a_mask_of_the_other_alpha_is_refused(copied: Run) -> None:

@@ -358,7 +358,7 @@ def test_lean_takes_less_memory_and_auto_chooses_it_for_many_tokens():
 
     def is_lean(name, size):
         model = nnx.eval_shape(lambda: vitx.create(name, image_size=size))
-        return module._kept_bytes(model, 4) > module._LEAN_BYTES
+        return module._kept_bytes(model) > module._LEAN_BYTES
 
     assert not is_lean("vit_base_patch16_224", 224)
     assert is_lean("vit_base_r50_s16_224", 448)

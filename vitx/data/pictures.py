@@ -97,7 +97,7 @@ def upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
 
 
 def load_picture(image: Image.Image, data: bytes, *, upright: bool) -> Image.Image:
-    """Decodes an open image of these bytes: turned as its EXIF says if `upright`, else as it is stored.
+    """Decodes an open image of these bytes: turned by its EXIF orientation if `upright`, else as it is stored.
 
     Damaged EXIF turns nothing. Raises what Pillow raises for damaged pixels.
     """

@@ -16,8 +16,8 @@ class Record:
       mask: the bytes of a PNG of class indices, None where there is no mask.
       labels: the classes shown, from 0 for the first after "background".
       mask_origin: names the mask in errors; "" where `origin` does.
-      upright: whether the image is turned as its EXIF says. The user's photographs are; published datasets are read as
-        they are stored, as by the code that their figures come from.
+      upright: whether the image is turned by its EXIF orientation, as the user's photographs are; published datasets
+        are read as they are stored, as by the code of their published figures.
     """
 
     id: str

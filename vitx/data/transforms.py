@@ -70,7 +70,7 @@ def read_image(
 
 
 def image_size(data: bytes, name: str, *, upright: bool = False) -> tuple[int, int]:
-    """Height and width of an image file's bytes, decoding no pixels; `upright`: after turning it as its EXIF says.
+    """Height and width of an image file's bytes, without decoding pixels; `upright`: after its EXIF turn.
 
     Raises ValueError, naming `name`, where they cannot be read.
     """

@@ -50,7 +50,7 @@ def find_images(wanted: str | Sequence[str]) -> list[Path]:
 
 
 def read_user_image(path: Path) -> np.ndarray:
-    """The image in a user's file as uint8 (H, W, 3), turned upright as its EXIF says; of an animation the first frame.
+    """The image in a user's file as uint8 (H, W, 3), turned upright; of an animation the first frame.
 
     Raises:
         ValueError: it cannot be read or decoded; the message names the file.

@@ -239,8 +239,8 @@ def scan_blocks(
 ) -> Array:
     """The tokens (B, N, D) above blocks of one structure; a backward pass keeps the blocks' inputs alone.
 
-    It computes the rest again. The blocks run in a scan over their stacked weights, since a compiler may recompute
-    unrolled ones too early. Of `probes`, one a block, those that are None come first.
+    It computes the rest again. The blocks run in a scan over their stacked weights, because a compiler may recompute
+    unrolled ones too early. `probes` has an entry per block; entries of None must come first.
     """
     if not blocks:
         return tokens
@@ -253,6 +253,10 @@ def scan_blocks(
 
     probed = [probe for probe in probes if probe is not None]
     start = len(blocks) - len(probed)
+    if any(probe is None for probe in probes[start:]):
+        raise ValueError(
+            "lean blocks take probes of the last blocks only: put entries of None first"
+        )
     for part, zeros in ((blocks[:start], None), (blocks[start:], probed)):
         if part:
             states = [nnx.split(block)[1] for block in part]

@@ -10,9 +10,8 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.models.affinitynet import AffinityNet
 from vitx.ops import Array
-from vitx.pipeline import trained
+from vitx.pipeline import training_stage
 from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
-from vitx.pipeline.classifier import NO_STEM
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
@@ -21,7 +20,7 @@ from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import at_least_float32
 
 
-def pair_loss(radius: int) -> trained.ModelLoss:
+def pair_loss(radius: int) -> training_stage.ModelLoss:
     """The loss of AffinityNet over the pairs of a batch of image (B, H, W, 3) and label (B, h, w)."""
 
     def loss(net: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
@@ -61,15 +60,14 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             weighted += float(validation_loss(net, padded)) * batch["valid"].sum()
         return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
-    trained.train(run, stage, net, loss, evaluate, seed=run.config.seed + 1, extra=labels)
+    training_stage.train(run, stage, net, loss, evaluate, seed=run.config.seed + 1, extra=labels)
 
 
 def initial_net(run: Run) -> AffinityNet:
     """AffinityNet on the trained classifier's stem, with a fresh head."""
     config = run.config.affinity
     classifier = weights.load_classifier(run.finished("classifier").folder)
-    if classifier.stem is None:
-        raise ValueError(NO_STEM)
+    _check_model(run.config, classifier)
     return AffinityNet(
         classifier.stem,
         (config.grid, config.grid),
@@ -106,13 +104,21 @@ def _ids(source: loader.Source) -> list[str]:
     return list(map(source.identifier, range(len(source))))
 
 
+def _check_model(config: Any, model: Any) -> None:
+    if model.stem is None:
+        raise ValueError(
+            "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity "
+            "out of config.stages"
+        )
+
+
 def _check_options(config: Any) -> None:
-    trained.check_epochs(config, "affinity")
+    training_stage.check_epochs(config, "affinity")
     check_grid(config)
 
 
 def _section(run: Run, results: dict[str, Any]) -> list[Section]:
-    charts = trained.loss_charts(run, "affinity")
+    charts = training_stage.loss_charts(run, "affinity")
     return [Section("AffinityNet", [charts])] if charts else []
 
 
@@ -125,10 +131,11 @@ STAGE = Stage(
         "affinity.grid": whole(1),
         "affinity.radius": whole(2),
         "affinity.features": whole(1),
-        **trained.ranges("affinity"),
+        **training_stage.ranges("affinity"),
     },
     check_options=_check_options,
+    check_model=_check_model,
     splits=["affinity.train_split", "affinity.val_split"],
-    check=lambda run: trained.check_size(run, "affinity"),
+    check=lambda run: training_stage.check_size(run, "affinity"),
     section=_section,
 )

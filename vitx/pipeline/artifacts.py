@@ -21,7 +21,8 @@ from vitx.runtime.workdir import StageFolder
 SPLITS = ("train", "val")
 SCORES = "scores.json"  # in the folder of a stage: its part of the results
 ALPHAS = ("low", "high")  # of the background, under which the CRF's masks are kept
-_STAMP = "stamp"  # of an .npz file: what made it, see `Stage.stamp`
+_SEED_MAPS = "cues"  # the array of an .npz file
+_STAMP = "stamp"  # an array of each .npz file, see `StageFolder.stamp`
 
 
 def seeded(run: Run, split: str) -> loader.Source:
@@ -72,15 +73,6 @@ def items_done(
     return set(found)
 
 
-def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
-    """Multi-hot labels (B, C) -> class indices int32 (B, width), -1 where an image has fewer."""
-    classes = np.full((len(labels), width), -1, np.int32)
-    for row, hot in enumerate(labels):
-        present = np.flatnonzero(hot)
-        classes[row, : len(present)] = present
-    return classes
-
-
 def write_seed_maps(
     seeds: StageFolder, split: str, identifier: str, seed_maps: np.ndarray, classes: np.ndarray
 ) -> None:
@@ -89,7 +81,7 @@ def write_seed_maps(
     if not np.isfinite(seed_maps).all():
         raise FloatingPointError(f"seeds: a seed map is not finite, {path} is not written")
     present = classes >= 0
-    arrays = {"cues": seed_maps[present].astype(np.float16), "classes": classes[present]}
+    arrays = {_SEED_MAPS: seed_maps[present].astype(np.float16), "classes": classes[present]}
     write_arrays(seeds, split, identifier, arrays)
 
 
@@ -102,17 +94,17 @@ def read_seed_maps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seed maps float32 (K, H, W), resized to `size`, and classes (K,), padded to K = `width` with zeros and -1."""
     file = read_arrays(seeds, split, identifier)
-    count, *stored = file["cues"].shape
+    count, *stored = file[_SEED_MAPS].shape
     width = count if width is None else width
     seed_maps = np.zeros((width, *stored), np.float32)
     classes = np.full(width, -1, np.int32)
-    seed_maps[:count], classes[:count] = file["cues"], file["classes"]
+    seed_maps[:count], classes[:count] = file[_SEED_MAPS], file["classes"]
     return seed_maps if size is None else resize_maps(seed_maps, size), classes
 
 
 def count_seed_maps(seeds: StageFolder, split: str, identifier: str) -> tuple[int, int]:
     """How many seed maps an image has, and how many of them are flat: zero everywhere, of no contrast."""
-    seed_maps = read_arrays(seeds, split, identifier)["cues"]
+    seed_maps = read_arrays(seeds, split, identifier)[_SEED_MAPS]
     return len(seed_maps), int((~seed_maps.any((1, 2))).sum())
 
 
@@ -165,7 +157,7 @@ def _read_png(stage: StageFolder, folder: str, identifier: str) -> tuple[Path, b
 
 @contextlib.contextmanager
 def _reading(stage: StageFolder, path: Path) -> Iterator[None]:
-    """Says what to do where a file of a stage is missing or damaged."""
+    """Adds the remedy to errors about a missing or damaged file of a stage."""
     try:
         yield
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from vitx.evaluation.metrics import by_class
 from vitx.models.registry import create
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
-from vitx.pipeline import trained
+from vitx.pipeline import training_stage
 from vitx.pipeline.artifacts import SCORES, read_scores
 from vitx.report.page import Section, Tile
 from vitx.report.parts import Table, percent
@@ -25,11 +25,6 @@ from vitx.runtime.files import write_json
 from vitx.runtime.paths import as_path
 from vitx.runtime.workdir import StageFolder, recorded_options
 from vitx.training.optimizer import at_least_float32
-
-NO_STEM = (
-    "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity out of "
-    "config.stages"
-)
 
 
 def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
@@ -47,30 +42,18 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config, mode = run.config.classifier, run.config.parallel
     model = initial_model(run, len(run.source(config.train_split).classes) - 1)
-    _check_model(model, run)
+    for name in wanted_stages(run.config, run.stages):
+        run.stages[name].check_model(run.config, model)
     selection, val = run.source(config.val_split), run.source(run.config.data.val_split)
 
     def evaluate(model: Any) -> dict[str, float]:
         scores = validate(model, selection, config.batch_size, mode)
         return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
-    best = trained.train(run, stage, model, image_loss, evaluate, seed=run.config.seed)
+    best = training_stage.train(run, stage, model, image_loss, evaluate, seed=run.config.seed)
     scores = validate(best, val, config.batch_size, mode)
     if parallel.is_first_process():
         write_json(stage.folder / SCORES, scores)
-
-
-def _check_model(model: VisionTransformer, run: Run) -> None:
-    """Raises ValueError where a later stage cannot use the model."""
-    wanted = wanted_stages(run.config, run.stages)
-    if model.stem is None and "affinity" in wanted:
-        raise ValueError(NO_STEM)
-    explained = "seeds" in wanted and "seeds" in run.config
-    start = run.config.seeds.start_layer if explained else 0
-    if start >= len(model.blocks):
-        raise ValueError(
-            f"config.seeds.start_layer {start} must be less than the model's {len(model.blocks)} blocks"
-        )
 
 
 def validate(
@@ -135,7 +118,7 @@ def checkpoint_digest(run: Run) -> str:
     """
     path = run.config.get("model", {}).get("checkpoint", "")
     folder = run.workdir.folder / STAGE.name
-    if path and not as_path(path).exists() and (folder / trained.WEIGHTS).exists():
+    if path and not as_path(path).exists() and (folder / training_stage.WEIGHTS).exists():
         return recorded_options(folder)["model"]["checkpoint"]  # the file is no longer needed
     return run.digest(path) if path else ""
 
@@ -152,7 +135,7 @@ def _facts(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _check_options(config: Any) -> None:
-    trained.check_epochs(config, STAGE.name)
+    training_stage.check_epochs(config, STAGE.name)
     if not config.model.image_size:
         raise ValueError("config.model.image_size must be above 0 to train at, not 0")
 
@@ -174,7 +157,7 @@ def _section(run: Run, results: dict[str, Any]) -> list[Section]:
         [[name, percent(value)] for name, value in precision.items()],
         f"Classifier on val, %: mAP {percent(results['classifier']['map'])}",
     )
-    return [Section("Classifier", [table, trained.loss_charts(run, STAGE.name)])]
+    return [Section("Classifier", [table, training_stage.loss_charts(run, STAGE.name)])]
 
 
 STAGE = Stage(
@@ -183,10 +166,10 @@ STAGE = Stage(
     keys=("seed", "data", "model", "classifier"),
     ignores=("data.root", "data.classes", "data.workers"),
     facts=_facts,
-    options=trained.ranges("classifier"),
+    options=training_stage.ranges("classifier"),
     check_options=_check_options,
     splits=("classifier.train_split", "classifier.val_split", "data.val_split"),
-    check=lambda run: trained.check_size(run, "classifier"),
+    check=lambda run: training_stage.check_size(run, "classifier"),
     scores=lambda run: {"classifier": read_scores(run, "classifier")},
     tables=_tables,
     tiles=_tiles,

@@ -11,7 +11,7 @@ from vitx.data.class_names import output_names
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.perturbation import explain_pixels
 from vitx.models.vit import VisionTransformer
-from vitx.pipeline.explained import (
+from vitx.pipeline.compared_model import (
     chosen_images,
     classifier,
     fits,

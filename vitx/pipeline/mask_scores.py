@@ -67,7 +67,7 @@ def _confusions(
     run: Run, stage: StageFolder, split: str, background: float
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Confusion matrices (C, C) by kind of mask, those of seed masks by background, and each image's mIoU or NaN."""
-    source, seeds = seeded(run, split), run.finished("seeds")
+    source, seeds, labels = seeded(run, split), run.finished("seeds"), run.finished("labels")
     count = len(source.classes)
     names = ("seeds", "published", *(f"crf_{name}" for name in ALPHAS), "masks")
     tables = {name: np.zeros((count, count), np.int64) for name in names}
@@ -79,7 +79,7 @@ def _confusions(
             if example.mask is not None:
                 size = example.size
                 seed_maps, classes = read_seed_maps(seeds, split, example.id, size=size)
-                found = stored_masks(run, stage, split, example.id)
+                found = stored_masks(labels, stage, split, example.id)
                 levels = (background, PUBLISHED_BACKGROUND, *BACKGROUNDS)
                 found["seeds"], found["published"], *others = seed_mask(
                     seed_maps, classes, thresholds(levels)
@@ -98,14 +98,12 @@ def _confusions(
 
 
 def stored_masks(
-    run: Run, stage: StageFolder, split: str, identifier: str
+    labels: StageFolder, masks: StageFolder, split: str, identifier: str
 ) -> dict[str, np.ndarray]:
-    """The masks that stages wrote of an image."""
-    labels = run.finished("labels")
-    masks = {
-        f"crf_{name}": read_mask(labels, crf_folder(name, split), identifier) for name in ALPHAS
-    }
-    return masks | {"masks": read_mask(stage, split, identifier)}
+    """The masks of an image that the stages `labels` and `masks` wrote."""
+    folders = {f"crf_{name}": crf_folder(name, split) for name in ALPHAS}
+    found = {kind: read_mask(labels, folder, identifier) for kind, folder in folders.items()}
+    return found | {"masks": read_mask(masks, split, identifier)}
 
 
 def thresholds(backgrounds: Sequence[float]) -> np.ndarray:

@@ -121,7 +121,9 @@ class Refiner:
             items = []
             places = batches.places(number)
             maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
-            for row, example in zip(maps, batch["examples"], strict=False):
+            for row, example in zip(
+                maps, batch["examples"], strict=False
+            ):  # the batch repeats its last example
                 size = example.size
                 seed_maps, classes = read_seed_maps(self.seeds, split, example.id, size=size)
                 row[: len(alphas) + len(seed_maps)] = self._pooled(seed_maps, alphas)

@@ -77,7 +77,7 @@ def _row(
     seed_maps, classes = read_seed_maps(seeds, "val", example.id, size=size)
     name = source.classes[classes[0] + 1] if len(classes) else "no class"
     seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
-    stored = stored_masks(run, run.finished("masks"), "val", example.id)
+    stored = stored_masks(run.finished("labels"), run.finished("masks"), "val", example.id)
     low, high = stored["crf_low"], stored["crf_high"]
     object_sure = np.where(low == 0, 255, low)
     masks = {

@@ -14,7 +14,7 @@ from vitx.evaluation.comparison import Comparison, measure, program, summary
 from vitx.evaluation.segmentation import foreground_masks
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import SCORES, items_done, read_arrays, read_scores, write_arrays
-from vitx.pipeline.explained import (
+from vitx.pipeline.compared_model import (
     chosen_images,
     classifier,
     pixel_batches,
@@ -96,7 +96,7 @@ def _measured(
 
 
 def _facts(model: VisionTransformer) -> dict[str, Any]:
-    """What the file or the options said of the model."""
+    """The settings of the model."""
     return {
         "mean": model.preprocess.mean,
         "std": model.preprocess.std,
@@ -138,7 +138,7 @@ def _scores(run: Run) -> dict[str, Any]:
 def _tables(results: Mapping[str, Any]) -> Iterator[str | Table]:
     methods = results["methods"]
     yield _table(f"Explanation methods, {methods['images']} images, %", *methods_table(methods))
-    if "perturbation" in methods and "chosen" not in results:  # there, the page has them
+    if "perturbation" in methods and len(results["stages"]) == 1:  # otherwise only the page has it
         yield _table("Accuracy as pixels are removed, %", *accuracies_table(methods))
     if published := results.get("published"):
         if published["differing"]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vitx import __version__, weights
 from vitx.pipeline.classifier import checkpoint_digest
-from vitx.pipeline.trained import WEIGHTS
+from vitx.pipeline.training_stage import WEIGHTS
 from vitx.report.page import Section, Tile, write_report
 from vitx.report.parts import Fold, Table, duration
 from vitx.runtime.experiment import Run, Stage

@@ -13,7 +13,6 @@ from vitx.pipeline.artifacts import (
     SPLITS,
     count_seed_maps,
     missing_batches,
-    padded_classes,
     read_scores,
     seeded,
     write_seed_maps,
@@ -34,6 +33,15 @@ def width_of(labels: np.ndarray) -> int:
     """
     most = max(1, int(labels.sum(1).max()))
     return min(1 << (most - 1).bit_length(), labels.shape[1])
+
+
+def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
+    """Multi-hot labels (B, C) -> class indices int32 (B, width), -1 where an image has fewer."""
+    classes = np.full((len(labels), width), -1, np.int32)
+    for row, hot in enumerate(labels):
+        present = np.flatnonzero(hot)
+        classes[row, : len(present)] = present
+    return classes
 
 
 def make_seeds(run: Run, stage: StageFolder) -> None:
@@ -99,6 +107,14 @@ def _count(run: Run, stage: StageFolder) -> None:
         write_json(stage.folder / SCORES, counts)
 
 
+def _check_model(config: Any, model: Any) -> None:
+    blocks = len(model.attention_shapes())
+    if "seeds" in config and config.seeds.start_layer >= blocks:
+        raise ValueError(
+            f"config.seeds.start_layer {config.seeds.start_layer} must be less than the model's {blocks} blocks"
+        )
+
+
 STAGE = Stage(
     "seeds",
     make_seeds,
@@ -110,6 +126,7 @@ STAGE = Stage(
         "seeds.rules": among(RULES),
         "seeds.background": candidates(number(0, 1)),
     },
+    check_model=_check_model,
     splits=["seeds.train_split", "data.val_split"],
     scores=lambda run: {"cues": read_scores(run, "seeds")},
 )

@@ -32,7 +32,7 @@ def explain(
 ) -> tuple[Array, Array]:
     """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
 
-    The logits carry the model's own gradient, for every method, so that they may be part of a loss. Maps of relevance
+    The logits have the model's own gradient, for every method, so that they may be part of a loss. Maps of relevance
     rules ("lrp", "partial_lrp", "transformer_attribution") have no gradient: `jax.lax.stop_gradient`.
 
     Args:
@@ -62,7 +62,7 @@ def explain(
     if classes is not None:
         classes = _check_classes(classes, len(images), model.num_classes)
     if memory == "auto":
-        kept = _kept_bytes(model, images.dtype.itemsize)
+        kept = _kept_bytes(model)
         lean = kept > _LEAN_BYTES or kept * len(images) > parallel.device_memory() / 2
         memory = "lean" if lean else "fast"
     with parallel.out_of_memory(
@@ -127,8 +127,9 @@ def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
     return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
 
 
-def _kept_bytes(model: Explainable, itemsize: int) -> int:
+def _kept_bytes(model: Explainable) -> int:
     """Memory that "fast" keeps of an image: some 33 arrays of the tokens' size and two attention matrices a block."""
+    itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
     shapes = [(heads, tokens) for heads, _, tokens in model.attention_shapes()]
     return itemsize * sum(n * (33 * model.width + 2 * heads * n) for heads, n in shapes)
 
@@ -149,16 +150,16 @@ def _explain(
     with jax.default_matmul_precision("highest"):
         ops = chosen.operations(rules)
         logits, one_class = chosen.run(model, images, ops, start_layer, memory == "lean")
-    if classes is None:
-        classes = logits.argmax(-1)
-    hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
-    if hot.ndim == 2:
-        return logits, one_class(hot)
-    if not chosen.by_class:
-        maps = one_class(hot[:, 0])
-        return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
-    maps = _each_class(one_class, hot.swapaxes(0, 1), class_chunk)  # (K, B, h, w)
-    return logits, maps.swapaxes(0, 1)
+        if classes is None:
+            classes = logits.argmax(-1)
+        hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
+        if hot.ndim == 2:
+            return logits, one_class(hot)
+        if not chosen.by_class:
+            maps = one_class(hot[:, 0])
+            return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
+        maps = _each_class(one_class, hot.swapaxes(0, 1), class_chunk)  # (K, B, h, w)
+        return logits, maps.swapaxes(0, 1)
 
 
 def _each_class(one_class: Callable[[Array], Array], hot: Array, chunk: int) -> Array:

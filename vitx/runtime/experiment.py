@@ -27,7 +27,8 @@ class Stage:
     Attributes:
         name: In `config.stages`; also its folder in the workdir.
         run: Does the work, and writes into the stage's folder.
-        needs: Names of the stages whose results it reads. What decides their results decides its own.
+        needs: The last stages whose results it reads; it may read what they need, too. What decides their results
+            decides its own.
         needs_all: It reads the results of all stages of the experiment.
         keys: Sections and entries of the config that decide its results. An experiment whose config lacks one of
             these sections does not have the stage.
@@ -35,6 +36,7 @@ class Stage:
         facts: What decides its results beside the config, such as fingerprints of data: {section: {entry: value}}.
         options: Ranges of options, by patterns of keys.
         check_options: Raises ValueError for options that do not fit together.
+        check_model: Raises ValueError for a trained model that it cannot use; stage `classifier` calls it.
         splits: Keys of the splits that it reads. Each is read once before the first stage begins.
         check: Raises what would otherwise end the stage later.
         scores: Its part of `results.json`.
@@ -54,6 +56,7 @@ class Stage:
     facts: Callable[["Run"], Mapping[str, Mapping[str, Any]]] = lambda run: _NOTHING
     options: Mapping[str, Wanted] = field(default_factory=dict)
     check_options: Callable[[ConfigDict], None] = lambda config: None
+    check_model: Callable[[ConfigDict, Any], None] = lambda config, model: None
     splits: Sequence[str] = ()
     check: Callable[["Run"], None] = lambda run: None
     scores: Callable[["Run"], Mapping[str, Any]] = lambda run: _NOTHING
@@ -141,7 +144,7 @@ class Run:
         """The folder of a stage that has to be done.
 
         Raises:
-            ValueError: It is not done; the message says what to do.
+            ValueError: It is not done.
         """
         folder = self.stage(name)
         if not folder.done:

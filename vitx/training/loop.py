@@ -67,8 +67,8 @@ def fit(
         state: The first state, for example a `TrainState`; also the checkpoints' template.
         batches: The first step's number -> iterator of batches from that step on.
         evaluate: State -> scores, among them "loss".
-        folder: Gets `checkpoints/` and `metrics.jsonl`; an absolute path, whose name stands for the
-            stage in progress and errors.
+        folder: Gets `checkpoints/` and `metrics.jsonl`; an absolute path, whose name is the stage's
+            name in progress and errors.
         steps: Steps in all.
         steps_per_epoch: After so many, and at the end, the state is evaluated and saved.
         stop: When it is requested, the step is finished, the state saved, and Stopped raised.

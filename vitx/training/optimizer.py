@@ -164,7 +164,7 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     Args:
         config: Has optimizer ("sgd", with momentum 0.9 and weight decay added to the gradient as in PyTorch, or
             "adamw"), learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (True as published;
-            else only matrices and kernels decay), and clip_norm (of the whole gradient, 0 for none).
+            else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
         steps_per_epoch: Of the loader.
 
     Raises:

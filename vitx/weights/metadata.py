@@ -87,13 +87,21 @@ class Metadata(_Checked):
     groups: int | None = _checked_by(checks.positive_int)
 
 
+def _nothing(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:
+    return {}
+
+
 def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
     """Reads, first to last: the file's own metadata, the JSON beside it, its name, the project's conventions."""
-    specified = _PROJECTS[named.scheme.project](checkpoint, named)
+    specified = _PROJECTS.get(named.scheme.project, _nothing)(checkpoint, named)
     found = {name: value for name, value in specified.items() if value is not None}
     if _named_after_imagenet_models(checkpoint.path):
         found = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | found
     own = checkpoint.metadata
+    if "family" in own:
+        raise ValueError(
+            f"it holds a {own['family']}, a model of your own: load builds only vitx's"
+        )
     for name in [item.name for item in fields(Metadata) if item.name in own]:
         try:
             found[name] = parse_json(own[name])

@@ -78,6 +78,8 @@ def describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
         described["stem_stride"] = stem.stride
     if isinstance(model, AffinityNet):
         return described | {"grid": model.grid, "groups": model.gn.groups}
+    if type(model) is not VisionTransformer:
+        described["family"] = type(model).__name__  # which `load` does not build
     return described | {
         "num_heads": model.blocks[0].attn.heads,
         "norm_eps": model.blocks[0].norm1.epsilon,

@@ -79,8 +79,8 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
 def activations(model: VisionTransformer, images: jax.Array) -> dict[str, np.ndarray]:
     """The output of each part of the model for normalised images (B, H, W, 3), all tokens of every block.
 
-    stem (B, h, w, C) where there is one, embedding and blocks.<number> (B, 1 + N, D), norm: the
-    class token's (B, D), and logits (B, classes) of the model called as users call it.
+    stem (B, h, w, C) where there is one; embedding, blocks.<number> and norm (B, prefix + patches, D);
+    logits (B, classes) of the model called as users call it.
     """
     found: dict[str, jax.Array] = {}
     features = _features(model, images)
@@ -97,7 +97,7 @@ def activations(model: VisionTransformer, images: jax.Array) -> dict[str, np.nda
 _features = jax.jit(lambda model, images: model.features(images, EXACT))
 _embed = jax.jit(lambda model, features: model.embed(features, EXACT))
 _block = jax.jit(lambda block, tokens: block(tokens, EXACT)[0])
-_norm = jax.jit(lambda norm, tokens: norm(tokens[:, :1], EXACT)[:, 0])
+_norm = jax.jit(lambda norm, tokens: norm(tokens, EXACT))
 _predict = jax.jit(lambda model, images: model(images, EXACT))
 
 

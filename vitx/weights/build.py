@@ -154,7 +154,8 @@ def _fit_positions(
     tensors: dict[str, Tensor], cell: int, metadata: Metadata, wanted: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Resamples the position embedding to the wanted image size; returns the size."""
-    count = _shape(tensors, "pos_embed", 3)[1] - 1
+    prefix = VisionTransformer.prefix_tokens
+    count = _shape(tensors, "pos_embed", 3)[1] - prefix
     side = math.isqrt(count)
 
     def grid(size: tuple[int, int]) -> tuple[int, int]:
@@ -172,7 +173,7 @@ def _fit_positions(
     old = grid(own) if own else (side, side)
     if count < 1 or math.prod(old) != count:
         raise ValueError(
-            f"pos_embed has {count + 1} entries, not one for the class token and one for each cell"
+            f"pos_embed has {count + prefix} entries, not one for the class token and one for each cell"
             f" of {'a square' if own is None else f'{old[0]} x {old[1]}'}"
         )
     size = wanted or own or (side * cell, side * cell)
@@ -181,15 +182,17 @@ def _fit_positions(
         raise ValueError(f"image_size {size} is not a multiple of the patch, {cell} pixels")
     if new != old:
         tensor = tensors["pos_embed"]
-        shape = (1, 1 + math.prod(new), tensor.shape[2])
-        tensors["pos_embed"] = Tensor(shape, partial(_resampled, tensor, old, new))
+        shape = (1, prefix + math.prod(new), tensor.shape[2])
+        tensors["pos_embed"] = Tensor(shape, partial(_resampled, tensor, prefix, old, new))
     return size
 
 
-def _resampled(tensor: Tensor, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Bicubic with antialias, in float32 as in timm, or float64; the class token's entry stays."""
+def _resampled(
+    tensor: Tensor, prefix: int, old: tuple[int, int], new: tuple[int, int]
+) -> np.ndarray:
+    """Bicubic with antialias, in float32 as in timm, or float64; the entries of prefix tokens stay."""
     array = tensor.read()
     table = jnp.asarray(array if array.dtype == np.float64 else array.astype(np.float32))
-    cls, cells = table[:, :1], table[:, 1:].reshape(1, *old, -1)
+    first, cells = table[:, :prefix], table[:, prefix:].reshape(1, *old, -1)
     cells = jax.image.resize(cells, (1, *new, cells.shape[-1]), "cubic", antialias=True)
-    return np.asarray(jnp.concatenate([cls, cells.reshape(1, new[0] * new[1], -1)], axis=1))
+    return np.asarray(jnp.concatenate([first, cells.reshape(1, new[0] * new[1], -1)], axis=1))

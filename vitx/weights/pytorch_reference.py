@@ -46,7 +46,6 @@ class Reference:
         found = dict(self._outputs)
         if "stem" in found:
             found["stem"] = found["stem"].transpose(0, 2, 3, 1)  # (B, h, w, C)
-        found["norm"] = found["norm"][:, 0]
         if self.has_head:
             found["logits"] = getattr(logits, "logits", logits).numpy()
         return found

@@ -144,7 +144,7 @@ def test_bfloat16_computes_near_float32_and_keeps_its_parameters() -> None:
 class _NoStem(nnx.Module):
     channels = 3
 
-    def __call__(self, images: jax.Array, ops: object) -> jax.Array:
+    def __call__(self, images: jax.Array) -> jax.Array:
         return images
 
 

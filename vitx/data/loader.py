@@ -8,9 +8,8 @@ import dataclasses
 import functools
 import os
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grain
@@ -21,7 +20,7 @@ from vitx.data import transforms
 from vitx.data.source import Example, Source, open_source
 from vitx.data.transforms import Augment, Preprocess
 from vitx.runtime.files import WorkdirError
-from vitx.runtime.workers import end_with
+from vitx.runtime.workers import end_with, in_order
 
 __all__ = [
     "Augment",
@@ -215,14 +214,4 @@ def read_ahead(batches: Sequence[Batch], places: Sequence[int]) -> Iterator[Batc
     closed, no further batch is begun.
     """
     ahead = min(4, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(ahead)
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for place in places:
-            waiting.append(pool.submit(batches.__getitem__, place))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_order(ThreadPoolExecutor(ahead), batches.__getitem__, places, ahead)

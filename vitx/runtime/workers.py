@@ -40,7 +40,7 @@ def in_processes(
         workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
-        yield from _in_order(pool, function, items, 2 * workers)
+        yield from in_order(pool, function, items, 2 * workers)
     except BrokenProcessPool as error:
         raise WorkdirError(
             "a worker process died (out of memory, or killed); with fewer of them there is more memory for each. "
@@ -82,10 +82,10 @@ def on_devices(
             free.put(device)
 
     count = free.qsize()
-    yield from _in_order(ThreadPoolExecutor(count), call, items, 2 * count)
+    yield from in_order(ThreadPoolExecutor(count), call, items, 2 * count)
 
 
-def _in_order(
+def in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
     """Results of a pool in the items' order, with up to `ahead` of them waiting; then shuts the pool down."""
@@ -103,9 +103,8 @@ def _in_order(
 
 def _start_worker(parent: int) -> None:
     jax.config.update("jax_platforms", "cpu")
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the run itself decides
+    # Ctrl-C reaches all processes; the run itself decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)
 
 

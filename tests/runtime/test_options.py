@@ -51,7 +51,7 @@ def test_every_option_is_looked_at(name: str) -> None:
     config = importlib.import_module(f"configs.{name}").get_config()
     check_options(config, KNOWN)
     free = re.compile("|".join(map(fnmatch.translate, FREE + ELSEWHERE)))
-    unwatched = [key for key, _ in flat(config) if range_of(key, ranges_of(KNOWN)) is None]
+    unwatched = [key for key in flat(config) if range_of(key, ranges_of(KNOWN)) is None]
     assert not [key for key in unwatched if not free.match(key)]
 
 

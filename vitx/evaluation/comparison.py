@@ -123,11 +123,10 @@ class Comparison:
         return logits, jnp.stack(maps, 1)
 
     def _maps(self, model: Explainable, images: Array, method: str, classes: Array) -> Array:
-        name = method.removesuffix(STABLE)
-        rules = "stable" if method.endswith(STABLE) else "published"
-        wanted = classes if REGISTRY[name].by_class else classes[:, :1]
-        start = dict(self.start_layers).get(name, 0)
-        return explain(model, images, wanted, name, start, rules)[1]
+        chosen, rules = method_of(method), "stable" if method.endswith(STABLE) else "published"
+        wanted = classes if chosen.by_class else classes[:, :1]
+        start = dict(self.start_layers).get(chosen.name, 0)
+        return explain(model, images, wanted, chosen.name, start, rules)[1]
 
 
 def method_of(name: str) -> Method:

@@ -26,12 +26,13 @@ from vitx.pseudomasks.crf import (
     BACKENDS,
     MISSING_BACKEND,
     CRFParameters,
-    background_channel,
+    background_channels,
     confident_labels,
     dense_crf,
     pool_posteriors,
     require_size,
 )
+from vitx.pseudomasks.label_values import label_values
 from vitx.runtime import workers
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.options import POSITIVE, among, number, whole
@@ -133,16 +134,15 @@ def crf_labels(options: CRFOptions, item: Seeded) -> Labelled:
         posteriors = crf_posteriors(options, item)
     if not np.isfinite(posteriors).all():
         raise FloatingPointError(f"labels: the CRF's posteriors of image {item.id} are not finite")
-    names = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
     pooled = pool_posteriors(posteriors, (options.grid, options.grid), options.pool)
     labels = confident_labels(pooled[:1], pooled[1:], item.classes[None])[0]
-    return Labelled(item.id, names[posteriors.argmax(1)], labels)
+    return Labelled(item.id, label_values(item.classes)[posteriors.argmax(1)], labels)
 
 
 def crf_probabilities(options: CRFOptions, item: Seeded) -> np.ndarray:
     """What the CRF starts from, (2, 1 + K, H, W): background and classes, at low and at high alpha."""
     foreground = resize_maps(item.seed_maps, item.image.shape[:2])  # (K, H, W)
-    backgrounds = np.stack([background_channel(foreground, alpha) for alpha in options.alphas])
+    backgrounds = background_channels(foreground, options.alphas)
     foregrounds = np.broadcast_to(foreground, (2, *foreground.shape))
     return np.concatenate([backgrounds[:, None], foregrounds], 1)
 

@@ -26,7 +26,8 @@ from vitx.pipeline.mask_scores import FROM_TRUTH, score
 from vitx.pipeline.masks_pictures import pictures_section
 from vitx.pipeline.masks_section import KINDS, masks_section, scored_splits
 from vitx.pseudomasks.affinity import affinities
-from vitx.pseudomasks.crf import background_channel, pool_posteriors
+from vitx.pseudomasks.crf import background_channels, pool_posteriors
+from vitx.pseudomasks.label_values import label_values
 from vitx.pseudomasks.walk import METHODS, random_walk
 from vitx.report.page import Section, Tile
 from vitx.report.parts import percent
@@ -111,9 +112,9 @@ class Refiner:
         alphas: Sequence[float],
         keep_seed_maps: bool = False,
     ) -> Iterator[tuple[list[Item], np.ndarray, np.ndarray]]:
-        """Of each numbered batch the items, their affinities (B, P, h, w) and the maps that walk (B, A + K, h, w).
+        """Yields for each numbered batch its items, affinities (B, P, h, w) and maps to walk (B, A + K, h, w).
 
-        The maps are a background for each alpha, made at the image's size, the seed maps, and zeros up to the
+        The maps are a background for each alpha, computed at the image's size, the seed maps, and zeros up to the
         split's most classes. `keep_seed_maps`: also in the items, at the images' sizes.
         """
         width = seeded(self.run, split).most_classes
@@ -121,9 +122,8 @@ class Refiner:
             items = []
             places = batches.places(number)
             maps = np.zeros((len(places), len(alphas) + width, *self.net.grid), np.float32)
-            for row, example in zip(
-                maps, batch["examples"], strict=False
-            ):  # the batch repeats its last example
+            # The last batch repeats its last example.
+            for row, example in zip(maps, batch["examples"], strict=False):
                 size = example.size
                 seed_maps, classes = read_seed_maps(self.seeds, split, example.id, size=size)
                 row[: len(alphas) + len(seed_maps)] = self._pooled(seed_maps, alphas)
@@ -150,12 +150,12 @@ class Refiner:
         return walked
 
     def _pooled(self, seed_maps: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-        backgrounds = np.stack([background_channel(seed_maps, alpha) for alpha in alphas])
+        backgrounds = background_channels(seed_maps, alphas)
         return pool_posteriors(np.concatenate([backgrounds, seed_maps]), self.net.grid, self.pool)
 
     @staticmethod
     def masks(walked: np.ndarray, item: Item, alphas: int = 1) -> np.ndarray:
-        """The masks of one image, uint8 (A, H, W), from its maps after the walk, A of them backgrounds: see `Refiner`.
+        """The masks of one image, uint8 (A, H, W), from its maps (A + K, h, w) after the walk, A of them backgrounds.
 
         At each pixel the greatest of background and present classes; the background wins ties.
         """
@@ -164,8 +164,8 @@ class Refiner:
             return np.zeros((alphas, *size), np.uint8)
         maps = resize_maps(walked[: alphas + count], size)
         backgrounds, seed_maps = maps[:alphas], maps[alphas:]
-        labels = np.concatenate([[0], item.classes + 1]).astype(np.uint8)
-        return labels[np.where(seed_maps.max(0) > backgrounds, 1 + seed_maps.argmax(0), 0)]
+        best = np.where(seed_maps.max(0) > backgrounds, 1 + seed_maps.argmax(0), 0)
+        return label_values(item.classes)[best]
 
 
 def _facts(run: Run) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ the kernels, for images of any size; "pydensecrf" is the published C++ code, whi
 kernels themselves in JAX, in memory that grows with the square of the number of pixels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -148,6 +149,11 @@ def _pydensecrf(
             result = np.asarray(crf.inference(parameters.iterations))  # (L', N)
             posteriors[b, a, present[b]] = result.reshape(-1, height, width)
     return posteriors
+
+
+def background_channels(seed_maps: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+    """`background_channel` for each of A alphas: seed maps (K, H, W) -> (A, H, W)."""
+    return np.stack([background_channel(seed_maps, alpha) for alpha in alphas])
 
 
 def background_channel(seed_maps: Maps, alpha: float) -> Maps:

@@ -11,6 +11,11 @@ from vitx.data.palette import IGNORED
 MAX_CLASSES = IGNORED - 1
 
 
+def label_values(classes: np.ndarray) -> np.ndarray:
+    """The values of background and of classes (K,), -1 where padding, in a label map: uint8 (1 + K,)."""
+    return np.concatenate([[0], classes + 1]).astype(np.uint8)
+
+
 def require_byte_classes(classes: Any) -> None:
     """Checks that classes are integers that fit into a byte beside background and neutral.
 

@@ -5,9 +5,10 @@ The flags themselves check names and types. A stage declares the ranges of its o
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from vitx.data.pictures import pixel_limit
@@ -88,7 +89,7 @@ COMMON: dict[str, Wanted] = {
 
 def check_ranges(config: ConfigDict, ranges: Mapping[str, Wanted]) -> None:
     """Raises ValueError that names the first option outside its range, and the range."""
-    for key, value in flat(config):
+    for key, value in flat(config).items():
         wanted = range_of(key, ranges)
         if wanted is not None and not wanted.fits(value):
             raise ValueError(f"config.{key} must be {wanted.text}, not {value!r}")
@@ -100,10 +101,6 @@ def range_of(key: str, ranges: Mapping[str, Wanted]) -> Wanted | None:
     return next((ranges[name] for name in ranges if fnmatch.fnmatchcase(key, name)), None)
 
 
-def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options and their keys, as on the command line."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """The options by their keys, as on the command line."""
+    return flatten_dict(config.to_dict(), sep=".")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.resizing import bilinear
 from vitx.data import transforms
 from vitx.data.palette import decode_mask, encode_mask, voc_palette
 from vitx.data.transforms import Augment, image_size
@@ -149,21 +150,6 @@ def test_names_a_tiff_whose_offsets_are_text(tmp_path):
 
 
 # Resizing
-
-
-def bilinear(maps, size):
-    """torch's Upsample, align_corners=False: a loop over the pixels of maps (h, w)."""
-    out = np.zeros(size)
-    for row in range(size[0]):
-        for column in range(size[1]):
-            y = max((row + 0.5) * maps.shape[0] / size[0] - 0.5, 0)
-            x = max((column + 0.5) * maps.shape[1] / size[1] - 0.5, 0)
-            top, left = int(y), int(x)
-            bottom, right = min(top + 1, maps.shape[0] - 1), min(left + 1, maps.shape[1] - 1)
-            upper = maps[top, left] * (1 - (x - left)) + maps[top, right] * (x - left)
-            lower = maps[bottom, left] * (1 - (x - left)) + maps[bottom, right] * (x - left)
-            out[row, column] = upper * (1 - (y - top)) + lower * (y - top)
-    return out
 
 
 @pytest.mark.parametrize(

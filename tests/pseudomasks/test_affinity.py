@@ -34,6 +34,12 @@ def window(x: np.ndarray, reach: int = 4) -> np.ndarray:
     return np.asarray(x)[..., : x.shape[-2] - reach, reach : x.shape[-1] - reach]
 
 
+def assert_zero_outside_window(x: np.ndarray) -> None:
+    outside = np.asarray(x).copy()
+    window(outside)[...] = 0
+    assert not outside.any()
+
+
 def test_offsets_are_half_a_disc_in_order():
     found = offsets(5).tolist()
     assert len(found) == 34
@@ -54,9 +60,7 @@ def test_affinities_equal_the_published_code(golden, x64):
     features = jnp.asarray(golden["features"].transpose(0, 2, 3, 1))
     found = np.asarray(affinities(features, 5))[0]
     np.testing.assert_allclose(window(found).reshape(34, -1), golden["affinity"], rtol=1e-13)
-    found = found.copy()
-    window(found)[...] = 0
-    assert not found.any()
+    assert_zero_outside_window(found)
 
 
 @pytest.mark.slow
@@ -112,9 +116,7 @@ def test_labels_equal_the_published_code(golden):
     found = pair_labels(jnp.asarray(golden["label"].astype(np.int32)))
     for kind, name in zip(found, ("bg_pos", "fg_pos", "neg"), strict=True):
         np.testing.assert_array_equal(window(kind).reshape(34, -1), golden[name])
-        outside = np.asarray(kind).copy()
-        window(outside)[...] = False
-        assert not outside.any()
+        assert_zero_outside_window(kind)
 
 
 @pytest.mark.slow

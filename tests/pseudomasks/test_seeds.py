@@ -6,27 +6,13 @@ import numpy as np
 import pytest
 
 import vitx
+from tests.resizing import bilinear
 from vitx.pipeline import masks_section
 from vitx.pipeline.artifacts import count_seed_maps, write_seed_maps
 from vitx.pseudomasks import seeds
 from vitx.pseudomasks.crf import background_channel
 from vitx.pseudomasks.seeds import class_seed_maps, min_max, seed_maps_of, seed_mask
 from vitx.runtime.workdir import Workdir
-
-
-def upsample(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear with half-pixel centres by loops, (h, w) -> (H, W)."""
-    out = np.zeros(size)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            y = np.clip((i + 0.5) * x.shape[0] / size[0] - 0.5, 0, x.shape[0] - 1)
-            z = np.clip((j + 0.5) * x.shape[1] / size[1] - 0.5, 0, x.shape[1] - 1)
-            a, b = int(y), int(z)
-            c, d = min(a + 1, x.shape[0] - 1), min(b + 1, x.shape[1] - 1)
-            top = x[a, b] * (1 - (z - b)) + x[a, d] * (z - b)
-            bottom = x[c, b] * (1 - (z - b)) + x[c, d] * (z - b)
-            out[i, j] = top * (1 - (y - a)) + bottom * (y - a)
-    return out
 
 
 @pytest.mark.slow
@@ -36,9 +22,9 @@ def test_seed_maps_equal_loops(x64):
     found = seed_maps_of(jnp.asarray(maps), (8, 8), (11, 6))
     for b in range(2):
         for k in range(3):
-            full = np.cbrt(upsample(maps[b, k], (8, 8)))
+            full = np.cbrt(bilinear(maps[b, k], (8, 8)))
             stretched = (full - full.min()) / (full.max() - full.min())
-            np.testing.assert_allclose(found[b, k], upsample(stretched, (11, 6)), atol=1e-12)
+            np.testing.assert_allclose(found[b, k], bilinear(stretched, (11, 6)), atol=1e-12)
 
 
 def test_root_one_leaves_the_map():

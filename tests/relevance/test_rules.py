@@ -234,11 +234,16 @@ def four_products(x, w, relevance):
     return sum(px * (share @ pw.T) for px, pw in pairs)
 
 
-@given(LAYERS, SEEDS, KIND, KIND)
-def test_alpha1_beta0_is_the_four_product_form(sizes, seed, kind, other):
+def draw_layer(sizes, seed, kind, other):
+    """Inputs, weights and relevance of a linear layer."""
     images, tokens, inputs, outputs = sizes
     x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
-    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    return x, w, draw(seed + 2, "normal", images, tokens, outputs)
+
+
+@given(LAYERS, SEEDS, KIND, KIND)
+def test_alpha1_beta0_is_the_four_product_form(sizes, seed, kind, other):
+    x, w, relevance = draw_layer(sizes, seed, kind, other)
     found, nothing = apply(ALPHA1_BETA0, (x, w), x @ w, relevance)
     assert nothing is None
     expected = four_products(x, w, relevance)
@@ -251,9 +256,7 @@ def test_alpha1_beta0_is_the_four_product_form(sizes, seed, kind, other):
 
 @given(LAYERS, SEEDS, KIND, KIND)
 def test_alpha1_beta0_split_divides_each_half_by_itself(sizes, seed, kind, other):
-    images, tokens, inputs, outputs = sizes
-    x, w = draw(seed, kind, images, tokens, inputs), draw(seed + 1, other, inputs, outputs)
-    relevance = draw(seed + 2, "normal", images, tokens, outputs)
+    x, w, relevance = draw_layer(sizes, seed, kind, other)
     found, nothing = apply(ALPHA1_BETA0_SPLIT, (x, w), x @ w, relevance)
     assert nothing is None
     expected = sum(px * (divide(relevance, px @ pw) @ pw.T) for px, pw in positive_parts(x, w))

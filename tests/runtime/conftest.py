@@ -1,4 +1,4 @@
-"""Places for a run's files: a folder, and a bucket, for which fsspec's in-memory file system stands in."""
+"""Places for a run's files: a folder, and a bucket that fsspec's in-memory file system replaces."""
 
 import io
 import os

@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     config.model.name = "vit_mini_conv_s4_48"
     config.model.image_size = 48
     config.model.checkpoint = ""  # pretrained weights, whose head is replaced
+    # Epsilon of the final norm; 0: the checkpoint's own, or 1e-6 without a checkpoint. Published: 1e-5.
+    config.model.final_norm_eps = 0.0
 
     config.classifier = ConfigDict()
     config.classifier.train_split = "train[:2000]"

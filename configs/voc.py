@@ -15,7 +15,8 @@ Your own images in VOC's layout:
     Images without masks get refined masks too, but no scores.
 
 mIoU on val in percent, as printed by [Re]: seeds 44.60, refined masks 50.90. An image's classes come from its
-ground-truth label, on val too. As published, the loss on val chooses the checkpoints.
+ground-truth label, on val too. The loss on val chooses the checkpoints. --config.model.final_norm_eps=1e-5 gives the
+final norm the epsilon of [Re]'s code.
 
 Run time: docs/performance.md.
 """

@@ -238,6 +238,9 @@ def test_seeds_make_weights():
         r"image_size must be a side or \(H, W\), .*, not True": {"image_size": True},
         r"image_size must be a side or \(H, W\), .*, not '32'": {"image_size": "32"},
         r"image_size must be a side or \(H, W\), .*, not 0": {"image_size": 0},
+        "final_norm_eps must be a positive number, not 0.0": {"final_norm_eps": 0.0},
+        "final_norm_eps must be a positive number, not nan": {"final_norm_eps": float("nan")},
+        "final_norm_eps must be a positive number, not '1e-5'": {"final_norm_eps": "1e-5"},
         r"image size \(62, 64\) is not a multiple of the patch, 4 pixels": {
             "name": "vit_test_conv_s4_48",
             "image_size": (62, 64),

@@ -62,6 +62,7 @@ WRONG = {
     "data.workers": (MOST_WORKERS + 1, rf"a whole number in \[0, {MOST_WORKERS}\], not"),
     "labels.workers": (-1, r"a whole number in \[0, \d+\], not -1"),
     "model.image_size": (-48, "a whole number from 0 up, not -48"),
+    "model.final_norm_eps": (-1e-5, "a number from 0 up, not -1e-05"),
     "classifier.epochs": (0, "a whole number from 1 up, not 0"),
     "classifier.batch_size": (-8, "a whole number from 1 up, not -8"),
     "classifier.learning_rate": (float("nan"), "a number above 0, not nan"),

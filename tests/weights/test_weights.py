@@ -19,6 +19,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save, save_file
 
 import vitx
@@ -1030,7 +1031,7 @@ def test_an_affinity_net_is_no_classifier(tmp_path):
 
 def test_no_stage_takes_an_affinity_net_for_a_classifier(tmp_path):
     vitx.save(small_affinity_net(), tmp_path)
-    model = SimpleNamespace(checkpoint=str(tmp_path), image_size=16)
+    model = ConfigDict({"checkpoint": str(tmp_path), "image_size": 16})
     sections = {"model": model, "seeds": None, "affinity": None}
     finished = SimpleNamespace(folder=tmp_path)
     run = SimpleNamespace(config=SimpleNamespace(**sections), finished=lambda name: finished)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vitx.models.checks import checked, positive_int
+from vitx.models.checks import checked, positive_float, positive_int
 from vitx.models.checks import image_size as checked_size
 from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
@@ -72,6 +72,7 @@ def create(
     num_classes: SupportsIndex = 1000,
     image_size: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | jax.Array | None = None,
     seed: int = 0,
+    final_norm_eps: float | None = None,
 ) -> VisionTransformer:
     """A model with random weights.
 
@@ -82,10 +83,11 @@ def create(
       num_classes: outputs of the head, at least 1.
       image_size: side, or (H, W), in pixels, multiples of the patch; default: the one in the name.
       seed: of the weights.
+      final_norm_eps: epsilon of the last LayerNorm, above 0; default: 1e-6, as in the blocks.
 
     Raises:
-      ValueError: for an unknown name, numbers that are not whole or not positive, or sizes that do
-        not fit.
+      ValueError: for an unknown name, a number that is not positive, a count or size that is not
+        whole, or sizes that do not fit.
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
@@ -94,6 +96,8 @@ def create(
     outputs = checked("num_classes", num_classes, positive_int)
     side = sizes.image_size if image_size is None else image_size
     preprocess = Preprocess(size=checked("image_size", side, checked_size))
+    if final_norm_eps is not None:
+        final_norm_eps = checked("final_norm_eps", final_norm_eps, positive_float)
     if sizes.imagenet_statistics:
         preprocess = replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return sizes.family(
@@ -105,5 +109,6 @@ def create(
         num_classes=outputs,
         preprocess=preprocess,
         stem=STEMS[sizes.stem](rngs) if sizes.stem else None,
+        final_norm_eps=final_norm_eps,
         rngs=rngs,
     )

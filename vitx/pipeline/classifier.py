@@ -98,16 +98,22 @@ def _predictor(mode: str) -> Callable[..., Any]:
 def initial_model(run: Run, num_classes: int) -> VisionTransformer:
     """The checkpoint of the config with a fresh head, or a model of random weights."""
     config = run.config.model
+    final_norm_eps = config.get("final_norm_eps") or None
     if config.checkpoint:
         return weights.load_classifier(
-            config.checkpoint, image_size=config.image_size, num_classes=num_classes
+            config.checkpoint,
+            image_size=config.image_size,
+            num_classes=num_classes,
+            final_norm_eps=final_norm_eps,
         )
     if parallel.is_first_process():
         print(
             "classifier: config.model.checkpoint is empty, so it learns from random weights",
             file=sys.stderr,
         )
-    return create(config.name, num_classes, config.image_size, seed=run.config.seed)
+    return create(
+        config.name, num_classes, config.image_size, run.config.seed, final_norm_eps=final_norm_eps
+    )
 
 
 def checkpoint_digest(run: Run) -> str:

@@ -59,9 +59,15 @@ def get_config() -> ConfigDict:
     config.seeds = ConfigDict()
     config.seeds.train_split = "train[2000:]"  # training images that get seeds, labels and masks
     config.seeds.batch_size = 16
+    config.seeds.method = "transformer_attribution"  # or another of METHODS
     config.seeds.start_layer = 0
     config.seeds.root = 3
     config.seeds.rules = "published"
+    config.seeds.scales = (1.0,)  # of the input; seed maps are the mean over them
+    config.seeds.contrast = False  # take from each map the mean of the image's other maps
+    config.seeds.refine = (
+        ""  # or "mctformer", "clip_es": spread maps along the model's own attention
+    )
     # Background score of the seed masks; a tuple of candidates as in `walk` below. Published: 0.2.
     config.seeds.background = (0.15, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4)
 

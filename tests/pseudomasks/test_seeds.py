@@ -4,14 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import vitx
 from tests.resizing import bilinear
+from tests.small_models import small_vit
 from vitx.pipeline import masks_section
 from vitx.pipeline.artifacts import count_seed_maps, write_seed_maps
 from vitx.pseudomasks import seeds
+from vitx.pseudomasks.attention import box_mask, patch_affinity, spread
 from vitx.pseudomasks.crf import background_channel
-from vitx.pseudomasks.seeds import class_seed_maps, min_max, seed_maps_of, seed_mask
+from vitx.pseudomasks.seeds import (
+    class_seed_maps,
+    contrasted,
+    min_max,
+    seed_maps_of,
+    seed_mask,
+)
 from vitx.runtime.workdir import Workdir
 
 
@@ -123,6 +134,28 @@ def test_mirror_images_are_mirrored_back(lopsided):
     np.testing.assert_allclose(other[..., ::-1], found, atol=1e-6)
 
 
+@given(
+    hnp.arrays(bool, st.tuples(st.integers(1, 3), st.integers(1, 4))),
+    st.integers(0, 2**32 - 1),
+)
+def test_contrast_is_the_difference_to_the_mean_of_the_others(present, seed):
+    maps = np.random.default_rng(seed).normal(size=(*present.shape, 2, 3))
+    with jax.enable_x64(True):
+        found = np.asarray(contrasted(jnp.asarray(maps), jnp.asarray(present)))
+    for b, k in zip(*np.nonzero(present), strict=True):
+        others = [maps[b, j] for j in np.flatnonzero(present[b]) if j != k]
+        if others:
+            np.testing.assert_allclose(found[b, k], maps[b, k] - np.mean(others, 0), atol=1e-12)
+        else:
+            np.testing.assert_array_equal(found[b, k], maps[b, k])
+
+
+def test_contrast_does_not_see_padding():
+    maps = jnp.asarray([[[[1.0, 4.0]], [[3.0, 1.0]], [[jnp.nan, 9.0]]]])
+    found = contrasted(maps, jnp.asarray([[True, True, False]]))
+    np.testing.assert_array_equal(found[0, :2], [[[-2, 3]], [[2, -3]]])
+
+
 @pytest.fixture(scope="module")
 def model():
     return vitx.create("vit_test_conv_s4_48", num_classes=4, image_size=32)
@@ -159,6 +192,51 @@ def test_images_do_not_see_each_other(seed_maps_of_batch):
     after = seed_maps_of_batch(images.at[1].set(images[1, ::-1]), classes)
     np.testing.assert_allclose(before[0], after[0], atol=1e-3)
     assert np.abs(np.asarray(before - after))[1].max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contrast", [False, True])
+@pytest.mark.parametrize("kind", ["", "mctformer", "clip_es"])
+def test_options_are_steps_between_the_raw_map_and_the_root(model, kind, contrast):
+    """The same by hand for images of two classes and of one; a mirrored input gives mirrored seed maps."""
+    images = jax.random.normal(jax.random.key(3), (2, 32, 32, 3))
+    classes = np.array([[3, 1], [2, -1]])
+
+    @jax.jit
+    def found(images):
+        options = {"method": "gradcam", "contrast": contrast, "refine": kind}
+        return class_seed_maps(model, images, classes, size=(40, 24), **options)
+
+    seed_maps = np.asarray(found(images))
+    assert not seed_maps[1, 1].any()
+    assert seed_maps.min() >= 0 and 0.3 < seed_maps.max() <= 1
+    np.testing.assert_allclose(found(images[:, :, ::-1]), seed_maps[..., ::-1], atol=1e-3)
+    sides = []
+    for picture in (images, images[:, :, ::-1]):
+        _, maps = vitx.explain(model, picture, np.maximum(classes, 0), method="gradcam")
+        if contrast:
+            maps = jnp.stack([maps[0] - maps[0, ::-1], maps[1]])
+        if kind:
+            maps = jnp.maximum(maps, 0)
+            if kind == "clip_es":
+                maps = min_max(maps)
+                maps = jnp.where(box_mask(maps), maps, 0)
+            maps = spread(patch_affinity(model, picture, kind), maps)
+        sides.append(np.asarray(seed_maps_of(maps, (32, 32), (40, 24))))
+    expected = (sides[0] + sides[1][..., ::-1]) / 2
+    np.testing.assert_allclose(seed_maps[0], expected[0], atol=2e-3)
+    np.testing.assert_allclose(seed_maps[1, 0], expected[1, 0], atol=2e-3)
+
+
+def test_wrong_options_are_named():
+    images, classes = jnp.zeros((1, 8, 12, 3)), jnp.asarray([[1]])
+    vit = small_vit()
+    with pytest.raises(ValueError, match=r"method must be one of .*, not 'grad'"):
+        class_seed_maps(vit, images, classes, size=(8, 12), method="grad")
+    with pytest.raises(ValueError, match=r"grid \(2, 3\), not \(8, 12\)"):
+        class_seed_maps(vit, images, classes, size=(8, 12), method="lrp", refine="clip_es")
+    with pytest.raises(ValueError, match="kind must be one of mctformer, clip_es, not 'clip'"):
+        class_seed_maps(vit, images, classes, size=(8, 12), refine="clip")
 
 
 def test_classes_must_be_a_table(model):

@@ -1,12 +1,17 @@
 """Stage `seeds`: for every image-level label of an image, a seed map of where it is."""
 
+import functools
+import math
 import sys
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.data import loader
+from vitx.models.variants import at_size, cell
+from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.pipeline.artifacts import (
     SCORES,
@@ -17,11 +22,12 @@ from vitx.pipeline.artifacts import (
     seeded,
     write_seed_maps,
 )
+from vitx.pseudomasks.attention import KINDS
 from vitx.pseudomasks.seeds import class_seed_maps
-from vitx.relevance.explain import RULES
+from vitx.relevance.explain import METHODS, RULES
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
-from vitx.runtime.options import POSITIVE, among, candidates, number
+from vitx.runtime.options import POSITIVE, Wanted, among, candidates, number, several
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
@@ -44,37 +50,60 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
+def scaled_size(model: VisionTransformer, scale: float) -> tuple[int, int]:
+    """The model's input size times a scale, rounded to whole cells, at least one."""
+    side = cell(model)
+    height, width = (
+        max(1, math.floor(length * scale / side + 0.5)) * side for length in model.preprocess.size
+    )
+    return height, width
+
+
 def make_seeds(run: Run, stage: StageFolder) -> None:
     """Writes `<split>/<id>.npz` for each image: classes (K,), seed maps (K, H, W) at the input size; counts flat ones.
 
-    An image's labels name its classes, on val too.
+    An image's labels name its classes, on val too. Seed maps are the mean over `seeds.scales` of the input.
     """
     config = run.config.seeds
     model = weights.load_classifier(run.finished("classifier").folder)
 
-    def seed_maps_of_batch(model: Any, images: Array, classes: Array) -> Array:
+    def seed_maps_of_batch(model_at: Any, images: Array, classes: Array) -> Array:
         return class_seed_maps(
-            model,
+            model_at,
             images,
             classes,
             size=model.preprocess.size,
             start_layer=config.start_layer,
             root=config.root,
             rules=config.rules,
+            method=config.method,
+            contrast=config.contrast,
+            refine=config.refine,
         )
 
     seed_map = parallel.per_example(seed_maps_of_batch, mode=run.config.parallel)
-    spread = parallel.replicate(model, parallel.local_mesh())
+    mesh = parallel.local_mesh()
+    spread = parallel.replicate(model, mesh)  # once: all scales share its weights
+    models = [
+        parallel.replicate(at_size(spread, scaled_size(model, scale)), mesh)
+        for scale in config.scales
+    ]
     for split in SPLITS:
         source = seeded(run, split)
-        batches = loader.evaluation_batches(
-            source, preprocess=model.preprocess, batch_size=config.batch_size
-        )
-        missing, images, done = missing_batches(stage, batches, ".npz", split)
+        scales = [
+            loader.evaluation_batches(
+                source, preprocess=scaled.preprocess, batch_size=config.batch_size
+            )
+            for scaled in models
+        ]
+        missing, images, done = missing_batches(stage, scales[0], ".npz", split)
         with progress(images, f"seeds {split}", start=done) as bar:
-            for batch in loader.read_ahead(batches, missing):
+            read = (loader.read_ahead(batches, missing) for batches in scales)
+            for batch, *others in zip(*read, strict=True):
                 classes = padded_classes(batch["labels"], width_of(batch["labels"]))
-                seed_maps = seed_map(spread, batch["image"], classes)
+                inputs = [each["image"] for each in (batch, *others)]
+                maps = [seed_map(*pair, classes) for pair in zip(models, inputs, strict=True)]
+                seed_maps = functools.reduce(np.add, maps) / len(maps)
                 for row in np.flatnonzero(batch["valid"]):
                     write_seed_maps(stage, split, batch["id"][row], seed_maps[row], classes[row])
                 bar.advance(int(batch["valid"].sum()))
@@ -107,11 +136,18 @@ def _count(run: Run, stage: StageFolder) -> None:
         write_json(stage.folder / SCORES, counts)
 
 
-def _check_model(config: Any, model: Any) -> None:
-    blocks = len(model.attention_shapes())
-    if "seeds" in config and config.seeds.start_layer >= blocks:
+def _check_model(config: ConfigDict, model: VisionTransformer) -> None:
+    if "seeds" not in config:
+        return
+    seeds, blocks = config.seeds, len(model.attention_shapes())
+    if seeds.start_layer >= blocks:
         raise ValueError(
-            f"config.seeds.start_layer {config.seeds.start_layer} must be less than the model's {blocks} blocks"
+            f"config.seeds.start_layer {seeds.start_layer} must be less than the model's {blocks} blocks"
+        )
+    if seeds.refine and seeds.method == "lrp" and model.stem is None:
+        raise ValueError(
+            f"config.seeds.refine={seeds.refine} wants maps on the token grid; those of method lrp are of pixels on a "
+            "model without a stem"
         )
 
 
@@ -124,6 +160,11 @@ STAGE = Stage(
     options={
         "seeds.root": POSITIVE,
         "seeds.rules": among(RULES),
+        "seeds.method": among(METHODS),
+        "seeds.scales": several(number(0, 4, above=True)),
+        "seeds.refine": Wanted(
+            lambda value: value in ("", *KINDS), f"empty, or one of {', '.join(KINDS)}"
+        ),
         "seeds.background": candidates(number(0, 1)),
     },
     check_model=_check_model,

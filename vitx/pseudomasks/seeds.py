@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from vitx.data.transforms import Maps, resize_maps
+from vitx.models.vit import VisionTransformer
 from vitx.ops import Array, Explainable
+from vitx.pseudomasks.attention import box_mask, patch_affinity, spread
 from vitx.pseudomasks.label_values import require_byte_classes
 from vitx.relevance.explain import explain
 
@@ -20,6 +22,9 @@ def class_seed_maps(
     start_layer: int = 0,
     root: float = 3,
     rules: str = "published",
+    method: str = "transformer_attribution",
+    contrast: bool = False,
+    refine: str = "",
 ) -> Array:
     """Seed maps of an image's classes, the mean over the image and its mirror image (docs/protocol.md, "Seed maps").
 
@@ -31,27 +36,77 @@ def class_seed_maps(
       start_layer: see `vitx.explain`.
       root: exponent 1 / root before min-max: 3 is the cube root, 1 none.
       rules: see `vitx.explain`.
+      method: one of `vitx.METHODS`. Negative values of its maps count as zero.
+      contrast: take from each map the mean of the image's other maps, see `contrasted`.
+      refine: "", or one of `attention.KINDS`, which needs a `VisionTransformer`; see `refined`.
 
     Returns:
       (B, K, H, W) in [0, 1], zero for padding. Runs under `jit`; images do not influence each other.
+
+    Raises:
+      ValueError: for classes of another shape, an option that `explain` refuses, an unknown `refine`, or one for a
+        method whose maps are not on the token grid.
     """
     classes = jnp.asarray(classes)
     if classes.ndim != 2:
         raise ValueError(f"classes must be (B, K), padded with -1, not {classes.shape}")
     both = jnp.concatenate([images, images[:, :, ::-1]])  # (2 B, S, S, 3)
-    known = jnp.maximum(jnp.concatenate([classes, classes]), 0)
+    twice = jnp.concatenate([classes, classes])
+    known = jnp.maximum(twice, 0)
     _, maps = explain(
         model,
         both,
         known,
-        method="transformer_attribution",
+        method=method,
         start_layer=start_layer,
         rules=rules,
     )  # (2 B, K, h, w)
+    if contrast:
+        maps = contrasted(maps, twice >= 0)
+    if refine:
+        if not isinstance(model, VisionTransformer):
+            raise ValueError(f"refine wants a VisionTransformer, not a {type(model).__name__}")
+        maps = refined(model, both, maps, refine)
     seed_maps = seed_maps_of(maps, images.shape[1:3], size, root)
     plain, mirrored = jnp.split(seed_maps, 2)
     mean = (plain + mirrored[..., ::-1]) / 2
     return jnp.where((classes >= 0)[..., None, None], mean, 0)
+
+
+def contrasted(maps: Array, present: Array) -> Array:
+    """Maps (B, K, h, w), each less the mean of the image's other maps; `present` (B, K) is False for padding.
+
+    The only map of an image stays as it is.
+    """
+    present = present[..., None, None]
+    others = present.sum(1, keepdims=True).astype(maps.dtype) - 1  # (B, 1, 1, 1)
+    total = jnp.where(present, maps, 0).sum(1, keepdims=True)  # (B, 1, h, w)
+    return jnp.where(others > 0, maps - (total - maps) / jnp.maximum(others, 1), maps)
+
+
+def refined(model: VisionTransformer, images: Array, maps: Array, kind: str) -> Array:
+    """Maps on the token grid, spread along the model's own attention (docs/method.md, "Other seed maps").
+
+    Args:
+      model: a `VisionTransformer`.
+      images: normalised, (B, H, W, 3).
+      maps: (B, K, h, w); negative values count as zero.
+      kind: of `attention.patch_affinity`. "clip_es" stretches the maps to [0, 1] first, and leaves out what is outside
+        the boxes of `attention.box_mask`.
+
+    Raises:
+      ValueError: for maps on another grid than the model's, or an unknown kind.
+    """
+    if maps.shape[-2:] != model.grid:
+        raise ValueError(
+            f"refine={kind!r} wants maps on the grid {model.grid}, not {maps.shape[-2:]}"
+        )
+    affinity = patch_affinity(model, images, kind)
+    maps = jnp.where(maps < 0, 0, maps)
+    if kind == "clip_es":
+        maps = min_max(maps)
+        maps = maps * box_mask(maps).astype(maps.dtype)
+    return spread(affinity, maps)
 
 
 def seed_maps_of(

@@ -68,6 +68,15 @@ def candidates(wanted: Wanted) -> Wanted:
     return Wanted(fits, f"{wanted.text}, or a tuple of such candidates")
 
 
+def several(wanted: Wanted) -> Wanted:
+    """A tuple of one value or more."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, tuple | list) and bool(value) and all(map(wanted.fits, value))
+
+    return Wanted(fits, f"a tuple, of which each is {wanted.text}")
+
+
 POSITIVE = number(0, above=True)
 MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -14,6 +13,7 @@ from flax import nnx
 from vitx.models.affinitynet import AffinityNet
 from vitx.models.layers import Linear
 from vitx.models.resnet import ConvStem, ResNetV2
+from vitx.models.variants import resample_positions
 from vitx.models.vit import Preprocess, VisionTransformer
 from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata, Overrides
@@ -190,9 +190,7 @@ def _fit_positions(
 def _resampled(
     tensor: Tensor, prefix: int, old: tuple[int, int], new: tuple[int, int]
 ) -> np.ndarray:
-    """Bicubic with antialias, in float32 as in timm, or float64; the entries of prefix tokens stay."""
+    """`resample_positions` in float32 as in timm, or float64."""
     array = tensor.read()
     table = jnp.asarray(array if array.dtype == np.float64 else array.astype(np.float32))
-    first, cells = table[:, :prefix], table[:, prefix:].reshape(1, *old, -1)
-    cells = jax.image.resize(cells, (1, *new, cells.shape[-1]), "cubic", antialias=True)
-    return np.asarray(jnp.concatenate([first, cells.reshape(1, new[0] * new[1], -1)], axis=1))
+    return np.asarray(resample_positions(table, prefix, old, new))

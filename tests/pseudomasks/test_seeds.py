@@ -156,6 +156,12 @@ def test_contrast_does_not_see_padding():
     np.testing.assert_array_equal(found[0, :2], [[[-2, 3]], [[2, -3]]])
 
 
+def test_contrast_of_equal_maps_is_zero_to_the_bit():
+    maps = np.random.default_rng(0).uniform(size=(1, 1, 7, 7)).astype(np.float32)
+    found = contrasted(jnp.asarray(maps.repeat(7, 1)), jnp.ones((1, 7), bool))
+    np.testing.assert_array_equal(found, 0)
+
+
 @pytest.fixture(scope="module")
 def model():
     return vitx.create("vit_test_conv_s4_48", num_classes=4, image_size=32)

@@ -78,10 +78,11 @@ def contrasted(maps: Array, present: Array) -> Array:
 
     The only map of an image stays as it is.
     """
-    present = present[..., None, None]
-    others = present.sum(1, keepdims=True).astype(maps.dtype) - 1  # (B, 1, 1, 1)
-    total = jnp.where(present, maps, 0).sum(1, keepdims=True)  # (B, 1, h, w)
-    return jnp.where(others > 0, maps - (total - maps) / jnp.maximum(others, 1), maps)
+    others = (present.sum(1) - 1).astype(maps.dtype).reshape(-1, 1, 1, 1)
+    # A sum of differences, not a difference of sums: equal maps leave no rounding for min-max to stretch.
+    differences = maps[:, :, None] - maps[:, None]  # (B, K, K, h, w)
+    differences = jnp.where(present[:, None, :, None, None], differences, 0)
+    return jnp.where(others > 0, differences.sum(2) / jnp.maximum(others, 1), maps)
 
 
 def refined(model: VisionTransformer, images: Array, maps: Array, kind: str) -> Array:

@@ -1,7 +1,7 @@
 """Variants of a model that share its weights: at another image size, or with other attributes."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,8 @@ from flax import nnx
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
-Model = TypeVar("Model", bound=VisionTransformer)
 
-
-def variant(model: Model, **attributes: Any) -> Model:
+def variant(model: VisionTransformer, **attributes: Any) -> VisionTransformer:
     """A model with the same weights, arrays that are not copied, and some other attributes."""
     other = nnx.merge(*nnx.split(model))
     for name, value in attributes.items():
@@ -21,7 +19,7 @@ def variant(model: Model, **attributes: Any) -> Model:
     return other
 
 
-def at_size(model: Model, size: tuple[int, int]) -> Model:
+def at_size(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
     """The model for images of another size: positions resampled to its grid, all other weights shared.
 
     Args:

@@ -107,6 +107,9 @@ def get_config() -> ConfigDict:
     config.affinity.grid = 24  # side, of features and labels; published: the input over 8
     config.affinity.radius = 5
     config.affinity.features = 64
+    # Levels of the backbone that AffinityNet reads, such as ("stem.1", "stem.2", "block.1"); published: (), the stem.
+    config.affinity.levels = ()
+    config.affinity.train_backbone = True  # False: only the head is trained
 
     # Tuples are candidates: the one with the best mIoU on `split`, a part of train, is used, or the first one if that
     # split has no masks.

@@ -29,6 +29,7 @@ FREE = [  # names of files, splits, datasets and classes, texts, and what is tru
     "*.flip",
     "*.decay_norms_and_biases",
     "*.contrast",
+    "affinity.train_backbone",
     "report.title",
     "report.summary",
     "report.published",
@@ -87,6 +88,7 @@ WRONG = {
     "labels.crf.iterations": (-1, "a whole number from 0 up, not -1"),
     "affinity.radius": (1, "a whole number from 2 up, not 1"),
     "affinity.features": (-3, "a whole number from 1 up, not -3"),
+    "affinity.levels": (("stem.1", "stem.1"), "a tuple of different levels such as 'stem.2'"),
     "walk.beta": ((4.0, -1.0), r"a number above 0, or a tuple of such candidates, not"),
     "walk.log2_steps": (
         (),
@@ -96,6 +98,15 @@ WRONG = {
     "methods.start_layer.rollout": (-1, "a whole number from 0 up, not -1"),
     "report.extremes": (-1, "a whole number from 0 up, not -1"),
 }
+
+
+@pytest.mark.parametrize(
+    "levels", ["stem.1", ("stem.0",), ("image",), ("block.1x",), (1,), (("a",),)]
+)
+def test_levels_have_names_of_stages_or_blocks(levels: object) -> None:
+    with pytest.raises(ValueError, match=r"^config\.affinity\.levels must be a tuple of different"):
+        check_options(_changed({"affinity.levels": levels}), KNOWN)
+    check_options(_changed({"affinity.levels": ("block.12", "stem.1")}), KNOWN)
 
 
 @pytest.mark.parametrize("key", WRONG)

@@ -193,3 +193,35 @@ def gradient_step_of_one(loss, optimizer):
         return TrainState(params, opt_state, state.step + 1), {"loss": value}
 
     return step
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.exhaustive)])
+def test_frozen_parameters_take_no_part(mode: str, accumulate: int) -> None:
+    """The others move as if the frozen ones were constants, which clipping, momentum and decay never see."""
+    model, generator = small_vit(depth=1), np.random.default_rng(0)
+    batch = {"image": np.asarray(images_for(model, 16))}
+    batch["labels"] = generator.integers(0, 2, (16, 3)).astype(np.float64)
+    graph, *states = nnx.split(model, lambda path, _: path[0] == "blocks", ...)
+    frozen, params = states
+    kept = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(frozen)]
+    optimizer = make_optimizer(_config(clip_norm=0.01), steps_per_epoch=2)
+
+    def of_the_others(params, batch, axis):
+        return image_loss(nnx.merge(graph, params, frozen), batch, axis)
+
+    alone = jax.jit(gradient_step_of_one(of_the_others, optimizer))
+    step = gradient_step(
+        _of_params(image_loss, graph), optimizer, mode, frozen=frozen, accumulate=accumulate
+    )
+    expected = TrainState.create(params, optimizer)
+    found = jax.tree.map(jnp.copy, expected)
+    for _ in range(2):
+        expected, _ = alone(expected, batch)
+        found, _ = step(found, batch)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-12)
+    assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(frozen)] == kept

@@ -1,13 +1,35 @@
-"""AffinityNet (Ahn & Kwak, CVPR 2018): a hybrid's stem, and a head whose features separate the objects' pixels."""
+"""AffinityNet (Ahn & Kwak, CVPR 2018): a hybrid's stem, and a head whose features separate the objects' pixels.
+
+`MultiLevelAffinityNet` reads several levels of a backbone, as the original does, and a plain ViT's too.
+"""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vitx.models.layers import GroupNorm
+from vitx.models.levels import Backbone, features_at, level_channels, part_below
+from vitx.models.vit import Preprocess
 from vitx.ops import Array, linear
+
+
+def _kaiming_normal(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Param:
+    return nnx.Param(math.sqrt(2 / inputs) * jax.random.normal(rngs(), (inputs, outputs)))
+
+
+def _xavier_uniform(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Param:
+    bound = 4 * math.sqrt(6 / (inputs + outputs))  # gain 4
+    return nnx.Param(jax.random.uniform(rngs(), (inputs, outputs), minval=-bound, maxval=bound))
+
+
+def _resized(x: Array, grid: tuple[int, int]) -> Array:
+    """X (B, H, W, C) -> (B, h, w, C) on the grid, bilinear without antialiasing."""
+    shape = (len(x), *grid, x.shape[-1])
+    return jax.image.resize(x, shape, "bilinear", antialias=False)
 
 
 class AffinityNet(nnx.Module):
@@ -35,21 +57,80 @@ class AffinityNet(nnx.Module):
         self.stem = stem
         self.grid = grid
         self.preprocess = preprocess
-        kaiming = math.sqrt(2 / stem.channels)
-        self.feat_conv = nnx.Param(kaiming * jax.random.normal(rngs(), (stem.channels, hidden)))
+        self.feat_conv = _kaiming_normal(stem.channels, hidden, rngs)
         self.gn = GroupNorm(hidden, groups=groups)
-        bound = 4 * math.sqrt(6 / (hidden + features))  # Xavier uniform with gain 4
-        self.affinity_conv = nnx.Param(
-            jax.random.uniform(rngs(), (hidden, features), minval=-bound, maxval=bound)
-        )
+        self.affinity_conv = _xavier_uniform(hidden, features, rngs)
 
     def head(self, features: Array) -> Array:
         """Stem features (B, h, w, C) -> pixel features on the grid, (B, h, w, features)."""
-        shape = (len(features), *self.grid, features.shape[-1])
-        x = jax.image.resize(features, shape, "bilinear", antialias=False)
+        x = _resized(features, self.grid)
         x = jax.nn.elu(self.gn(linear(x, self.feat_conv[...])))
         return jax.nn.elu(linear(x, self.affinity_conv[...]))
 
     def __call__(self, images: Array) -> Array:
         """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features)."""
         return self.head(self.stem(images.astype(self.feat_conv.dtype)))
+
+
+class Branch(nnx.Module):
+    """From one level's map to its part of the pixel features: 1x1 conv without bias, GroupNorm, ELU."""
+
+    def __init__(self, channels: int, hidden: int, groups: int, *, rngs: nnx.Rngs):
+        self.feat_conv = _kaiming_normal(channels, hidden, rngs)
+        self.gn = GroupNorm(hidden, groups=groups)
+
+    def __call__(self, x: Array) -> Array:
+        """X (B, H, W, channels) -> (B, H, W, hidden)."""
+        return jax.nn.elu(self.gn(linear(x, self.feat_conv[...])))
+
+
+class MultiLevelAffinityNet(nnx.Module):
+    """Pixel features on a grid: a branch for each level, bilinear resize, joined over channels, 1x1 conv, ELU.
+
+    It holds only the part of the backbone that its levels need.
+
+    Args:
+      backbone: a Vision Transformer with a stem or without; stays as it is.
+      levels: names of the backbone's levels, see `vitx.models.levels`.
+      grid: (h, w) of the pixel features.
+      hidden: channels of each branch, a multiple of `groups`.
+      features: channels of the pixel features.
+      groups: of the branches' GroupNorms.
+      rngs: source of the initial weights.
+
+    Raises:
+      ValueError: for no levels, or one that the backbone does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        levels: Sequence[str],
+        grid: tuple[int, int],
+        *,
+        hidden: int = 512,
+        features: int = 512,
+        groups: int = 32,
+        rngs: nnx.Rngs,
+    ):
+        self.backbone = part_below(backbone, levels)
+        self.levels = tuple(levels)
+        self.grid = grid
+        channels = level_channels(self.backbone)
+        self.branches = nnx.List(
+            [Branch(channels[level], hidden, groups, rngs=rngs) for level in self.levels]
+        )
+        self.affinity_conv = _xavier_uniform(hidden * len(self.levels), features, rngs)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The backbone's statistics and input size."""
+        return self.backbone.preprocess
+
+    def __call__(self, images: Array) -> Array:
+        """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features)."""
+        images = images.astype(self.affinity_conv.dtype)
+        maps = features_at(self.backbone, images, self.levels)
+        pairs = zip(self.branches, maps, strict=True)
+        x = jnp.concatenate([_resized(branch(x), self.grid) for branch, x in pairs], axis=-1)
+        return jax.nn.elu(linear(x, self.affinity_conv[...]))

@@ -1,6 +1,7 @@
 """Convolutional stems of the hybrids: ResNetV2 as in BiT and timm's `vit_base_r50_s16`, and a light one."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,40 @@ class Bottleneck(nnx.Module):
         return ops.relu(ops.add(x, skip))
 
 
-class ResNetV2(nnx.Module):
+class Stem(nnx.Module):
+    """From images to the features that a hybrid embeds, in stages that have a map each.
+
+    Attributes:
+      stride: pixels of the image along a cell of the features.
+    """
+
+    stride: int
+
+    @property
+    def stage_channels(self) -> Sequence[int]:
+        """Channels of the stages' maps."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Channels of the features."""
+        return self.stage_channels[-1]
+
+    def keep(self, stages: int) -> None:
+        """Drops all but the first stages."""
+        raise NotImplementedError
+
+    def maps(self, images: Array, ops: Ops = PLAIN) -> Iterator[Array]:
+        """Images (B, H, W, 3) -> the stages' maps (B, h, w, C), each computed when it is asked for."""
+        raise NotImplementedError
+
+    def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
+        """Images (B, H, W, 3) -> features (B, H / stride, W / stride, channels): the last stage's map."""
+        *_, features = self.maps(images, ops)
+        return features
+
+
+class ResNetV2(Stem):
     """7x7/2 convolution, 3x3/2 max pool, three stages of bottlenecks: stride 16, 1024 channels.
 
     Args:
@@ -87,22 +121,30 @@ class ResNetV2(nnx.Module):
             stages.append(nnx.List(blocks))
             inputs = outputs
         self.stages = nnx.List(stages)
-        self.channels = inputs
 
-    def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """Images (B, H, W, 3) -> features (B, H / 16, W / 16, 1024)."""
+    @property
+    def stage_channels(self) -> list[int]:
+        """256, 512, 1024."""
+        return [256 * 2**index for index in range(len(self.stages))]
+
+    def keep(self, stages: int) -> None:
+        """Drops all but the first stages."""
+        self.stages = nnx.List(list(self.stages)[:stages])
+
+    def maps(self, images: Array, ops: Ops = PLAIN) -> Iterator[Array]:
+        """Images (B, H, W, 3) -> maps of strides 4, 8 and 16."""
         x = ops.relu(self.norm(self.conv(images, ops), ops))
         x = ops.max_pool(x)  # (B, H / 4, W / 4, 64)
         for stage in self.stages:
             for block in stage:
                 x = block(x, ops)
-        return x
+            yield x
 
 
-class ConvStem(nnx.Module):
+class ConvStem(Stem):
     """Standardised 3x3 convolutions with GroupNorm and ReLU, the first `log2(stride)` of them strided.
 
-    The light stem of the small hybrids: few channels where the map is large.
+    The light stem of the small hybrids: few channels where the map is large. Each convolution is a stage.
     """
 
     def __init__(self, channels: tuple[int, ...], stride: int, *, rngs: nnx.Rngs):
@@ -116,11 +158,20 @@ class ConvStem(nnx.Module):
         )
         self.norms = nnx.List([GroupNorm(c, groups=8) for c in channels])
         self.stride = stride
-        self.channels = channels[-1]
 
-    def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """Images (B, H, W, 3) -> features (B, H / stride, W / stride, channels)."""
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of the convolutions."""
+        return [conv.kernel.shape[-1] for conv in self.convs]
+
+    def keep(self, stages: int) -> None:
+        """Drops all but the first convolutions."""
+        self.convs = nnx.List(list(self.convs)[:stages])
+        self.norms = nnx.List(list(self.norms)[:stages])
+
+    def maps(self, images: Array, ops: Ops = PLAIN) -> Iterator[Array]:
+        """Images (B, H, W, 3) -> maps of strides 2, 4, ... up to `stride`."""
         x = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = ops.relu(norm(conv(x, ops), ops))
-        return x
+            yield x

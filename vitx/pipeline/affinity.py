@@ -1,5 +1,6 @@
 """Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,14 +9,15 @@ from flax import nnx
 
 from vitx import parallel, weights
 from vitx.data import loader
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.levels import require_levels
 from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
-from vitx.runtime.options import whole
+from vitx.runtime.options import Wanted, whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import at_least_float32
 
@@ -32,7 +34,7 @@ def pair_loss(radius: int) -> training_stage.ModelLoss:
 
 
 def train_affinity(run: Run, stage: StageFolder) -> None:
-    """Trains the classifier's stem and AffinityNet's head; keeps the weights of least validation loss."""
+    """Trains AffinityNet's head, and the backbone below it where asked; keeps the weights of least validation loss."""
     config, mode = run.config.affinity, run.config.parallel
     train, val = run.source(config.train_split), run.source(config.val_split)
     labels, net, loss = _Labels(run, train, val), initial_net(run), pair_loss(config.radius)
@@ -60,22 +62,21 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             weighted += float(validation_loss(net, padded)) * batch["valid"].sum()
         return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
-    training_stage.train(run, stage, net, loss, evaluate, seed=run.config.seed + 1, extra=labels)
+    frozen = () if config.train_backbone else ("stem", "backbone")  # their names in either net
+    seed = run.config.seed + 1
+    training_stage.train(run, stage, net, loss, evaluate, seed=seed, extra=labels, frozen=frozen)
 
 
-def initial_net(run: Run) -> AffinityNet:
-    """AffinityNet on the trained classifier's stem, with a fresh head."""
+def initial_net(run: Run) -> AffinityNet | MultiLevelAffinityNet:
+    """AffinityNet on the trained classifier's stem, or on its levels where the config names some; with a fresh head."""
     config = run.config.affinity
     classifier = weights.load_classifier(run.finished("classifier").folder)
     _check_model(run.config, classifier)
-    return AffinityNet(
-        classifier.stem,
-        (config.grid, config.grid),
-        preprocess=classifier.preprocess,
-        hidden=config.features,
-        features=config.features,
-        rngs=nnx.Rngs(run.config.seed + 1),
-    )
+    grid, rngs = (config.grid, config.grid), nnx.Rngs(run.config.seed + 1)
+    sizes = {"hidden": config.features, "features": config.features}
+    if config.levels:
+        return MultiLevelAffinityNet(classifier, config.levels, grid, **sizes, rngs=rngs)
+    return AffinityNet(classifier.stem, grid, preprocess=classifier.preprocess, **sizes, rngs=rngs)
 
 
 class _Labels:
@@ -105,16 +106,32 @@ def _ids(source: loader.Source) -> list[str]:
 
 
 def _check_model(config: Any, model: Any) -> None:
-    if model.stem is None:
+    if config.affinity.levels:
+        try:
+            require_levels(model, config.affinity.levels)
+        except ValueError as error:
+            raise ValueError(f"config.affinity.levels: {error}") from None
+    elif model.stem is None:
         raise ValueError(
-            "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, or leave the stage affinity "
-            "out of config.stages"
+            "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, name blocks in "
+            "config.affinity.levels, or leave the stage affinity out of config.stages"
         )
 
 
 def _check_options(config: Any) -> None:
     training_stage.check_epochs(config, "affinity")
     check_grid(config)
+
+
+def _are_levels(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and all(
+            isinstance(level, str) and re.fullmatch(r"(stem|block)\.[1-9]\d*", level)
+            for level in value
+        )
+        and len(set(value)) == len(value)
+    )
 
 
 def _section(run: Run, results: dict[str, Any]) -> list[Section]:
@@ -131,6 +148,9 @@ STAGE = Stage(
         "affinity.grid": whole(1),
         "affinity.radius": whole(2),
         "affinity.features": whole(1),
+        "affinity.levels": Wanted(
+            _are_levels, "a tuple of different levels such as 'stem.2' and 'block.1'"
+        ),
         **training_stage.ranges("affinity"),
     },
     check_options=_check_options,

@@ -9,7 +9,7 @@ from rich.table import Table
 from vitx import parallel, weights
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.pipeline.artifacts import (
     SCORES,
     SPLITS,
@@ -85,7 +85,7 @@ class Refiner:
         self.run = run
         trained = run.finished("affinity").folder
         self.net = weights.load(trained)
-        if not isinstance(self.net, AffinityNet):
+        if not isinstance(self.net, AffinityNet | MultiLevelAffinityNet):
             raise ValueError(f"{trained} holds a classifier, where an AffinityNet is expected")
         self.seeds = run.finished("seeds")
         self.pool = pool_factor(config.model.image_size, config.affinity.grid)

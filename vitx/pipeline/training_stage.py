@@ -1,6 +1,6 @@
 """Training for the two stages that train a model: data, options, weights, loss curves."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from flax import nnx
 
 from vitx import parallel, weights
 from vitx.data.loader import Augment, training_loader
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
@@ -68,12 +68,13 @@ def check_size(run: Run, stage: str) -> None:
 def train(
     run: Run,
     stage: StageFolder,
-    model: VisionTransformer | AffinityNet,
+    model: VisionTransformer | AffinityNet | MultiLevelAffinityNet,
     loss: ModelLoss,
     evaluate: Callable[[Any], Mapping[str, float]],
     *,
     seed: int,
     extra: Callable[[str, bool], dict[str, np.ndarray]] | None = None,
+    frozen: Sequence[str] = (),
 ) -> Any:
     """Trains a model on the `train_split` of its stage, and writes the weights of least validation loss.
 
@@ -85,12 +86,15 @@ def train(
         evaluate: Model -> scores on the `val_split`, with "loss".
         seed: Decides order and augmentation.
         extra: (image id, whether flipped) -> further arrays of an example.
+        frozen: Attributes of the model whose weights stay as they are.
 
     Returns:
         The trained model.
     """
     config = run.config[stage.folder.name]
-    source, (graph, params) = run.source(config.train_split), nnx.split(model)
+    source = run.source(config.train_split)
+    graph, *states = nnx.split(model, lambda path, _: path[0] in frozen, ...)
+    fixed, params = states
     brightness, contrast, saturation, hue = config.jitter
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -112,13 +116,14 @@ def train(
         params,
         lambda params, batch, axis: loss(nnx.merge(graph, params), batch, axis),
         batches,
-        lambda params: evaluate(nnx.merge(graph, params)),
+        lambda params: evaluate(nnx.merge(graph, params, fixed)),
         len(source) // config.batch_size,
         folder=stage.folder,
         stop=run.stop,
         mode=run.config.parallel,
+        frozen=fixed,
     )
-    best = nnx.merge(graph, params)
+    best = nnx.merge(graph, params, fixed)
     if parallel.is_first_process():
         weights.save(best, stage.folder / WEIGHTS)
     return best

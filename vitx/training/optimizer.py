@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from vitx import parallel
@@ -46,6 +47,7 @@ def minimise(
     folder: Path,
     stop: StopRequest,
     mode: str = "jit",
+    frozen: nnx.State | None = None,
 ) -> Any:
     """Trains `config.epochs` epochs, and returns the parameters of least validation loss.
 
@@ -60,6 +62,7 @@ def minimise(
         folder: See `fit`; named like the stage.
         stop: See `fit`.
         mode: See `parallel.data_parallel`.
+        frozen: See `gradient_step`.
 
     Raises:
         ValueError: The split is smaller than a batch, or the batch does not divide over the devices.
@@ -67,7 +70,12 @@ def minimise(
     check_batch(config, folder.name, steps_per_epoch * config.batch_size)
     optimizer = make_optimizer(config, steps_per_epoch)
     step = gradient_step(
-        loss, optimizer, mode, accumulate=config.accumulate, compute=config.compute
+        loss,
+        optimizer,
+        mode,
+        frozen=frozen,
+        accumulate=config.accumulate,
+        compute=config.compute,
     )
     best = fit(
         step,
@@ -87,6 +95,7 @@ def gradient_step(
     optimizer: optax.GradientTransformation,
     mode: str = "jit",
     *,
+    frozen: nnx.State | None = None,
     accumulate: int = 1,
     compute: str = "float32",
 ) -> Callable[..., Any]:
@@ -96,6 +105,7 @@ def gradient_step(
         loss: See `minimise`.
         optimizer: Updates the parameters.
         mode: See `parallel.data_parallel`.
+        frozen: Parameters that stay as they are; the loss gets them merged into the others.
         accumulate: Number of parts of a batch that are computed one after the other, for devices with little memory.
             The gradient is the mean of theirs; each part normalises its loss by its own counts.
         compute: "bfloat16" computes in that type; parameters, their gradients and the loss keep theirs.
@@ -107,36 +117,47 @@ def gradient_step(
     if compute not in COMPUTE:
         raise ValueError(f"compute must be one of {', '.join(COMPUTE)}, not {compute!r}")
 
-    @jax.value_and_grad
-    def gradient_of(params: Any, batch: Mapping[str, Array]) -> Array:
-        if compute == "bfloat16":
-            params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-        return loss(params, batch, axis)
+    def step(
+        state: TrainState, batch: Mapping[str, Array], fixed: nnx.State | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        @jax.value_and_grad
+        def gradient_of(params: Any, batch: Mapping[str, Array]) -> Array:
+            params = nnx.merge_state(params, fixed) if fixed else params
+            if compute == "bfloat16":
+                params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+            return loss(params, batch, axis)
 
-    def accumulated(params: Any, batch: Mapping[str, Array]) -> tuple[Array, Any]:
-        if accumulate == 1:
-            return gradient_of(params, batch)
-        # Neighbours go into different parts, so that every example stays on its device.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        found = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
-        total, _ = jax.lax.scan(
-            lambda total, part: (jax.tree.map(jnp.add, total, gradient_of(params, part)), None),
-            zeros,
-            parts,
-        )
-        return jax.tree.map(lambda x: x / accumulate, total)
-
-    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        value, gradient = parallel.sum_over_devices(accumulated(state.params, batch), axis)
+        found = _accumulated(gradient_of, state.params, batch, accumulate)
+        value, gradient = parallel.sum_over_devices(found, axis)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1), {"loss": value}
 
-    return parallel.data_parallel(step, donate_argnums=(0,), mode=mode)
+    run = parallel.data_parallel(step, donate_argnums=(0,), mode=mode)
+    spread = parallel.replicate(frozen)
+    return lambda state, batch: run(state, batch, spread)
+
+
+def _accumulated(
+    gradient_of: Callable[..., tuple[Array, Any]],
+    params: Any,
+    batch: Mapping[str, Array],
+    count: int,
+) -> tuple[Array, Any]:
+    """The mean of the values and gradients of `count` parts of a batch."""
+    if count == 1:
+        return gradient_of(params, batch)
+    # Neighbours go into different parts, so that every example stays on its device.
+    parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+    found = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, gradient_of(params, part)), None),
+        zeros,
+        parts,
+    )
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def at_least_float32(x: Array) -> Array:

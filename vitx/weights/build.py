@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.layers import Linear
-from vitx.models.resnet import ConvStem, ResNetV2
+from vitx.models.levels import Backbone, StemAlone
+from vitx.models.resnet import ConvStem, ResNetV2, Stem
 from vitx.models.variants import resample_positions
 from vitx.models.vit import Preprocess, VisionTransformer
 from vitx.weights.files import Tensor
+from vitx.weights.layout import BACKBONE, Model
 from vitx.weights.metadata import Metadata, Overrides
 
 HEAD_WIDTH: Final = 64  # of one attention head, where nothing else specifies the number of heads
@@ -25,12 +28,18 @@ _STAGES: Final = 3
 _HALF: Final = (0.5, 0.5, 0.5)
 
 
-def build(
-    tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
-) -> VisionTransformer | AffinityNet:
+def build(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides) -> Model:
     """An abstract model; in `tensors`, the position embedding is resampled and the head new where it has to be."""
     if "feat_conv.weight" in tensors:
         return _affinity_net(tensors, metadata, overrides)
+    if "branches.0.feat_conv.weight" in tensors:
+        return _multi_level_affinity_net(tensors, metadata, overrides)
+    return _vision_transformer(tensors, metadata, overrides)
+
+
+def _vision_transformer(
+    tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
+) -> VisionTransformer:
     width, _, patch, across = _shape(tensors, "patch_embed.proj.weight", 4)
     if patch != across:
         raise ValueError(f"its patches are {patch} x {across}; vitx has square ones only")
@@ -65,33 +74,59 @@ def build(
 def _affinity_net(
     tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
 ) -> AffinityNet:
+    grid, preprocess, sizes = _affinity_sizes(tensors, "feat_conv.weight", metadata, overrides)
+    stem, _ = _stem(tensors, "resnet_backbone", metadata)
+    if stem is None:
+        raise ValueError("its stem, resnet_backbone, is missing")
+    return nnx.eval_shape(
+        lambda: AffinityNet(
+            stem(nnx.Rngs(0)), grid, preprocess=preprocess, **sizes, rngs=nnx.Rngs(0)
+        )
+    )
+
+
+def _multi_level_affinity_net(
+    tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
+) -> MultiLevelAffinityNet:
+    conv = "branches.0.feat_conv.weight"
+    grid, preprocess, sizes = _affinity_sizes(tensors, conv, metadata, overrides)
+    if metadata.levels is None:
+        raise ValueError("the metadata does not have levels, which this AffinityNet needs")
+    names = [name for name in tensors if name.startswith(BACKBONE)]
+    parts = {name.removeprefix(BACKBONE): tensors[name] for name in names}
+    if "pos_embed" in parts:
+        backbone: Backbone = _vision_transformer(parts, metadata, replace(overrides, num_classes=1))
+        tensors[f"{BACKBONE}pos_embed"] = parts["pos_embed"]  # resampled
+    else:
+        stem, _ = _stem(parts, "patch_embed.backbone", metadata, fewest=1)
+        if stem is None:
+            raise ValueError("its backbone is missing")
+        backbone = nnx.eval_shape(lambda: StemAlone(stem(nnx.Rngs(0)), preprocess))
+    levels = metadata.levels
+    return nnx.eval_shape(
+        lambda: MultiLevelAffinityNet(backbone, levels, grid, **sizes, rngs=nnx.Rngs(0))
+    )
+
+
+def _affinity_sizes(
+    tensors: Mapping[str, Tensor], conv: str, metadata: Metadata, overrides: Overrides
+) -> tuple[tuple[int, int], Preprocess, dict[str, int]]:
+    """An AffinityNet's grid, preprocessing, and channels; `conv` names its first convolution."""
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps"):
         if getattr(overrides, name) is not None:
             raise ValueError(
                 f"it holds an AffinityNet, which has no {name}: leave it out, or give a classifier's weights"
             )
-    hidden, groups = _shape(tensors, "feat_conv.weight", 4)[0], metadata.groups or 32
+    hidden, groups = _shape(tensors, conv, 4)[0], metadata.groups or 32
     if hidden % groups:
-        raise ValueError(
-            f"feat_conv.weight has {hidden} outputs, not a multiple of {groups} groups"
-        )
-    stem, _ = _stem(tensors, "resnet_backbone", metadata)
-    if stem is None:
-        raise ValueError("its stem, resnet_backbone, is missing")
+        raise ValueError(f"{conv} has {hidden} outputs, not a multiple of {groups} groups")
     own = metadata.image_size or _AFFINITY_SIZE
     size = overrides.image_size or own
     grid = metadata.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
-    return nnx.eval_shape(
-        lambda: AffinityNet(
-            stem(nnx.Rngs(0)),
-            (max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])),
-            preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
-            hidden=hidden,
-            features=_shape(tensors, "affinity_conv.weight", 4)[0],
-            groups=groups,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    scaled = max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])
+    features = _shape(tensors, "affinity_conv.weight", 4)[0]
+    preprocess = Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
+    return scaled, preprocess, {"hidden": hidden, "features": features, "groups": groups}
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]:
@@ -109,9 +144,9 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _stem(
-    tensors: Mapping[str, Tensor], prefix: str, metadata: Metadata
-) -> tuple[Callable[[nnx.Rngs], nnx.Module] | None, int]:
-    """A function that creates the stem (None without one), and the stem's stride."""
+    tensors: Mapping[str, Tensor], prefix: str, metadata: Metadata, fewest: int = _STAGES
+) -> tuple[Callable[[nnx.Rngs], Stem] | None, int]:
+    """A function that creates the stem (None without one), and the stem's stride; `fewest` stages of a ResNetV2."""
     if not any(name.startswith(f"{prefix}.") for name in tensors):
         return None, 1
     if f"{prefix}.convs.0.weight" in tensors:
@@ -122,11 +157,11 @@ def _stem(
         return lambda rngs: ConvStem(tuple(channels), stride, rngs=rngs), stride
     stages = rf"{re.escape(prefix)}\.stages\."
     found = _count(tensors, rf"{stages}(\d+)\.")
-    if f"{prefix}.stem.conv.weight" not in tensors or found != _STAGES:
+    if f"{prefix}.stem.conv.weight" not in tensors or not fewest <= found <= _STAGES:
         raise ValueError(
             f"its stem, {prefix}, is no ResNetV2 of three stages, vitx's only large stem"
         )
-    layers = tuple(_count(tensors, rf"{stages}{s}\.blocks\.(\d+)\.") for s in range(_STAGES))
+    layers = tuple(_count(tensors, rf"{stages}{s}\.blocks\.(\d+)\.") for s in range(found))
     epsilon = metadata.weight_standardisation_eps or 1e-8
     return lambda rngs: ResNetV2(layers, epsilon, rngs=rngs), ResNetV2.stride
 

@@ -7,8 +7,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from flax import nnx
 
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.levels import Backbone
 from vitx.models.vit import VisionTransformer
+
+Model = VisionTransformer | AffinityNet | MultiLevelAffinityNet
 
 # Substitutions in the path of a parameter, one after the other: the model's name of a part, timm's.
 _NAMES: Final = (
@@ -17,9 +20,10 @@ _NAMES: Final = (
     (r"^stem\.stages\.(\d+)\.", r"stem.stages.\1.blocks."),
     (r"\.shortcut\.", ".downsample.conv."),
     (r"\.shortcut_norm\.", ".downsample.norm."),
-    (r"^(feat|affinity)_conv$", r"\1_conv.weight"),
+    (r"(^|\.)(feat|affinity)_conv$", r"\1\2_conv.weight"),
     (r"\.(kernel|scale)$", ".weight"),
 )
+BACKBONE: Final = "backbone."  # in front of the names of a multi-level AffinityNet's backbone
 # PyTorch's axes of Flax's matrices and convolutions; others are the same.
 AXES: Final[dict[int, tuple[int, ...]]] = {2: (1, 0), 4: (3, 2, 0, 1)}
 
@@ -49,17 +53,22 @@ class Entry(NamedTuple):
         return array.reshape(self.shape).transpose(self._axes)
 
 
-def entries(model: VisionTransformer | AffinityNet) -> Iterator[Entry]:
+def entries(model: Model | Backbone) -> Iterator[Entry]:
     """All parameters of a model; their values may be abstract."""
+    if isinstance(model, MultiLevelAffinityNet):
+        for entry in entries(model.backbone):
+            yield entry._replace(name=BACKBONE + entry.name)
     stem = "resnet_backbone." if isinstance(model, AffinityNet) else "patch_embed.backbone."
     for path, parameter in nnx.iter_graph(model):
         if not isinstance(parameter, nnx.Param):
             continue
         name, shape = ".".join(map(str, path)), tuple(parameter.shape)
+        if isinstance(model, MultiLevelAffinityNet) and name.startswith(BACKBONE):
+            continue
         if isinstance(model, VisionTransformer) and name == "patch_embed.kernel":
             # Its rows are (row, column, channel) of a patch.
             shape = (model.patch, model.patch, shape[0] // model.patch**2, shape[1])
-        elif name in ("feat_conv", "affinity_conv"):
+        elif name.endswith(("feat_conv", "affinity_conv")):
             shape = (1, 1, *shape)
         for pattern, new in (*_NAMES, (r"^stem\.", stem)):
             name = re.sub(pattern, new, name)

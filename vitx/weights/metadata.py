@@ -53,6 +53,14 @@ def _bounded_size(value: Any) -> tuple[int, int]:
     return size
 
 
+def _different_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"must be a list of names, not {value!r:.100}")
+    if len(set(value)) < len(value):
+        raise ValueError("has a name twice")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Overrides(_Checked):
     """The arguments of `load`, which documents them; None means: use the file's own value."""
@@ -85,6 +93,7 @@ class Metadata(_Checked):
     stem_stride: int | None = _checked_by(checks.positive_int)
     grid: tuple[int, int] | None = _checked_by(_bounded_size)
     groups: int | None = _checked_by(checks.positive_int)
+    levels: tuple[str, ...] | None = _checked_by(_different_names)
 
 
 def _nothing(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:

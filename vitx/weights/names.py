@@ -102,6 +102,7 @@ SCHEMES: Final = (
     ),
     HUGGING_FACE,
     Scheme("[Re]", r"^feat_conv\."),  # AffinityNet, which timm does not have
+    Scheme("vitx", r"^branches\.0\.feat_conv\."),  # AffinityNet on several levels
     Scheme(
         "[Re]", r"^resnet_backbone\.", ((r"resnet_backbone\.(.*)", r"patch_embed.backbone.\1"),)
     ),

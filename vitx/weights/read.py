@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitx.models.affinitynet import AffinityNet
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import build
 from vitx.weights.files import Tensor, listed, open_checkpoint
-from vitx.weights.layout import entries
+from vitx.weights.layout import Model, entries
 from vitx.weights.metadata import Overrides, read_metadata
 from vitx.weights.names import recognise
 
@@ -26,7 +25,7 @@ def load(
     norm_eps: float | None = None,
     final_norm_eps: float | None = None,
     dtype: Any = None,
-) -> VisionTransformer | AffinityNet:
+) -> Model:
     """Reads a checkpoint, of any of the known projects, into the model it describes.
 
     It recognises the names of timm and DeiT, Hugging Face's ViT, Google's .npz files of ViT and R50+ViT, the hybrid and
@@ -69,7 +68,7 @@ def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
         n: v for n, v in options.items() if not isinstance(v, Real | Sequence) or v
     }
     model = load(path, **given)
-    if isinstance(model, AffinityNet):
+    if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a "
             "classifier's weights"
@@ -77,9 +76,7 @@ def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
     return model
 
 
-def _fill(
-    model: VisionTransformer | AffinityNet, tensors: Mapping[str, Tensor], dtype: np.dtype | None
-) -> None:
+def _fill(model: Model, tensors: Mapping[str, Tensor], dtype: np.dtype | None) -> None:
     """Gives an abstract model its weights, one tensor at a time."""
     parameters = {entry.name: entry for entry in entries(model)}
     wanted = {name: entry.file_shape for name, entry in parameters.items()}

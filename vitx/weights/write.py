@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialise
 
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ResNetV2
-from vitx.models.vit import VisionTransformer
+from vitx.models.vit import Preprocess, VisionTransformer
 from vitx.runtime.files import plain_json, write_bytes
 from vitx.runtime.paths import as_path
 from vitx.weights.files import FOLDER_FILES
-from vitx.weights.layout import entries
+from vitx.weights.layout import Model, entries
 
 
-def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
@@ -25,7 +26,7 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
     that timm does not have keep vitx's.
 
     Args:
-      model: a `VisionTransformer` or an `AffinityNet`.
+      model: a `VisionTransformer`, an `AffinityNet` or a `MultiLevelAffinityNet`.
       path: a .safetensors file, or a folder, in which it becomes model.safetensors. If it is a
         symbolic link, its target is replaced, and the link stays.
 
@@ -34,7 +35,7 @@ def save(model: VisionTransformer | AffinityNet, path: str | Path) -> None:
         or ends otherwise.
       vitx.runtime.files.WriteError: if it cannot be written.
     """
-    if not isinstance(model, VisionTransformer | AffinityNet):
+    if not isinstance(model, Model):
         raise ValueError(
             f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
         )
@@ -68,20 +69,30 @@ def _in_one_order(file: bytes) -> bytes:
     return b"".join([len(header).to_bytes(8, "little"), header, memoryview(file)[end:]])
 
 
-def describe(model: VisionTransformer | AffinityNet) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """What does not follow from the shapes of a model's tensors, under the names of `metadata.Metadata`."""
-    preprocess, stem = model.preprocess, model.stem
-    described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
-    if isinstance(stem, ResNetV2):
-        described["weight_standardisation_eps"] = stem.conv.epsilon
-    elif stem is not None:
-        described["stem_stride"] = stem.stride
     if isinstance(model, AffinityNet):
-        return described | {"grid": model.grid, "groups": model.gn.groups}
+        own: dict[str, Any] = {"grid": model.grid, "groups": model.gn.groups}
+        return _of_stem(model.preprocess, model.stem) | own
+    if isinstance(model, MultiLevelAffinityNet):
+        groups = model.branches[0].gn.groups
+        own = {"levels": model.levels, "grid": model.grid, "groups": groups}
+        return _of_backbone(model.backbone) | own
+    return _of_backbone(model) | {"final_norm_eps": model.norm.epsilon}
+
+
+def _of_backbone(model: Backbone) -> dict[str, Any]:
+    described = _of_stem(model.preprocess, model.stem)
+    if isinstance(model, StemAlone):
+        return described
     if type(model) is not VisionTransformer:
         described["family"] = type(model).__name__  # which `load` does not build
-    return described | {
-        "num_heads": model.blocks[0].attn.heads,
-        "norm_eps": model.blocks[0].norm1.epsilon,
-        "final_norm_eps": model.norm.epsilon,
-    }
+    block = model.blocks[0]
+    return described | {"num_heads": block.attn.heads, "norm_eps": block.norm1.epsilon}
+
+
+def _of_stem(preprocess: Preprocess, stem: Any) -> dict[str, Any]:
+    described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
+    if isinstance(stem, ResNetV2):
+        return described | {"weight_standardisation_eps": stem.conv.epsilon}
+    return described if stem is None else described | {"stem_stride": stem.stride}

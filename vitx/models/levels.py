@@ -1,0 +1,100 @@
+"""Feature maps at named levels of a Vision Transformer, and the part of it that they need.
+
+"stem.1", "stem.2", ... are the stages of a hybrid's stem; "block.1", "block.2", ... are the patch tokens after each
+block, on the token grid.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from flax import nnx
+
+from vitx.models.resnet import Stem
+from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.ops import Array
+
+
+class StemAlone(nnx.Module):
+    """The stem of a hybrid without the transformer above it."""
+
+    def __init__(self, stem: Stem, preprocess: Preprocess):
+        self.stem = stem
+        self.preprocess = preprocess
+
+
+Backbone = VisionTransformer | StemAlone
+
+
+def level_channels(model: Backbone) -> dict[str, int]:
+    """The channels of each level that a model has, from the image upwards."""
+    stages = [] if model.stem is None else model.stem.stage_channels
+    channels = {f"stem.{number}": count for number, count in enumerate(stages, 1)}
+    if isinstance(model, VisionTransformer):
+        channels |= {f"block.{number}": model.width for number, _ in enumerate(model.blocks, 1)}
+    return channels
+
+
+def require_levels(model: Backbone, levels: Sequence[str]) -> None:
+    """Raises ValueError for no levels, or for one that a model does not have."""
+    known = level_channels(model)
+    if not levels:
+        raise ValueError(f"give at least one level; the model has {', '.join(known)}")
+    for level in levels:
+        if level not in known:
+            raise ValueError(f"the model has no level {level!r}; it has {', '.join(known)}")
+
+
+def features_at(model: Backbone, images: Array, levels: Sequence[str]) -> list[Array]:
+    """Maps (B, h, w, C) of some levels, in their order; nothing above the deepest of them is computed.
+
+    Args:
+      model: the backbone.
+      images: normalised, (B, H, W, 3), of the parameters' type.
+      levels: names, see `level_channels`.
+
+    Raises:
+      ValueError: for no levels, or one that the model does not have.
+    """
+    require_levels(model, levels)
+    deepest, maps = _deepest(model, levels), {}
+    for name, features in _maps(model, images):
+        maps[name] = features
+        if name == deepest:
+            break
+    return [maps[level] for level in levels]
+
+
+def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
+    """A copy of what `features_at` computes of a model: it has no block or stage above the deepest level, and no head.
+
+    Raises:
+      ValueError: see `features_at`.
+    """
+    require_levels(model, levels)
+    kind, number = _deepest(model, levels).split(".")
+    part = nnx.clone(model)
+    if isinstance(part, VisionTransformer) and kind == "block":
+        part.blocks = nnx.List(list(part.blocks)[: int(number)])
+        part.num_classes = 0
+        del part.norm, part.head
+        return part
+    part.stem.keep(int(number))
+    return StemAlone(part.stem, part.preprocess)
+
+
+def _deepest(model: Backbone, levels: Sequence[str]) -> str:
+    return max(levels, key=list(level_channels(model)).index)
+
+
+def _maps(model: Backbone, images: Array) -> Iterator[tuple[str, Array]]:
+    """All levels in their order, each computed when it is asked for."""
+    features = images
+    if model.stem is not None:
+        for number, features in enumerate(model.stem.maps(images), 1):
+            yield f"stem.{number}", features
+    if isinstance(model, StemAlone):
+        return
+    tokens = model.embed(features)
+    for number, block in enumerate(model.blocks, 1):
+        tokens, _ = block(tokens)  # all tokens, in the last block too
+        patches = tokens[:, model.prefix_tokens :]
+        yield f"block.{number}", patches.reshape(len(patches), *model.grid, -1)

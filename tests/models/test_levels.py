@@ -15,9 +15,9 @@ from tests.resizing import bilinear
 from tests.small_models import filled, images_for, small_hybrid, small_vit
 from vitx.models.affinitynet import MultiLevelAffinityNet
 from vitx.models.levels import features_at, level_channels, part_below
-from vitx.models.resnet import ResNetV2
+from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import Preprocess, VisionTransformer
-from vitx.ops import PLAIN
+from vitx.ops import PLAIN, Ops
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,6 +42,19 @@ def resnet_hybrid() -> VisionTransformer:
     )
 
 
+class OwnStem(nnx.Module):
+    """A stem without stages."""
+
+    stride, channels = 4, 3
+
+    def __call__(self, images: jax.Array, ops: Ops = PLAIN) -> jax.Array:
+        return images[:, ::4, 1::4]
+
+
+def own_hybrid() -> VisionTransformer:
+    return small_vit(stem=OwnStem(), patch=1)
+
+
 def registers() -> VisionTransformer:
     """A plain ViT with two prefix tokens."""
 
@@ -61,18 +74,21 @@ MODELS = {
     "resnet": resnet_hybrid,
     "vit": lambda: small_vit(depth=3),
     "registers": registers,
+    "own stem": own_hybrid,
 }
 CHANNELS = {
     "hybrid": {"stem.1": 16, "stem.2": 32, "block.1": 32, "block.2": 32},
     "resnet": {"stem.1": 256, "stem.2": 512, "stem.3": 1024, "block.1": 12},
     "vit": {"block.1": 12, "block.2": 12, "block.3": 12},
     "registers": {"block.1": 12, "block.2": 12},
+    "own stem": {"block.1": 12, "block.2": 12},
 }
 SIDES = {
     "hybrid": [(8, 12), (4, 6), (4, 6), (4, 6)],
     "resnet": [(8, 12), (4, 6), (2, 3), (2, 3)],
     "vit": [(2, 3)] * 3,
     "registers": [(2, 3)] * 2,
+    "own stem": [(2, 3)] * 2,
 }
 
 
@@ -85,7 +101,7 @@ def own_maps(model: VisionTransformer, images: jax.Array) -> dict[str, np.ndarra
             for block in stage:
                 x = block(x)
             maps[f"stem.{number}"] = x
-    elif model.stem is not None:
+    elif isinstance(model.stem, ConvStem):
         for number, conv in enumerate(model.stem.convs, 1):
             x = PLAIN.relu(model.stem.norms[number - 1](conv(x)))
             maps[f"stem.{number}"] = x

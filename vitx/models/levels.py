@@ -26,7 +26,7 @@ Backbone = VisionTransformer | StemAlone
 
 def level_channels(model: Backbone) -> dict[str, int]:
     """The channels of each level that a model has, from the image upwards."""
-    stages = [] if model.stem is None else model.stem.stage_channels
+    stages = model.stem.stage_channels if isinstance(model.stem, Stem) else ()
     channels = {f"stem.{number}": count for number, count in enumerate(stages, 1)}
     if isinstance(model, VisionTransformer):
         channels |= {f"block.{number}": model.width for number, _ in enumerate(model.blocks, 1)}
@@ -88,9 +88,11 @@ def _deepest(model: Backbone, levels: Sequence[str]) -> str:
 def _maps(model: Backbone, images: Array) -> Iterator[tuple[str, Array]]:
     """All levels in their order, each computed when it is asked for."""
     features = images
-    if model.stem is not None:
+    if isinstance(model.stem, Stem):
         for number, features in enumerate(model.stem.maps(images), 1):
             yield f"stem.{number}", features
+    elif model.stem is not None:  # one of your own, without stages
+        features = model.stem(images)
     if isinstance(model, StemAlone):
         return
     tokens = model.embed(features)

@@ -76,7 +76,7 @@ def train(
     extra: Callable[[str, bool], dict[str, np.ndarray]] | None = None,
     frozen: Sequence[str] = (),
 ) -> Any:
-    """Trains a model on the `train_split` of its stage, and writes the weights of least validation loss.
+    """Trains a model on the `train_split` of its stage; writes and returns the weights of least validation loss.
 
     Args:
         run: The experiment; the options of the stage are the section of its name.
@@ -87,15 +87,11 @@ def train(
         seed: Decides order and augmentation.
         extra: (image id, whether flipped) -> further arrays of an example.
         frozen: Attributes of the model whose weights stay as they are.
-
-    Returns:
-        The trained model.
     """
     config = run.config[stage.folder.name]
-    source = run.source(config.train_split)
+    source, augment = run.source(config.train_split), Augment(config.flip, *config.jitter)
     graph, *states = nnx.split(model, lambda path, _: path[0] in frozen, ...)
     fixed, params = states
-    brightness, contrast, saturation, hue = config.jitter
 
     def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
         return training_loader(
@@ -104,7 +100,7 @@ def train(
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=seed,
-            augment=Augment(config.flip, brightness, contrast, saturation, hue),
+            augment=augment,
             workers=run.config.data.workers,
             start_step=start_step,
             extra=extra,

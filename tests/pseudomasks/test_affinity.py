@@ -146,6 +146,46 @@ def on_grid(pairs: np.ndarray, side: int) -> jax.Array:
     return jnp.asarray(np.pad(inner, ((0, 0), (0, 4), (4, 4))))
 
 
+@pytest.mark.slow
+@given(
+    radius=st.integers(2, 4),
+    more_rows=st.integers(1, 4),
+    more_columns=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=3)
+def test_labels_and_gradient_of_all_near_pairs_equal_loops(radius, more_rows, more_columns, seed):
+    generator = np.random.default_rng(seed)
+    grid = (radius - 1 + more_rows, 2 * radius - 2 + more_columns)
+    labels = generator.choice([0, 1, 2, 255], grid)
+    features, cotangent = generator.normal(size=(*grid, 3)), generator.normal(size=(99, *grid))
+    background, foreground, negative = map(np.asarray, pair_labels(labels, radius, everywhere=True))
+    gradient, counted = np.zeros_like(features), 0
+    for p, (dy, dx) in enumerate(offsets(radius).tolist()):
+        for i, j in np.ndindex(*grid):
+            k, m = i + dy, j + dx
+            if not (k < grid[0] and 0 <= m < grid[1]):
+                assert not (background | foreground | negative)[p, i, j]
+                continue
+            one, other = labels[i, j], labels[k, m]
+            known = one != 255 and other != 255
+            assert background[p, i, j] == (known and one == other == 0)
+            assert foreground[p, i, j] == (known and one == other != 0)
+            assert negative[p, i, j] == (known and one != other)
+            apart = features[i, j] - features[k, m]
+            slope = -cotangent[p, i, j] * np.exp(-np.abs(apart).mean()) * np.sign(apart) / 3
+            gradient[i, j] += slope
+            gradient[k, m] -= slope
+            counted += 1
+    assert counted > 0
+    with jax.enable_x64(True):
+        _, pullback = jax.vjp(
+            lambda x: affinities(x, radius, everywhere=True), jnp.asarray(features)
+        )
+        (found,) = pullback(jnp.asarray(cotangent[: len(offsets(radius))]))
+    np.testing.assert_allclose(found, gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_loss_equals_the_published_code(golden, x64):
     side = len(golden["label"])
     kinds = [on_grid(golden[name], side) for name in ("bg_pos", "fg_pos", "neg")]

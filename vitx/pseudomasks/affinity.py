@@ -1,10 +1,10 @@
 """Affinities between near pixels (Ahn & Kwak, CVPR 2018): pairs of pixels, their labels and the loss.
 
 A pair joins a from-pixel and one of its P neighbours inside a radius, each pair once: offsets point
-downwards, or to the right in the same row. From-pixels lie at least the radius' reach from the
-left, right and bottom border, so that every pair lies inside the image. Arrays over pairs are
-(..., P, H, W): entry [p, i, j] joins (i, j) and (i, j) + offsets[p], and is empty outside the window
-of from-pixels.
+downwards, or to the right in the same row. Arrays over pairs are (..., P, H, W): entry [p, i, j] joins
+(i, j) and (i, j) + offsets[p]. As published, from-pixels lie at least the radius' reach from the left,
+right and bottom border, and entries outside this window are empty; with `everywhere` all pairs inside
+the image count.
 """
 
 from functools import partial
@@ -34,15 +34,16 @@ def offsets(radius: int = 5) -> np.ndarray:
     return np.array(pairs)
 
 
-def affinities(features: Array, radius: int = 5) -> Array:
+def affinities(features: Array, radius: int = 5, everywhere: bool = False) -> Array:
     """W = exp(-mean_c |f_i - f_j|) of all pairs (docs/protocol.md, AffinityNet).
 
     Args:
       features: (..., H, W, C) floats.
       radius: of the neighbourhood; the grid must exceed its reach.
+      everywhere: all pairs inside the image, not only those of the window of from-pixels.
 
     Returns:
-      (..., P, H, W) in (0, 1], zero outside the window of from-pixels. In its gradient the slope
+      (..., P, H, W) in (0, 1], zero where there is no pair. In its gradient the slope
       of |x| at 0 is 0; the gradient needs the memory of the features, not P times as much.
 
     Raises:
@@ -54,7 +55,20 @@ def affinities(features: Array, radius: int = 5) -> Array:
             f"features must be floats (..., H, W, C), not {features.dtype} {features.shape}"
         )
     require_pairs(features.shape[-3:-1], radius)
+    if everywhere:
+        around = _around(radius)
+        wide = jnp.pad(features, ((0, 0),) * (features.ndim - 3) + (*around, (0, 0)))
+        found = _within(_affinities(wide, radius), radius)
+        height, width = found.shape[-2:]
+        return jnp.where(jnp.asarray(inside((height, width), radius)), found, 0)
     return _affinities(features, radius)
+
+
+def inside(grid: tuple[int, int], radius: int) -> np.ndarray:
+    """Whether both pixels of a pair lie inside a grid (H, W): bools (P, H, W)."""
+    moves = offsets(radius)
+    y, x = moves[:, :1] + np.arange(grid[0]), moves[:, 1:] + np.arange(grid[1])
+    return (y < grid[0])[:, :, None] & ((x >= 0) & (x < grid[1]))[:, None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -102,15 +116,18 @@ def _affinities_backward(
 _affinities.defvjp(_affinities_forward, _affinities_backward)
 
 
-def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
+def pair_labels(
+    labels: Array, radius: int = 5, everywhere: bool = False
+) -> tuple[Array, Array, Array]:
     """Kinds of pairs in a label map: both background, the same object class, or different labels.
 
     Args:
       labels: (..., H, W) ints: 0 background, classes from 1, 255 ignored (its pairs are left out).
       radius: as in `affinities`.
+      everywhere: as in `affinities`.
 
     Returns:
-      background, foreground, negative: bools, each (..., P, H, W), False outside the window.
+      background, foreground, negative: bools, each (..., P, H, W), False where there is no pair.
 
     Raises:
       ValueError: for labels that are not integers, or a grid too small for the radius.
@@ -119,6 +136,11 @@ def pair_labels(labels: Array, radius: int = 5) -> tuple[Array, Array, Array]:
     if labels.ndim < 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be ints (..., H, W), not {labels.dtype} {labels.shape}")
     require_pairs(labels.shape[-2:], radius)
+    if everywhere:
+        around = ((0, 0),) * (labels.ndim - 2) + _around(radius)
+        kinds = pair_labels(jnp.pad(labels, around, constant_values=IGNORED), radius)
+        background, foreground, negative = (_within(kind, radius) for kind in kinds)
+        return background, foreground, negative
     reach = radius - 1
     height, width = labels.shape[-2] - reach, labels.shape[-1] - 2 * reach
     origin = labels[..., None, :height, reach : reach + width]  # (..., 1, h, w)
@@ -188,6 +210,17 @@ def require_pairs(grid: tuple[int, ...], radius: int) -> None:
             f"a grid of {grid[0]} x {grid[1]} has no pairs at radius {radius}: "
             f"it must be larger than {reach} x {2 * reach}"
         )
+
+
+def _around(radius: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns to add to a grid so that its pixels are the window of from-pixels."""
+    return (0, radius - 1), (radius - 1, radius - 1)
+
+
+def _within(pairs: Array, radius: int) -> Array:
+    """Arrays over pairs without the rows and columns of `_around`."""
+    reach = radius - 1
+    return pairs[..., :-reach, reach:-reach]
 
 
 def block(x: Array, start: tuple[Array, Array], size: tuple[int, int], axis: int) -> Array:

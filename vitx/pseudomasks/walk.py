@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vitx.pseudomasks.affinity import offsets
+from vitx.pseudomasks.affinity import inside, offsets
 
 Array = jax.Array
 
@@ -69,6 +69,37 @@ def random_walk(
         pixels, most = math.prod(maps.shape[-2:]), 2 * affinity.shape[-3] + 1
         coefficients = tuple(chebyshev_coefficients(steps, pixels * most, tolerance))
     return _walk(affinity, maps.astype(affinity.dtype), beta, steps, coefficients)
+
+
+def dense_walk(affinity: Array, maps: Array, beta: float = 16, log2_steps: int = 8) -> Array:
+    """Walks 2^log2_steps steps along affinities between all pixels of an image, not only between near ones.
+
+    Args:
+      affinity: (..., N, N) in [0, 1], symmetric, with a unit diagonal, N = H W.
+      maps: (..., K, H, W), with the same leading axes.
+      beta: see `random_walk`.
+      log2_steps: see `random_walk`.
+
+    Returns:
+      maps (..., K, H, W), in the affinity's type.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    pixels = math.prod(maps.shape[-2:])
+    if affinity.shape != (*maps.shape[:-3], pixels, pixels):
+        raise ValueError(
+            f"affinity {affinity.shape} and maps {maps.shape} do not fit: {pixels} pixels"
+        )
+    power = int(beta) if beta == int(beta) else beta
+    weights = affinity**power
+    averaging = weights / weights.sum(-1, keepdims=True)  # (P m)_i = sum_j W_ij m_j / d_i
+    flat = maps.reshape(*maps.shape[:-2], pixels).astype(affinity.dtype)
+
+    def step(_: int, now: Array) -> Array:
+        return jnp.einsum("...kj,...ij->...ki", now, averaging, precision="highest")
+
+    return lax.fori_loop(0, 2**log2_steps, step, flat).reshape(maps.shape)
 
 
 def _check(affinity: Array, maps: Array, beta: float, log2_steps: int) -> None:
@@ -228,11 +259,10 @@ def _transition(affinity: Array, beta: float) -> tuple[Array, Array]:
     count, height, width = affinity.shape[-3:]
     moves = offsets(_radius(count))
     reach = int(moves.max())
-    y, x = moves[:, 0] + np.arange(height)[:, None], moves[:, 1, None] + np.arange(width)
-    inside = (y < height)[:, :, None] & ((x >= 0) & (x < width))[None]  # (H, P, W)
+    both = inside((height, width), reach + 1).swapaxes(0, 1)  # (H, P, W)
     power = int(beta) if beta == int(beta) else beta  # whole powers are products
     weights = jnp.swapaxes(affinity, -3, -2) ** power
-    weights = _pad(jnp.where(jnp.broadcast_to(inside, weights.shape), weights, 0), reach)
+    weights = _pad(jnp.where(jnp.broadcast_to(both, weights.shape), weights, 0), reach)
     seen = (
         _shifted(weights[..., p : p + 1, :], reach, *end)
         for p, (dy, dx) in enumerate(moves.tolist())

@@ -35,6 +35,9 @@ def ranges(stage: str) -> dict[str, Wanted]:
         "clip_norm": number(0),
         "optimizer": among(OPTIMIZERS),
         "compute": among(COMPUTE),
+        "average": Wanted(
+            lambda decay: number(0, 1).fits(decay) and decay < 1, "a number in [0, 1)"
+        ),
         "jitter": Wanted(_is_jitter, "four numbers from 0 up, the last of at most 0.5"),
     }
     return {f"{stage}.{name}": range for name, range in wanted.items()}

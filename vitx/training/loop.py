@@ -32,16 +32,27 @@ class TrainState:
         params: Pytree of parameters, for example an NNX state.
         opt_state: The optimizer's state.
         step: int32 scalar, the number of steps done.
+        average: Moving average of the parameters, of their structure; None if there is none.
     """
 
     params: Any
     opt_state: Any
     step: jax.Array
+    average: Any = None
 
     @classmethod
-    def create(cls, params: Any, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step."""
-        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    def create(
+        cls, params: Any, optimizer: optax.GradientTransformation, averaged: bool = False
+    ) -> "TrainState":
+        """The state before the first step, if `averaged` with an average, which starts at the parameters."""
+        # A copy: a step that reuses the state's memory cannot take one array twice.
+        average = jax.tree.map(jnp.copy, params) if averaged else None
+        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32), average)
+
+    @property
+    def weights(self) -> Any:
+        """The parameters to validate and to keep: their average, if there is one."""
+        return self.params if self.average is None else self.average
 
 
 def fit(

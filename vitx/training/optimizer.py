@@ -49,15 +49,15 @@ def minimise(
     mode: str = "jit",
     frozen: nnx.State | None = None,
 ) -> Any:
-    """Trains `config.epochs` epochs, and returns the parameters of least validation loss.
+    """Trains `config.epochs` epochs, and returns the parameters, or their average, of least validation loss.
 
     Args:
-        config: See `make_optimizer`; besides accumulate and compute, see `gradient_step`, and batch_size.
+        config: See `make_optimizer`; besides accumulate, compute and average, see `gradient_step`, and batch_size.
         params: The first parameters.
         loss: (params, batch, axis) -> scalar: the loss of the batch, or under `jax.pmap` over `axis` the device's
             share of it.
         batches: First step -> iterator of this process's host batches.
-        evaluate: Parameters -> scores, with "loss".
+        evaluate: Parameters, or their average -> scores, with "loss".
         steps_per_epoch: Of `batches`.
         folder: See `fit`; named like the stage.
         stop: See `fit`.
@@ -76,18 +76,19 @@ def minimise(
         frozen=frozen,
         accumulate=config.accumulate,
         compute=config.compute,
+        average=config.average,
     )
     best = fit(
         step,
-        parallel.replicate(TrainState.create(params, optimizer)),
+        parallel.replicate(TrainState.create(params, optimizer, config.average > 0)),
         batches,
-        lambda state: evaluate(state.params),
+        lambda state: evaluate(state.weights),
         folder=folder,
         steps=config.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         stop=stop,
     )
-    return best.params
+    return best.weights
 
 
 def gradient_step(
@@ -98,6 +99,7 @@ def gradient_step(
     frozen: nnx.State | None = None,
     accumulate: int = 1,
     compute: str = "float32",
+    average: float = 0.0,
 ) -> Callable[..., Any]:
     """A data-parallel training step: (state, batch) -> (state, {"loss"}); the state's memory is reused.
 
@@ -109,6 +111,8 @@ def gradient_step(
         accumulate: Number of parts of a batch that are computed one after the other, for devices with little memory.
             The gradient is the mean of theirs; each part normalises its loss by its own counts.
         compute: "bfloat16" computes in that type; parameters, their gradients and the loss keep theirs.
+        average: Decay per step of the state's average of the parameters, in [0, 1), see `_moved`; 0 for a state
+            without one.
 
     Raises:
         ValueError: The mode or the type is unknown.
@@ -132,7 +136,8 @@ def gradient_step(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes where ours are strict
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), {"loss": value}
+        mean = _moved(state.average, params, average, state.step) if average else state.average
+        return TrainState(params, opt_state, state.step + 1, mean), {"loss": value}
 
     run = parallel.data_parallel(step, donate_argnums=(0,), mode=mode)
     spread = parallel.replicate(frozen)
@@ -158,6 +163,17 @@ def _accumulated(
         parts,
     )
     return jax.tree.map(lambda x: x / count, total)
+
+
+def _moved(average: Any, params: Any, decay: float, step: Array) -> Any:
+    """The average after `step` steps and one more, which led to `params`.
+
+    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage with num_updates, so
+    that the first parameters are soon forgotten.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # a weak type: the average keeps its own
+        share = jnp.maximum(1 - decay, 9.0 / (10 + step))
+        return optax.incremental_update(params, average, share)
 
 
 def at_least_float32(x: Array) -> Array:

@@ -36,6 +36,7 @@ class Sizes:
 STEMS: dict[str, Any] = {
     "resnet50": lambda rngs: ResNetV2((3, 4, 9), rngs=rngs),
     "conv": lambda rngs: ConvStem((32, 64, 64, 64), stride=4, rngs=rngs),
+    "conv_full": lambda rngs: ConvStem((24, 48, 64), stride=4, unstrided=1, rngs=rngs),
     "conv_tiny": lambda rngs: ConvStem((16, 32), stride=4, rngs=rngs),
 }
 
@@ -63,6 +64,7 @@ MODELS: dict[str, Sizes] = {
     "vit_base_r50_s16_384": replace(_BASE, patch=1, stem="resnet50", image_size=384),
     # Small hybrids for small images: a 12 x 12 token grid at 48 x 48.
     "vit_mini_conv_s4_48": Sizes(64, 3, 2, 128, patch=1, stem="conv", image_size=48),
+    "vit_mini_conv_full_s4_48": Sizes(64, 3, 2, 128, patch=1, stem="conv_full", image_size=48),
     "vit_test_conv_s4_48": Sizes(32, 2, 2, 64, patch=1, stem="conv_tiny", image_size=48),
 }
 

@@ -142,22 +142,26 @@ class ResNetV2(Stem):
 
 
 class ConvStem(Stem):
-    """Standardised 3x3 convolutions with GroupNorm and ReLU, the first `log2(stride)` of them strided.
+    """Standardised 3x3 convolutions with GroupNorm and ReLU, the light stem of the small hybrids.
 
-    The light stem of the small hybrids: few channels where the map is large. Each convolution is a stage.
+    Few channels where the map is large. The first `unstrided` convolutions keep the image's size, and the
+    `log2(stride)` after them halve it. Each convolution is a stage.
     """
 
-    def __init__(self, channels: tuple[int, ...], stride: int, *, rngs: nnx.Rngs):
-        strided = int(math.log2(stride))
+    def __init__(
+        self, channels: tuple[int, ...], stride: int, unstrided: int = 0, *, rngs: nnx.Rngs
+    ):
+        strided = range(unstrided, unstrided + int(math.log2(stride)))
         inputs = (3, *channels[:-1])
         self.convs = nnx.List(
             [
-                StdConv(3, i, o, 2 if index < strided else 1, 1e-8, rngs=rngs)
+                StdConv(3, i, o, 2 if index in strided else 1, 1e-8, rngs=rngs)
                 for index, (i, o) in enumerate(zip(inputs, channels, strict=True))
             ]
         )
         self.norms = nnx.List([GroupNorm(c, groups=8) for c in channels])
         self.stride = stride
+        self.unstrided = unstrided
 
     @property
     def stage_channels(self) -> list[int]:
@@ -170,7 +174,7 @@ class ConvStem(Stem):
         self.norms = nnx.List(list(self.norms)[:stages])
 
     def maps(self, images: Array, ops: Ops = PLAIN) -> Iterator[Array]:
-        """Images (B, H, W, 3) -> maps of strides 2, 4, ... up to `stride`."""
+        """Images (B, H, W, 3) -> a map of each convolution."""
         x = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = ops.relu(norm(conv(x, ops), ops))

@@ -154,7 +154,8 @@ def _stem(
             raise ValueError("the metadata does not have stem_stride, which this stem needs")
         count = _count(tensors, rf"{re.escape(prefix)}\.convs\.(\d+)\.")
         channels = [_shape(tensors, f"{prefix}.convs.{n}.weight", 4)[0] for n in range(count)]
-        return lambda rngs: ConvStem(tuple(channels), stride, rngs=rngs), stride
+        unstrided = metadata.stem_unstrided or 0
+        return lambda rngs: ConvStem(tuple(channels), stride, unstrided, rngs=rngs), stride
     stages = rf"{re.escape(prefix)}\.stages\."
     found = _count(tensors, rf"{stages}(\d+)\.")
     if f"{prefix}.stem.conv.weight" not in tensors or not fewest <= found <= _STAGES:

@@ -91,6 +91,7 @@ class Metadata(_Checked):
     input_size: tuple[int, int] | None = _checked_by(_bounded_size)
     weight_standardisation_eps: float | None = _checked_by(checks.positive_float)
     stem_stride: int | None = _checked_by(checks.positive_int)
+    stem_unstrided: int | None = _checked_by(checks.positive_int)
     grid: tuple[int, int] | None = _checked_by(_bounded_size)
     groups: int | None = _checked_by(checks.positive_int)
     levels: tuple[str, ...] | None = _checked_by(_different_names)

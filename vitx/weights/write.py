@@ -95,4 +95,7 @@ def _of_stem(preprocess: Preprocess, stem: Any) -> dict[str, Any]:
     described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
     if isinstance(stem, ResNetV2):
         return described | {"weight_standardisation_eps": stem.conv.epsilon}
-    return described if stem is None else described | {"stem_stride": stem.stride}
+    if stem is None:
+        return described
+    unstrided = {"stem_unstrided": stem.unstrided} if stem.unstrided else {}
+    return described | {"stem_stride": stem.stride} | unstrided

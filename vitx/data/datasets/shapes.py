@@ -1,7 +1,9 @@
-"""`shapes`, the embedded dataset: drawn pictures of five shapes, with exact masks.
+"""`shapes`, the embedded dataset: drawn pictures of five objects, with exact masks.
 
-One to three objects lie on a textured background. Only its outline shows an object's class: colours, sizes, turns and
-backgrounds are random, and thin lines and specks on the background belong to no class. Every picture follows from
+One to three objects lie on a ground of soft patches. An object's outline and its texture, a pattern of light and dark
+with a period of 3 to 5 pixels, show its class. Ground and objects share the picture's few colours, light and dark, and
+most objects have the mean colour of what they hide: colours do not tell an object from its ground, neighbouring pixels
+do. Plain figures with an object's outline, but without its texture, belong to no class. Every picture follows from
 (seed, split, index) alone.
 """
 
@@ -19,12 +21,15 @@ from vitx.data.prepared import PreparedBuilder, PreparedRecords, open_prepared
 CLASSES = ("background", "disc", "square", "triangle", "cross", "ring")
 
 SIZE = 48  # pixels along each side
-RADIUS = (8.0, 12.0)  # of the circle around an object, pixels
+RADIUS = (8.0, 13.0)  # of the circle around an object, pixels
 TURN = 0.4  # largest turn of an object either way, radians
 VISIBLE = 0.85  # of its area that an object keeps when later ones are laid over it
 PLACES = 60  # tried for an object before it is left out
-CONTRAST = 90.0  # least distance in RGB from an object's colour to the background's and to others'
-BRIGHTER = 60.0  # least mean RGB of an object above the background's: small nets learn this sooner
+COLOURS = 4  # of a picture
+CONTRAST = 40.0  # least distance in RGB between two colours of a picture
+CAMOUFLAGE = 0.7  # share of the objects that have the colour of their ground
+SHADE = (40.0, 70.0)  # a texture's amplitude around the object's colour
+PERIOD = (3.0, 5.0)  # of a texture, pixels
 SPLITS = ("train", "val")  # in the order that numbers their random streams: append only
 
 
@@ -41,23 +46,35 @@ def draw(seed: int, split: str, index: int) -> Drawing:
     """The picture `index` (from 0) of a split; the same whatever else is drawn, and when."""
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), index])
     generator = np.random.Generator(np.random.Philox(entropy))
-    colour = generator.uniform(15, 120, 3)
-    image = _background(generator, colour)  # (S, S, 3) in [0, 255]
+    palette = _palette(generator)  # (COLOURS, 3)
+    image = _ground(generator, palette)  # (S, S, 3)
     owner = np.zeros((SIZE, SIZE), np.int64)  # 0 background, else the object's number from 1
-    colours, kinds, areas = [colour], [0], [SIZE * SIZE]
+    for _ in range(generator.integers(1, 4)):
+        kind = int(generator.integers(1, len(CLASSES)))
+        coverage = _place(generator, kind, owner, [SIZE * SIZE])
+        assert coverage is not None  # there is nothing yet to cover
+        colour = palette[generator.integers(COLOURS)] + generator.uniform(-1, 1) * SHADE[1]
+        image += coverage[..., None] * (colour - image)
+    kinds, areas = [0], [SIZE * SIZE]
     for _ in range(generator.choice((1, 2, 3), p=(0.4, 0.4, 0.2))):
         kind = int(generator.integers(1, len(CLASSES)))
         coverage = _place(generator, kind, owner, areas)
         if coverage is None:
             continue
-        colours.append(_distinct_colour(generator, colours))
         solid = coverage >= 0.5
         owner[solid] = len(kinds)
         kinds.append(kind)
         areas.append(int(solid.sum()))
-        paint = colours[-1] + _shading(generator)  # (S, S, 3)
+        colour = palette[generator.integers(COLOURS)]
+        if generator.uniform() < CAMOUFLAGE:
+            colour = image[solid].mean(0)  # of what it hides
+        # Light and dark shades of a colour: small nets learn this sooner than two colours.
+        texture = _texture(generator, kind)
+        shade = 2 * generator.uniform(*SHADE) * (texture - texture[solid].mean())
+        paint = colour + shade[..., None]  # (S, S, 3)
         image += coverage[..., None] * (paint - image)
-    image += generator.normal(0, 3, image.shape)  # a camera's noise
+    image *= _light(generator)
+    image += generator.normal(0, 4, image.shape)  # a camera's noise
     mask = np.array(kinds, np.uint8)[owner]
     labels = tuple(sorted(set(kinds[1:])))
     return Drawing(np.clip(np.rint(image), 0, 255).astype(np.uint8), mask, labels)
@@ -105,47 +122,56 @@ def _place(
     return None
 
 
-def _distinct_colour(generator: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
-    """A colour at least CONTRAST from the others, and BRIGHTER than the first, the background's."""
-    while True:
-        colour = generator.uniform(30, 250, 3)
-        distance = min(np.linalg.norm(colour - other) for other in others)
-        if distance >= CONTRAST and colour.mean() >= others[0].mean() + BRIGHTER:
-            return colour
+def _palette(generator: np.random.Generator) -> np.ndarray:
+    """The colours of a picture (COLOURS, 3), any two of them at least CONTRAST apart."""
+    colours = [generator.uniform(60, 195, 3)]
+    while len(colours) < COLOURS:
+        colour = generator.uniform(60, 195, 3)
+        if min(np.linalg.norm(colour - other) for other in colours) >= CONTRAST:
+            colours.append(colour)
+    return np.array(colours)
 
 
-def _background(generator: np.random.Generator, colour: np.ndarray) -> np.ndarray:
-    """A texture around `colour`, with lines and specks of near colours, (S, S, 3) in [0, 255]."""
+def _ground(generator: np.random.Generator, palette: np.ndarray) -> np.ndarray:
+    """Soft patches in the palette's colours, light and dark, with lines, (S, S, 3)."""
+    fields = np.stack([_smooth_noise(generator, int(generator.integers(3, 7))) for _ in palette])
+    fields += generator.uniform(-0.4, 0.4, (len(palette), 1, 1))  # some colours prevail
+    weights = np.exp(12 * (fields - fields.max(0)))
+    shades = _smooth_noise(generator, int(generator.integers(4, 9))) * SHADE[1]
+    image = np.einsum("cij,ck->ijk", weights / weights.sum(0), palette) + shades[..., None]
     columns, rows = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
-    turn, period = generator.uniform(0, np.pi), generator.uniform(5, 14)
-    along = (np.cos(turn) * columns + np.sin(turn) * rows) * (2 * np.pi / period)
-    across = (np.cos(turn) * rows - np.sin(turn) * columns) * (2 * np.pi / period)
-    texture = (
-        _smooth_noise(generator, int(generator.integers(5, 12))),
-        np.clip(3 * np.sin(along), -1, 1),  # stripes
-        np.clip(4 * np.sin(along) * np.sin(across), -1, 1),  # checkers
-    )[generator.integers(3)]
-    image = colour + texture[..., None] * _direction(generator, generator.uniform(8, 26))
     for _ in range(generator.integers(0, 4)):
         x, y, turn = *generator.uniform(0, SIZE, 2), generator.uniform(0, np.pi)
         distance = np.abs(np.cos(turn) * (columns - x) + np.sin(turn) * (rows - y))
-        coverage = np.clip(generator.uniform(0.8, 1.3) - distance, 0, 1)
-        image += coverage[..., None] * _direction(generator, generator.uniform(40, 90))
-    for _ in range(generator.integers(0, 5)):
-        x, y = generator.uniform(0, SIZE, 2)
-        coverage = np.clip(generator.uniform(1.5, 2.8) - np.hypot(columns - x, rows - y), 0, 1)
-        image += coverage[..., None] * _direction(generator, generator.uniform(40, 110))
-    return np.clip(image, 0, 255)
+        coverage = np.clip(generator.uniform(0.8, 1.6) - distance, 0, 1)
+        image += coverage[..., None] * (palette[generator.integers(COLOURS)] - image)
+    return image
 
 
-def _shading(generator: np.random.Generator) -> np.ndarray:
-    """Slight unevenness of an object's paint, (S, S, 1)."""
-    return (_smooth_noise(generator, 5) * generator.uniform(2, 14))[..., None]
+def _texture(generator: np.random.Generator, kind: int) -> np.ndarray:
+    """The share of the second colour in a texture, (S, S) in [0, 1]: a pattern for each class."""
+    columns, rows = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
+    turn, period = generator.uniform(-0.3, 0.3), generator.uniform(*PERIOD)
+    if CLASSES[kind] == "ring":
+        turn += generator.choice((-1, 1)) * np.pi / 4
+    phases = generator.uniform(0, 2 * np.pi, 2)
+    across = (np.cos(turn) * columns + np.sin(turn) * rows) * (2 * np.pi / period) + phases[0]
+    along = (np.cos(turn) * rows - np.sin(turn) * columns) * (2 * np.pi / period) + phases[1]
+    match CLASSES[kind]:
+        case "disc":  # dots
+            wave = np.cos(across) + np.cos(along) - 0.9
+        case "square":  # checks
+            wave = 2 * np.cos(across) * np.cos(along)
+        case "triangle":  # level stripes
+            wave = np.cos(along)
+        case _:  # upright stripes of crosses, slanting ones of rings
+            wave = np.cos(across)
+    return np.clip(0.5 + 1.2 * wave, 0, 1)
 
 
-def _direction(generator: np.random.Generator, length: float) -> np.ndarray:
-    vector = generator.normal(size=3)
-    return vector * (length / np.linalg.norm(vector))
+def _light(generator: np.random.Generator) -> np.ndarray:
+    """Soft shading, (S, S, 1): brighter and darker parts of the picture."""
+    return (1 + generator.uniform(0.05, 0.25) * _smooth_noise(generator, 3))[..., None]
 
 
 def _smooth_noise(generator: np.random.Generator, knots: int) -> np.ndarray:
@@ -175,7 +201,7 @@ class Shapes(PreparedBuilder):
     Features: id; image and mask as PNG; labels, the classes present (0 for CLASSES[1], ...).
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
         ShapesConfig(name="standard", description="for the demo"),
         ShapesConfig(name="tiny", description="for tests", train=24, val=12),

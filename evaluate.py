@@ -6,12 +6,13 @@ The same --workdir resumes. The head of each config says how to use it.
 """
 
 import train
-from vitx.pipeline import compare, explain, gallery, masks, methods, report
+from vitx.pipeline import compare, controls, explain, gallery, masks, methods, report
 from vitx.runtime.command_line import launch
 from vitx.runtime.experiment import Stage
 
 STAGES: tuple[Stage, ...] = (
     masks.STAGE,
+    controls.STAGE,
     methods.STAGE,
     report.STAGE,
     gallery.COMMAND,

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     # Stages to run; train.py and evaluate.py each run their own.
-    config.stages = "classifier,seeds,labels,affinity,masks,methods,report"
+    config.stages = "classifier,seeds,labels,affinity,masks,controls,methods,report"
     config.on_bad_image = "stop"  # or "skip": leave out files that cannot be read, and name them
     config.parallel = "jit"  # or "pmap": how a batch is split over devices
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.data.workers = 0  # loader processes; 0: threads instead, enough for small images
 
     config.model = ConfigDict()
-    config.model.name = "vit_mini_conv_s4_48"
+    config.model.name = "vit_mini_conv_full_s4_48"
     config.model.image_size = 48
     config.model.checkpoint = ""  # pretrained weights, whose head is replaced
     # Epsilon of the final norm; 0: the checkpoint's own, or 1e-6 without a checkpoint. Published: 1e-5.
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.classifier = ConfigDict()
     config.classifier.train_split = "train[:2000]"
     config.classifier.val_split = "train[2000:]"  # chooses the checkpoint
-    config.classifier.epochs = 6
+    config.classifier.epochs = 4
     config.classifier.batch_size = 16
     config.classifier.optimizer = "adamw"
     config.classifier.learning_rate = 2e-3
@@ -53,6 +53,8 @@ def get_config() -> ConfigDict:
     config.classifier.warmup_epochs = 1
     config.classifier.accumulate = 1  # split each batch into this many parts, to save memory
     config.classifier.compute = "float32"  # or "bfloat16"
+    # Decay per step of a moving average of the weights, which is validated and saved; published: 0.0, none.
+    config.classifier.average = 0.0
     config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
     config.classifier.flip = True
 
@@ -73,19 +75,19 @@ def get_config() -> ConfigDict:
 
     config.labels = ConfigDict()
     config.labels.backend = "exact"
-    # Published: 4 and 32. These are chosen on train (docs/protocol.md): at 4 hardly any object is confident.
-    config.labels.alpha_low = 16.0
-    config.labels.alpha_high = 64.0
+    # Published: 4 and 32, and the constants of voc.py below. These are chosen on train (docs/protocol.md).
+    config.labels.alpha_low = 5.0
+    config.labels.alpha_high = 16.0
     # Processes for pydensecrf, threads per device for the CRF in JAX; 0: one per core, two for an accelerator.
     config.labels.workers = 0
     config.labels.crf = ConfigDict(
         {
-            "iterations": 10,
+            "iterations": 5,
             "sxy_gaussian": 3.0,
             "compat_gaussian": 3.0,
-            "sxy_bilateral": 80.0,
-            "srgb": 13.0,
-            "compat_bilateral": 10.0,
+            "sxy_bilateral": 6.0,
+            "srgb": 10.0,
+            "compat_bilateral": 4.0,
         }
     )
 
@@ -102,23 +104,51 @@ def get_config() -> ConfigDict:
     config.affinity.warmup_epochs = 0
     config.affinity.accumulate = 1  # split each batch into this many parts, to save memory
     config.affinity.compute = "float32"  # or "bfloat16"
+    # Decay per step of a moving average of the weights, which is validated and saved; published: 0.0, none.
+    config.affinity.average = 0.0
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
     config.affinity.flip = True
     config.affinity.grid = 24  # side, of features and labels; published: the input over 8
     config.affinity.radius = 5
+    config.affinity.pairs = "near"  # "published": fewer
     config.affinity.features = 64
     # Levels of the backbone that AffinityNet reads, such as ("stem.1", "stem.2", "block.1"); published: (), the stem.
-    config.affinity.levels = ()
+    config.affinity.levels = ("stem.1", "stem.2", "stem.3", "block.2")
     config.affinity.train_backbone = True  # False: only the head is trained
 
-    # Tuples are candidates: the one with the best mIoU on `split`, a part of train, is used, or the first one if that
-    # split has no masks.
+    # Tuples are candidates: the best one on the images of `split`, a part of train, is used.
     config.walk = ConfigDict()
     config.walk.split = "train[2304:]"
+    # By the masks of `split`, or "auto": without masks, as is done where it has none.
+    config.walk.choose = "masks"
+    config.walk.affinity = "affinitynet"  # or features, attention, colour, uniform
+    config.walk.levels = ("stem.2", "block.2")  # of affinity "features"
+    config.walk.pairs = "near"  # "published": fewer near pairs; "all" pairs of the image
+    config.walk.start = "seeds"  # or "crf": the posteriors at the low alpha
+    config.walk.background = "constant"  # published: "walked"; or "recomputed" after the walk
+    config.walk.over_maximum = True  # maps over their maximum, after the walk; published: no
+    config.walk.threshold = (0.5, 0.3, 0.4, 0.6)  # of the constant background
     config.walk.method = "chebyshev"
-    config.walk.beta = (4.0, 2.0, 8.0, 16.0)  # published: 16
-    config.walk.log2_steps = (2, 1, 4, 8)  # published: 8, on a grid of 56
+    config.walk.beta = (8.0, 2.0, 4.0)  # published: 16
+    config.walk.log2_steps = (3, 1, 2)  # published: 8, on a grid of 56
     config.walk.alpha = (16.0, 4.0, 8.0, 32.0, 64.0)  # published: 4
+
+    config.masks = ConfigDict()
+    # After the walk; published: 0 iterations, which is none.
+    config.masks.crf = ConfigDict(
+        {
+            "iterations": 5,
+            "sxy_gaussian": 1.5,
+            "compat_gaussian": 1.0,
+            "sxy_bilateral": 6.0,
+            "srgb": 8.0,
+            "compat_bilateral": 3.0,
+        }
+    )
+
+    # Masks of the same treatment with other affinities, or without a step, to compare the refined masks with.
+    config.controls = ConfigDict()
+    config.controls.arms = ("no_walk", "no_crf", "uniform", "colour", "features", "oracle")
 
     config.methods = ConfigDict()
     config.methods.images = 128  # number of val images that show one class; 0: all of them

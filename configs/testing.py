@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
     config.walk.beta = (4.0, 16.0)
     config.walk.log2_steps = (2,)
     config.affinity.features = 32
+    config.affinity.levels = ("stem.1", "stem.2", "block.1")
+    config.walk.threshold = (0.5, 0.3)
+    config.controls.arms = ("no_walk", "uniform")
     config.methods.images = 5
     config.methods.compared = (
         "rollout",

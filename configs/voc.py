@@ -29,7 +29,7 @@ from configs import shapes
 def get_config() -> ConfigDict:
     """The published settings; `--config.key=value` changes one."""
     config = shapes.get_config()
-    config.stages = "classifier,seeds,labels,affinity,masks,report"
+    config.stages = "classifier,seeds,labels,affinity,masks,controls,report"
     del config.methods
 
     config.data.name = "voc_segmentation"
@@ -62,7 +62,13 @@ def get_config() -> ConfigDict:
     config.labels.backend = "jax"
     config.labels.alpha_low = 4.0
     config.labels.alpha_high = 32.0
+    config.labels.crf.iterations = 10
+    config.labels.crf.sxy_bilateral = 80.0
+    config.labels.crf.srgb = 13.0
+    config.labels.crf.compat_bilateral = 10.0
     config.affinity.grid = 56
+    config.affinity.pairs = "published"
+    config.affinity.levels = ()
 
     config.affinity.train_split = train()
     config.affinity.val_split = val()
@@ -73,11 +79,16 @@ def get_config() -> ConfigDict:
     config.affinity.features = 512
 
     config.walk.split = train()
-    # Of several values in a tuple, the one with the best mIoU on `split` is used.
+    # Of several values in a tuple, the best one is used, see `walk.choose`.
     config.seeds.background = (0.2,)
+    config.walk.pairs = "published"
+    config.walk.background = "walked"
+    config.walk.over_maximum = False
     config.walk.beta = (16.0,)
     config.walk.log2_steps = (8,)
     config.walk.alpha = (4.0,)
+    config.walk.levels = ("stem.3", "block.6")
+    config.masks.crf.iterations = 0
 
     config.report.title = "image labels to masks (Table 4)"
     config.report.published = True  # show the paper's figures too, if the classes are VOC's

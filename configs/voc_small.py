@@ -20,7 +20,7 @@ from configs import shapes
 def get_config() -> ConfigDict:
     """Options of shapes, with data in VOC's layout and more epochs."""
     config = shapes.get_config()
-    config.stages = "classifier,seeds,labels,affinity,masks,report"
+    config.stages = "classifier,seeds,labels,affinity,masks,controls,report"
     del config.methods
 
     config.data.name = "voc_segmentation"

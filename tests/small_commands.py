@@ -18,6 +18,10 @@ _MASKS = (
     "--config.affinity.grid=12",
     "--config.affinity.features=32",
     "--config.walk.log2_steps=2",
+    "--config.walk.beta=4.0",
+    "--config.affinity.levels=()",
+    "--config.walk.levels=('stem.2',)",
+    "--config.controls.arms=('no_walk','uniform')",
     "--config.report.images=2",
 )
 _METHODS = (
@@ -40,7 +44,7 @@ def _small_shapes() -> ConfigDict:
     config.methods.compared = ("rollout", "gradcam")
     config.methods.explained = ("predicted",)
     config.methods.measures = ("segmentation",)
-    config.walk.alpha, config.walk.beta = (16.0,), (4.0,)
+    config.walk.threshold, config.walk.beta = (0.5,), (4.0,)
     return config
 
 

@@ -187,16 +187,6 @@ def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path)
     assert batch["image"].shape == (3, 96, 64, 3) and batch["image"].max() <= 1
 
 
-@pytest.mark.slow
-def test_choice_is_the_best_of_the_candidates(finished: Run) -> None:
-    chosen = json.loads((finished.workdir.folder / "masks" / "chosen.json").read_text())
-    best = max(walk["miou"] for walk in chosen["walks"])
-    named = {key: chosen[key] for key in ("beta", "log2_steps", "alpha")}
-    assert named | {"miou": best} in chosen["walks"]
-    config = finished.config.walk
-    assert len(chosen["walks"]) == len(config.beta) * len(config.log2_steps) * len(config.alpha)
-
-
 def test_stage_of_the_other_script_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no stage of this script, which has classifier"):
         run_stages(_run(tmp_path, data, stages="masks"), train.STAGES)

@@ -21,8 +21,8 @@ from vitx.pipeline.artifacts import (
     write_mask,
     write_seed_maps,
 )
+from vitx.pipeline.choice import read_choice
 from vitx.pipeline.mask_scores import stored_masks
-from vitx.pipeline.masks import read_choice
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.files import read_npz, write_json, write_npz
 from vitx.runtime.workdir import StageFolder, Workdir
@@ -301,7 +301,7 @@ def test_what_the_message_advises_makes_the_file_again(copied: Run) -> None:
     assert path.read_bytes() == before
 
 
-CHOSEN = {"beta": 4.0, "log2_steps": 2, "alpha": 16.0, "background": 0.2}
+CHOSEN = {"beta": 4.0, "log2_steps": 2, "level": 0.5, "background": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ CHOSEN = {"beta": 4.0, "log2_steps": 2, "alpha": 16.0, "background": 0.2}
         (b"\xff\xfe", "damaged .*: delete it and start again"),
         (b"[1]", r"damaged \(it holds no JSON object\)"),
         (json.dumps({"beta": 4.0}).encode(), "damaged .its log2_steps is None"),
-        (json.dumps(CHOSEN | {"alpha": "16"}).encode(), "damaged .its alpha is '16'"),
+        (json.dumps(CHOSEN | {"level": "16"}).encode(), "damaged .its level is '16'"),
         (json.dumps(CHOSEN | {"log2_steps": 1.5}).encode(), "damaged .its log2_steps is 1.5"),
         (json.dumps(CHOSEN).encode(), "was made by an older version"),
         (json.dumps(CHOSEN | {"stamp": "0"}).encode(), "was made for another image or with other"),

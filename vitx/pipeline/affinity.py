@@ -1,6 +1,5 @@
 """Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,17 +16,19 @@ from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
-from vitx.runtime.options import Wanted, whole
+from vitx.runtime.options import LEVELS, among, whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import at_least_float32
 
 
-def pair_loss(radius: int) -> training_stage.ModelLoss:
+def pair_loss(radius: int, everywhere: bool = False) -> training_stage.ModelLoss:
     """The loss of AffinityNet over the pairs of a batch of image (B, H, W, 3) and label (B, h, w)."""
 
     def loss(net: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
-        affinity = affinities(at_least_float32(net(batch["image"])), radius)  # (B, P, h, w)
-        pairs = pair_labels(batch["label"], radius)
+        affinity = affinities(
+            at_least_float32(net(batch["image"])), radius, everywhere
+        )  # (B, P, h, w)
+        pairs = pair_labels(batch["label"], radius, everywhere)
         return affinity_loss(affinity, *pairs, axis_name=axis)["loss"]
 
     return loss
@@ -37,7 +38,11 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
     """Trains AffinityNet's head, and the backbone below it where asked; keeps the weights of least validation loss."""
     config, mode = run.config.affinity, run.config.parallel
     train, val = run.source(config.train_split), run.source(config.val_split)
-    labels, net, loss = _Labels(run, train, val), initial_net(run), pair_loss(config.radius)
+    labels, net, loss = (
+        _Labels(run, train, val),
+        initial_net(run),
+        pair_loss(config.radius, config.pairs == "near"),
+    )
 
     def batch_loss(net: Any, batch: Mapping[str, Array]) -> Array:
         axis = parallel.axis_of(mode)
@@ -123,17 +128,6 @@ def _check_options(config: Any) -> None:
     check_grid(config)
 
 
-def _are_levels(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and all(
-            isinstance(level, str) and re.fullmatch(r"(stem|block)\.[1-9]\d*", level)
-            for level in value
-        )
-        and len(set(value)) == len(value)
-    )
-
-
 def _section(run: Run, results: dict[str, Any]) -> list[Section]:
     charts = training_stage.loss_charts(run, "affinity")
     return [Section("AffinityNet", [charts])] if charts else []
@@ -146,11 +140,10 @@ STAGE = Stage(
     keys=["affinity"],
     options={
         "affinity.grid": whole(1),
+        "affinity.pairs": among(("published", "near")),
         "affinity.radius": whole(2),
         "affinity.features": whole(1),
-        "affinity.levels": Wanted(
-            _are_levels, "a tuple of different levels such as 'stem.2' and 'block.1'"
-        ),
+        "affinity.levels": LEVELS,
         **training_stage.ranges("affinity"),
     },
     check_options=_check_options,

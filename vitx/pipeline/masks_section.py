@@ -80,32 +80,32 @@ def _beside_published(results: dict[str, Any]) -> Table:
 
 
 def _chosen(chosen: dict[str, Any]) -> str:
-    how = (
-        f"Chosen by mIoU on {chosen['split']}, never on val"
-        if "walks" in chosen
-        else "As configured, the first where there are several candidates"
-    )
+    how = {
+        "given": "As configured",
+        "masks": f"Chosen by the masks of {chosen.get('split')}, never of val",
+        "auto": f"Chosen without masks, on the images of {chosen.get('split')}",
+    }
     return (
-        f"{how}: the seeds' background score {chosen['background']:g}; for the walk, beta {chosen['beta']:g}, "
-        f"2^{chosen['log2_steps']} steps, alpha {chosen['alpha']:g}."
+        f"{how[chosen['how']]}: the seeds' background score {chosen['background']:g}; for the walk, beta "
+        f"{chosen['beta']:g}, 2^{chosen['log2_steps']} steps, the background's level {chosen['level']:g}."
     )
 
 
 def _curves(scored: dict[str, dict[str, Any]], chosen: dict[str, Any]) -> list[Chart]:
-    levels = [entry["background"] for entry in next(iter(scored.values()))["backgrounds"]]
+    backgrounds = [entry["background"] for entry in next(iter(scored.values()))["backgrounds"]]
     by_split = {
         split: [entry["miou"] for entry in scores["backgrounds"]]
         for split, scores in scored.items()
     }
-    charts = [line_chart(by_split, levels, ("background score", "mIoU"), "Seeds: threshold")]
-    alphas = {
-        walk["alpha"]: walk["miou"]
-        for walk in sorted(chosen.get("walks", ()), key=lambda walk: walk["alpha"])
-        if (walk["beta"], walk["log2_steps"]) == (chosen["beta"], chosen["log2_steps"])
+    charts = [line_chart(by_split, backgrounds, ("background score", "mIoU"), "Seeds: threshold")]
+    by_level = {
+        entry["level"]: entry["score"]
+        for entry in sorted(chosen.get("candidates", ()), key=lambda entry: entry["level"])
+        if (entry["beta"], entry["log2_steps"]) == (chosen["beta"], chosen["log2_steps"])
     }
-    if len(alphas) > 1:
-        refined = {"refined masks": list(alphas.values())}
-        labels = ("alpha", f"mIoU on {chosen['split']}")
-        caption = "Refined masks: alpha of the background"
-        charts.append(line_chart(refined, list(alphas), labels, caption))
+    if len(by_level) > 1:
+        refined = {"refined masks": list(by_level.values())}
+        what = "mIoU" if chosen["how"] == "masks" else "score without masks"
+        labels = ("level", f"{what} on {chosen['split']}")
+        charts.append(line_chart(refined, list(by_level), labels, "Walk: level of the background"))
     return charts

@@ -27,8 +27,8 @@ class Stage:
     Attributes:
         name: In `config.stages`; also its folder in the workdir.
         run: Does the work, and writes into the stage's folder.
-        needs: The last stages whose results it reads; it may read what they need, too. What decides their results
-            decides its own.
+        needs: The last stages whose results it reads, or a function of the config that names them; it may read what
+            they need, too. What decides their results decides its own.
         needs_all: It reads the results of all stages of the experiment.
         keys: Sections and entries of the config that decide its results. An experiment whose config lacks one of
             these sections does not have the stage.
@@ -49,7 +49,7 @@ class Stage:
 
     name: str
     run: Callable[["Run", StageFolder], None]
-    needs: Sequence[str] = ()
+    needs: Sequence[str] | Callable[[ConfigDict], Sequence[str]] = ()
     needs_all: bool = False
     keys: Sequence[str] = ()
     ignores: Sequence[str] = ()
@@ -65,6 +65,10 @@ class Stage:
     section: Callable[["Run", dict[str, Any]], Sequence[Section]] = lambda run, results: ()
     show: Callable[["Run"], None] = lambda run: None
     command: bool = False
+
+    def needs_of(self, config: ConfigDict) -> Sequence[str]:
+        """The last stages whose results it reads in an experiment."""
+        return self.needs(config) if callable(self.needs) else self.needs
 
     def part_of(self, config: ConfigDict) -> bool:
         """Whether an experiment has this stage."""
@@ -101,7 +105,11 @@ class Run:
         """The stages whose options decide a stage's results, itself last."""
         stage = self.stages[name]
         others = [other.name for other in self.stages.values() if other.part_of(self.config)]
-        needs = [other for other in others if other != name] if stage.needs_all else stage.needs
+        needs = (
+            [other for other in others if other != name]
+            if stage.needs_all
+            else stage.needs_of(self.config)
+        )
         found = {before.name: before for other in needs for before in self.chain(other)}
         return [*found.values(), stage]
 

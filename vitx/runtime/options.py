@@ -5,6 +5,7 @@ The flags themselves check names and types. A stage declares the ranges of its o
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,18 @@ def several(wanted: Wanted) -> Wanted:
     return Wanted(fits, f"a tuple, of which each is {wanted.text}")
 
 
+def _are_levels(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and all(
+            isinstance(level, str) and re.fullmatch(r"(stem|block)\.[1-9]\d*", level)
+            for level in value
+        )
+        and len(set(value)) == len(value)
+    )
+
+
+LEVELS = Wanted(_are_levels, "a tuple of different levels such as 'stem.2' and 'block.1'")
 POSITIVE = number(0, above=True)
 MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more
 

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import crf, gpu, growth, loader, targets, training
+from benchmarks import crf, gpu, growth, loader, oracles, seeds, targets, training
 from benchmarks.command import parse_options
 from benchmarks.models import random_model
+from benchmarks.pairs import area_under_roc
 from benchmarks.tables import judge
 from benchmarks.targets import Benchmark, Target
 from benchmarks.timing import alternate, median_ratio
 from vitx.data.loader import open_source
 from vitx.data.source import CACHE_BYTES
+from vitx.evaluation.metrics import mean_iou
 
 ROOT = Path(__file__).parents[1]
 CONTENT = {
@@ -249,3 +251,34 @@ def test_measures_explanations_of_a_device_with_a_known_peak(monkeypatch):
     assert found["half_peak"] == pytest.approx(0.5e12 / (found["explanation_gigaflops"] * 1e9))
     assert found["lean_2"] == 0
     assert 0 < found["forwards_an_explanation_2"] < 100
+
+
+def test_pairs_are_ranked() -> None:
+    generator = np.random.default_rng(0)
+    positive, negative = generator.integers(0, 9, 60) / 8, generator.integers(0, 6, 50) / 8
+    wins = (positive[:, None] > negative).mean() + (positive[:, None] == negative).mean() / 2
+    assert area_under_roc(positive, negative) == pytest.approx(wins)
+
+
+def test_seeds_are_summed_up_by_kind() -> None:
+    """Three seeds of four images; the second kind of mask, the refined one, is right everywhere."""
+    generator = np.random.default_rng(0)
+    counts = generator.integers(5, 9, (3, 4, 2, 2, 2))
+    counts[:, :, 1] = 20 * np.eye(2, dtype=int)
+    first, last = seeds.rows(["no_walk", "masks"], counts)
+    found = [100 * float(mean_iou(table)) for table in counts[:, :, 0].sum(1)]
+    assert first[1:3] == [f"{np.mean(found):.1f}", f"{np.std(found, ddof=1):.1f}"]
+    assert first[3] == f"{min(found):.1f} to {max(found):.1f}"
+    assert first[4].startswith(f"{100 - np.mean(found):+.1f} [")
+    assert first[5] == f"{100 - max(found):+.1f}"
+    assert last[1:] == ["100.0", "0.0", "100.0 to 100.0", "+0.0 [+0.0, +0.0]", "+0.0"]
+    low, high = np.quantile(seeds.bootstrap(counts)[:, 0], (0.025, 0.975))
+    assert low < np.mean(found) / 100 < high
+
+
+def test_perfect_seeds_of_the_embedded_dataset_score_best_with_the_truth() -> None:
+    rows = dict(oracles.rows(4))
+    assert len(rows) == 6
+    figures = {name: float(value) for name, value in rows.items()}
+    assert figures["perfect seeds on the token grid"] > 80
+    assert figures["a walk from them, affinity of the true masks"] > 80

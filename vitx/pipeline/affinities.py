@@ -42,10 +42,10 @@ class AffinitySource(NamedTuple):
 
 def check_levels(config: Any, model: Any) -> None:
     """Raises ValueError where affinities of features are wanted at a level that the model does not have."""
-    arms = config.controls.arms if "controls" in config else ()
-    if "features" in (config.walk.affinity, *arms):
+    walk, arms = config.get("walk", {}), config.get("controls", {}).get("arms", ())
+    if "features" in (walk.get("affinity"), *arms):
         try:
-            require_levels(model, config.walk.levels)
+            require_levels(model, walk.levels)
         except ValueError as error:
             raise ValueError(f"config.walk.levels: {error}") from None
 

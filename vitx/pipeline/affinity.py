@@ -111,9 +111,9 @@ def _ids(source: loader.Source) -> list[str]:
 
 
 def _check_model(config: Any, model: Any) -> None:
-    if config.affinity.levels:
+    if levels := config.get("affinity", {}).get("levels", ()):
         try:
-            require_levels(model, config.affinity.levels)
+            require_levels(model, levels)
         except ValueError as error:
             raise ValueError(f"config.affinity.levels: {error}") from None
     elif model.stem is None:

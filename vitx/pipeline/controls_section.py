@@ -28,7 +28,7 @@ TITLES = {
     "oracle": "walk, affinity of the true masks",
     "masks": "refined masks",
 }
-_PICTURES = 6  # images shown
+_PICTURES = 6  # images shown at most
 
 
 def controls_section(run: Run, results: dict[str, Any]) -> list[Section]:
@@ -75,7 +75,8 @@ def _pictures(run: Run, names: list[str], results: dict[str, Any]) -> Any:
     source, palette = seeded(run, "val"), voc_palette()
     seeds, labels, refined, controls = map(run.finished, ("seeds", "labels", "masks", "controls"))
     rows = []
-    for place in np.linspace(0, len(source) - 1, min(_PICTURES, len(source))).astype(int):
+    count = min(_PICTURES, run.config.report.images, len(source))
+    for place in np.linspace(0, len(source) - 1, count).astype(int):
         run.stop.check()
         example = source[int(place)]
         maps, classes = read_seed_maps(seeds, "val", example.id, size=example.size)

@@ -32,13 +32,22 @@ def get_config() -> ConfigDict:
 
     config.classifier.train_split = train()
     config.classifier.val_split = val()  # chooses the checkpoint, as in voc.py
-    config.classifier.epochs = 12
+    config.classifier.epochs = 20
     config.seeds.train_split = train()
     config.labels.backend = "jax"
+    config.labels.alpha_low = 3.0
+    config.labels.alpha_high = 8.0
+    # The widths of both CRFs are in pixels of the images: these suit 72 x 96 (docs/performance.md, "Small images").
+    config.labels.crf.sxy_bilateral = config.masks.crf.sxy_bilateral = 12.0
+    config.labels.crf.srgb = config.masks.crf.srgb = 15.0
     config.affinity.train_split = train()
     config.affinity.val_split = val()
-    config.affinity.epochs = 8
+    config.affinity.epochs = 6
     config.walk.split = train("[:15%]")
+    config.walk.start = "crf"
+    config.walk.beta = (8.0, 4.0)
+    config.walk.log2_steps = (1, 3)
+    config.walk.threshold = (0.3, 0.1, 0.2, 0.4, 0.5)
 
     config.report.title = "image labels to masks"
     return config

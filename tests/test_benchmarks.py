@@ -12,9 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.data
 
 from benchmarks import __main__ as bench
-from benchmarks import crf, gpu, growth, loader, oracles, seeds, targets, training
+from benchmarks import (
+    crf,
+    gpu,
+    growth,
+    loader,
+    made_photographs,
+    oracles,
+    own_data,
+    seeds,
+    targets,
+    training,
+)
 from benchmarks.command import parse_options
 from benchmarks.models import random_model
 from benchmarks.pairs import area_under_roc
@@ -203,6 +215,69 @@ def test_counts_the_flops_of_a_forward():
 def test_compares_backends_of_the_crf():
     found = crf.one_call(**targets.BENCHMARKS["crf"].quick)
     assert set(found) == {"jax_seconds", "pydensecrf_seconds", "jax_over_pydensecrf"}
+
+
+# Own data
+
+
+def test_photographs_have_exact_masks_and_every_class(tmp_path):
+    classes = made_photographs.make_photographs(tmp_path / "images", train=12, val=4)
+    (tmp_path / "classes.txt").write_text("\n".join(classes))
+    listed = {"classes": tmp_path / "classes.txt"}
+    train, val = (
+        open_source("voc_segmentation", split, tmp_path / "images", **listed)
+        for split in ("train", "val")
+    )
+    assert (len(train), len(val)) == (12, 4)
+    shown = np.zeros(len(classes) - 1, bool)
+    for example in train:
+        assert example.image.shape == (*example.mask.shape, 3) == (72, 96, 3)
+        indices = np.unique(example.mask)
+        np.testing.assert_array_equal(np.flatnonzero(example.labels) + 1, indices[indices > 0])
+        shown |= example.labels > 0
+    assert shown.all()
+
+
+def test_photographs_of_train_and_val_show_no_common_pixels():
+    for name, train, val in zip(
+        made_photographs.GROUNDS,
+        made_photographs.photographs("train"),
+        made_photographs.photographs("val"),
+        strict=True,
+    ):
+        whole = getattr(skimage.data, name)()
+        whole = whole[0] if isinstance(whole, tuple) else whole
+        np.testing.assert_array_equal(np.hstack([train, val]), whole)
+
+
+@pytest.mark.parametrize("kind", range(1, len(made_photographs.CLASSES)))
+def test_outlines_fit_the_unit_circle(kind):
+    y, x = np.mgrid[-1.5:1.5:201j, -1.5:1.5:201j]
+    inside = made_photographs.signed_distance(kind, x, y) < 0
+    assert np.hypot(x, y)[inside].max() <= 1
+    assert 0.25 < inside.mean() * 9 / np.pi < 0.9  # of the circle's area
+
+
+def test_rows_are_percent_and_signed():
+    figures = {
+        "seeds": {"miou": 0.5, "interval": [0.4, 0.6], "ahead": 0.25, "ahead_interval": [-0.1, 0.3]}
+    }
+    assert list(own_data.rows(figures)) == [
+        ("seeds", "50.0", "40.0 to 60.0", "+25.0 [-10.0, +30.0]")
+    ]
+
+
+@pytest.mark.exhaustive
+def test_runs_both_datasets_and_resumes(tmp_path, capfd):
+    small = "model.name=vit_test_conv_s4_48,classifier.epochs=1,affinity.epochs=1,affinity.grid=12"
+    given = {"options": small, "out": str(tmp_path), "train": 24, "val": 6}
+    for _ in range(2):
+        own_data.main(**given)
+        printed = capfd.readouterr().out
+        for dataset in own_data.DATASETS:
+            assert f"{dataset}, 24 training and 6 validation images, one run" in printed
+        assert printed.count("| refined masks |") == len(own_data.DATASETS)
+        assert printed.count("The classifier's mAP is ") == len(own_data.DATASETS)
 
 
 # Growth

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.classifier.epochs = 20
     config.seeds.train_split = train()
     config.labels.backend = "jax"
-    config.labels.alpha_low = 3.0
+    config.labels.alpha_low = 2.0
     config.labels.alpha_high = 8.0
     # The widths of both CRFs are in pixels of the images: these suit 72 x 96 (docs/performance.md, "Small images").
     config.labels.crf.sxy_bilateral = config.masks.crf.sxy_bilateral = 12.0

@@ -269,8 +269,19 @@ def test_rows_are_percent_and_signed():
 
 @pytest.mark.exhaustive
 def test_runs_both_datasets_and_resumes(tmp_path, capfd):
-    small = "model.name=vit_test_conv_s4_48,classifier.epochs=1,affinity.epochs=1,affinity.grid=12"
-    given = {"options": small, "out": str(tmp_path), "train": 24, "val": 6}
+    small = {
+        "model.name": "vit_test_conv_s4_48",
+        "classifier.epochs": 1,
+        "classifier.warmup_epochs": 0,
+        "classifier.batch_size": 8,
+        "seeds.batch_size": 8,
+        "affinity.epochs": 1,
+        "affinity.batch_size": 8,
+        "affinity.grid": 12,
+        "affinity.levels": (),
+    }
+    options = ",".join(f"{key}={value}" for key, value in small.items())
+    given = {"options": options, "out": str(tmp_path), "train": 24, "val": 6}
     for _ in range(2):
         own_data.main(**given)
         printed = capfd.readouterr().out

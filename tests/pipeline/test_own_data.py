@@ -34,7 +34,9 @@ SMALL = {
     "affinity.batch_size": 8,
     "affinity.grid": 12,
     "affinity.features": 32,
+    "affinity.levels": ("stem.1", "block.1"),
     "walk.log2_steps": (2, 1),
+    "controls.arms": ("no_walk", "uniform"),
     "report.images": 2,
 }
 
@@ -67,7 +69,7 @@ def test_without_masks_there_are_masks_and_no_scores(
     run_stages(run, STAGES)
     printed = capsys.readouterr().err
     assert "learns from random weights" in printed
-    assert "has no masks to choose by, the first candidates are taken: beta 4" in printed
+    assert "train[:15%] has no masks to choose by: options are chosen without masks" in printed
     for split in ("train", "val"):
         for identifier in bare.splits[split]:
             path = tmp_path / f"run/masks/{split}/{identifier}.png"
@@ -76,9 +78,11 @@ def test_without_masks_there_are_masks_and_no_scores(
                 assert mask.size == bare.pictures[identifier].shape[1::-1]
                 assert set(np.unique(np.asarray(mask))) <= shown
     results = json.loads((tmp_path / "run/results.json").read_text())
-    assert "masks" not in results and results["chosen"]["alpha"] == 16
+    chosen = results["chosen"]
+    assert "masks" not in results and chosen["how"] == "auto" and chosen["split"] == "train[:15%]"
+    assert not results["controls"]["figures"]
     page = (tmp_path / "run/report.html").read_text()
-    assert "nothing is scored" in page and "beta 4, 2^2 steps" in page
+    assert "nothing is scored" in page and f"beta {chosen['beta']:g}, 2^" in page
     assert "star&#39;s &lt;b&gt;" in page and "<b>" not in page
 
     # Masks that are drawn later leave what was trained.
@@ -90,6 +94,7 @@ def test_without_masks_there_are_masks_and_no_scores(
     with pytest.raises(ValueError, match=r"stage 'masks'.*mask_fingerprints.*delete"):
         run.stage("masks")
     shutil.rmtree(tmp_path / "run/masks")
+    shutil.rmtree(tmp_path / "run/controls")
     shutil.rmtree(tmp_path / "run/report")
     run = own_run(tmp_path)
     run_stages(run, STAGES)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,8 +113,16 @@ def choose_background(run: Run) -> dict[str, Any]:
 
 
 def _judge(run: Run, source: Source) -> "Judge":
-    by_masks = run.config.walk.choose == "masks" and source.any_masks
-    return MaskJudge(source) if by_masks else FeatureJudge(run, source)
+    if run.config.walk.choose == "auto":
+        return FeatureJudge(run, source)
+    if source.any_masks:
+        return MaskJudge(source)
+    if parallel.is_first_process():
+        print(
+            f"masks: {source.split} has no masks to choose by: options are chosen without masks",
+            file=sys.stderr,
+        )
+    return FeatureJudge(run, source)
 
 
 def values_of(option: Any) -> tuple[Any, ...]:

@@ -43,4 +43,5 @@ def get_config() -> ConfigDict:
     config.methods.batch_size = 3
     config.report.images = 2
     config.report.extremes = 1
+    config.report.note = ""
     return config

@@ -92,4 +92,5 @@ def get_config() -> ConfigDict:
 
     config.report.title = "image labels to masks (Table 4)"
     config.report.published = True  # show the paper's figures too, if the classes are VOC's
+    config.report.note = ""
     return config

@@ -50,4 +50,5 @@ def get_config() -> ConfigDict:
     config.walk.threshold = (0.3, 0.1, 0.2, 0.4, 0.5)
 
     config.report.title = "image labels to masks"
+    config.report.note = ""
     return config

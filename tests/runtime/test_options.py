@@ -33,6 +33,7 @@ FREE = [  # names of files, splits, datasets and classes, texts, and what is tru
     "walk.over_maximum",
     "report.title",
     "report.summary",
+    "report.note",
     "report.published",
 ]
 # `Comparison` and `Explainer` look at these.

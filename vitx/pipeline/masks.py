@@ -94,7 +94,8 @@ def _scores(run: Run) -> dict[str, Any]:
 
 def _tables(results: dict[str, Any]) -> Iterator[Table]:
     if scored := scored_splits(results):
-        table = Table(title="Masks from image labels, mIoU %", caption=FROM_TRUTH)
+        note = results["options"]["report"].get("note", "")
+        table = Table(title="Masks from image labels, mIoU %", caption=f"{FROM_TRUTH} {note}")
         for column in ("", *KINDS.values(), "gain"):
             table.add_column(column, justify="right" if column else "left")
         for split, scores in scored.items():

@@ -44,8 +44,10 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
     images = ", ".join(f"{scores['images']} of {split}" for split, scores in scored.items())
     caption = f"Intersection over union, %, of the images that have masks ({images})"
     by_class = {KINDS[kind]: list(scores[kind]["iou"].values()) for kind in ("seeds", "masks")}
+    note = results["options"]["report"].get("note", "")
     body = [
         FROM_TRUTH,
+        *([note] if note else []),
         Table(["class", *columns], rows, caption),
         *([_beside_published(results)] if published and "masks" in results else []),
         bar_chart(list(scores["masks"]["iou"]), by_class, "IoU", f"IoU by class on {first}"),

@@ -127,10 +127,10 @@ def get_config() -> ConfigDict:
     config.walk.start = "seeds"  # or "crf": the posteriors at the low alpha
     config.walk.background = "constant"  # published: "walked"; or "recomputed" after the walk
     config.walk.over_maximum = True  # maps over their maximum, after the walk; published: no
-    config.walk.threshold = (0.5, 0.3, 0.4, 0.6)  # of the constant background
+    config.walk.threshold = (0.5, 0.2, 0.3, 0.4, 0.6, 0.7)  # of the constant background
     config.walk.method = "chebyshev"
     config.walk.beta = (8.0, 2.0, 4.0)  # published: 16
-    config.walk.log2_steps = (3, 1, 2)  # published: 8, on a grid of 56
+    config.walk.log2_steps = (3, 0, 1, 2)  # published: 8, on a grid of 56
     config.walk.alpha = (16.0, 4.0, 8.0, 32.0, 64.0)  # published: 4
 
     config.masks = ConfigDict()

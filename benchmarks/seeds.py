@@ -5,6 +5,7 @@ masks, and AffinityNet on the stem's last map alone. Prints tables in Markdown. 
 ended.
 
 python -m benchmarks.seeds [--seeds 5] [--config configs/shapes.py] [--options key=value,...] [--out runs/seeds]
+    [--variants auto,single]
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 
 from benchmarks.command import parse_options
 from benchmarks.pairs import pairs_auc
@@ -50,15 +52,26 @@ def tables(workdirs: Sequence[Path]) -> tuple[list[str], np.ndarray]:
 
 
 def bootstrap(counts: np.ndarray, samples: int = 1000) -> np.ndarray:
-    """The mean over seeds of each kind's mIoU (samples, kinds), seeds and images drawn with replacement."""
+    """The mean over seeds of each kind's mIoU (samples, kinds), images drawn with replacement, alike for all seeds."""
     generator = np.random.default_rng(0)
-    seeds, images = counts.shape[:2]
+    images = counts.shape[1]
     drawn = []
     for _ in range(samples):
         weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        by_seed = mean_iou(np.einsum("n,snkij->skij", weights, counts))  # (seeds, kinds)
-        drawn.append(by_seed[generator.integers(seeds, size=seeds)].mean(0))
+        drawn.append(mean_iou(np.einsum("n,snkij->skij", weights, counts)).mean(0))
     return np.array(drawn)
+
+
+def half_width(by_seed: np.ndarray, by_image: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean over seeds, which are few: Student's t with their number less one.
+
+    The variance of the mean is that over seeds (S,) and that over bootstrap samples of the images (samples,) together.
+    """
+    seeds = len(by_seed)
+    if seeds < 2:
+        return float("nan")
+    error = np.sqrt(by_seed.var(ddof=1) / seeds + by_image.var(ddof=1))
+    return float(scipy.stats.t.ppf(0.975, seeds - 1) * error)
 
 
 def rows(names: Sequence[str], counts: np.ndarray) -> Iterator[list[str]]:
@@ -69,13 +82,13 @@ def rows(names: Sequence[str], counts: np.ndarray) -> Iterator[list[str]]:
     for place, name in enumerate(names):
         found = by_seed[:, place]
         ahead = by_seed[:, last] - found
-        low, high = np.quantile(drawn[:, last] - drawn[:, place], (0.025, 0.975))
+        half = half_width(ahead, drawn[:, last] - drawn[:, place])
         yield [
             TITLES[name],
             f"{found.mean():.1f}",
             f"{found.std(ddof=1):.1f}" if len(found) > 1 else "",
             f"{found.min():.1f} to {found.max():.1f}",
-            f"{ahead.mean():+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{ahead.mean():+.1f} [{ahead.mean() - half:+.1f}, {ahead.mean() + half:+.1f}]",
             f"{ahead.min():+.1f}",
         ]
 
@@ -114,7 +127,10 @@ def main(
             workdir = folder / f"seed{seed}_{name}"
             for stage in kept:
                 if not (workdir / stage).exists():
-                    shutil.copytree(first / stage, workdir / stage)
+                    part = workdir / f"{stage}.part"  # whole or absent, also after a kill
+                    shutil.rmtree(part, ignore_errors=True)
+                    shutil.copytree(first / stage, part)
+                    part.rename(workdir / stage)
             run(workdir, [*common, option])
             workdirs.setdefault(name, []).append(workdir)
     header = ("masks", "mean", "sd", "range", "refined masks are ahead by", "least")

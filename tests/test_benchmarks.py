@@ -358,8 +358,12 @@ def test_seeds_are_summed_up_by_kind() -> None:
     assert first[4].startswith(f"{100 - np.mean(found):+.1f} [")
     assert first[5] == f"{100 - max(found):+.1f}"
     assert last[1:] == ["100.0", "0.0", "100.0 to 100.0", "+0.0 [+0.0, +0.0]", "+0.0"]
-    low, high = np.quantile(seeds.bootstrap(counts)[:, 0], (0.025, 0.975))
-    assert low < np.mean(found) / 100 < high
+    by_image = 100 * seeds.bootstrap(counts)[:, 0]
+    half = seeds.half_width(np.array(found), by_image)
+    error = np.sqrt(np.var(found, ddof=1) / 3 + by_image.var(ddof=1))
+    assert half == pytest.approx(
+        4.302653 * error, rel=1e-6
+    )  # Student's t at two degrees of freedom
 
 
 def test_perfect_seeds_of_the_embedded_dataset_score_best_with_the_truth() -> None:

@@ -87,7 +87,7 @@ def test_candidates_score_what_the_regression_of_their_masks_explains(labelled) 
         values = np.array([0, *(classes + 1)], np.uint8)
         masks = values[draw.integers(len(values), size=(2, *example.size))]
         judge.look([example])
-        judge.add(sums, masks, Item(example, classes, np.empty((0, 0, 0))))
+        judge.add(sums, masks, Item(example, classes))
         statistics = model.preprocess
         image = (example.image / np.float32(255) - statistics.mean) / statistics.std
         maps = features_at(model, jnp.asarray(image[None], jnp.float32), levels)

@@ -1,6 +1,7 @@
 """The walk's choices, its sources of affinities and the control arms, on a small finished run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from vitx.data.transforms import resize_maps, resize_mask
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.models.levels import features_at
 from vitx.pipeline.affinities import AFFINITIES, LEARNED, NO_WALK, ORACLE, affinity_source
-from vitx.pipeline.artifacts import pool_factor, read_mask, read_seed_maps, seeded
+from vitx.pipeline.artifacts import pool_factor, read_mask, read_scores, read_seed_maps, seeded
 from vitx.pipeline.controls import REFINED, STEPS, differences
 from vitx.pipeline.refiner import Item, Refiner
+from vitx.pipeline.report import gather
 from vitx.pseudomasks.affinity import affinities, inside
 from vitx.pseudomasks.crf import CRFParameters, dense_crf, pool_posteriors
 from vitx.pseudomasks.walk import random_walk
@@ -209,7 +211,8 @@ def test_control_arms_are_scored_from_their_own_masks(finished: Run) -> None:
     counts = len(finished.config.walk.beta) * len(finished.config.walk.threshold)
     source, stage = seeded(finished, "val"), finished.finished("controls")
     for arm in arms:
-        assert len(scores["chosen"][arm]["candidates"]) == counts
+        tried = len(finished.config.walk.threshold) if arm == "no_walk" else counts
+        assert len(scores["chosen"][arm]["candidates"]) == tried
         table = sum(
             confusion_matrix(read_mask(stage, arm, example.id), example.mask, 6)
             for example in source
@@ -253,6 +256,22 @@ def test_the_choice_is_the_best_of_the_candidates(finished: Run) -> None:
 
 def test_without_stage_affinity_masks_follow_from_features(finished: Run, folder: Path) -> None:
     """Any classifier can make masks: AffinityNet is not trained."""
-    config = config_of(folder, walk__affinity="features", controls__arms=("affinitynet",))
-    assert KNOWN["masks"].needs_of(config) == ["labels"]
     assert KNOWN["masks"].needs_of(finished.config) == ["affinity"]
+    config = config_of(folder, walk__affinity="features", controls__arms=("features", "uniform"))
+    for name in ("classifier", "seeds", "labels"):
+        shutil.copytree(finished.workdir.folder / name, folder / "features" / name)
+    run = begun(config, folder / "features")
+    run_stages(run, [KNOWN["masks"], KNOWN["controls"]])
+    assert not (folder / "features" / "affinity").exists()
+    assert list(read_scores(run, "controls")["chosen"]) == ["uniform"]  # the other is no control
+    config.controls.arms = ("affinitynet",)
+    with pytest.raises(ValueError, match="stage 'affinity' is not done"):
+        run_stages(begun(config, folder / "features"), [KNOWN["controls"]])
+
+
+def test_controls_may_be_left_out(finished: Run, folder: Path) -> None:
+    shutil.copytree(finished.workdir.folder, folder / "without")
+    shutil.rmtree(folder / "without" / "controls")
+    run = begun(finished.config, folder / "without")
+    assert "controls" not in gather(run, [KNOWN["masks"], KNOWN["controls"]])
+    assert not KNOWN["controls"].section(run, {})

@@ -41,13 +41,22 @@ class AffinitySource(NamedTuple):
 
 
 def check_levels(config: Any, model: Any) -> None:
-    """Raises ValueError where affinities of features are wanted at a level that the model does not have."""
-    walk, arms = config.get("walk", {}), config.get("controls", {}).get("arms", ())
-    if "features" in (walk.get("affinity"), *arms):
-        try:
-            require_levels(model, walk.levels)
-        except ValueError as error:
-            raise ValueError(f"config.walk.levels: {error}") from None
+    """Raises ValueError where a control arm wants affinities of features at a level that the model does not have."""
+    if "features" in config.get("controls", {}).get("arms", ()):
+        _require_levels(config, model)
+
+
+def check_own_levels(config: Any, model: Any) -> None:
+    """The same for the affinity of the refined masks."""
+    if config.get("walk", {}).get("affinity") == "features":
+        _require_levels(config, model)
+
+
+def _require_levels(config: Any, model: Any) -> None:
+    try:
+        require_levels(model, config.walk.levels)
+    except ValueError as error:
+        raise ValueError(f"config.walk.levels: {error}") from None
 
 
 def affinity_source(run: Run, name: str) -> AffinitySource:

@@ -13,6 +13,7 @@ from vitx import parallel
 from vitx.data import loader
 from vitx.data.source import Source
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
+from vitx.pipeline.affinities import NO_WALK
 from vitx.pipeline.artifacts import read_seed_maps
 from vitx.pipeline.feature_judge import FeatureJudge
 from vitx.pipeline.mask_scores import thresholds
@@ -65,6 +66,7 @@ def choose(run: Run, refine: Refiner) -> dict[str, Any]:
       score), since the level is chosen once more under the CRF, for the walk that is best without.
     """
     walks, levels = candidates(run.config)
+    walks = walks[:1] if refine.affinity == NO_WALK else walks
     if len(walks) == len(levels) == 1:
         ((beta, steps),) = walks
         return {"how": "given", "beta": beta, "log2_steps": steps, "level": levels[0]}
@@ -90,18 +92,19 @@ def choose_background(run: Run) -> dict[str, Any]:
     """The background score of the seed masks, from the candidates of `seeds.background`, chosen as in `choose`.
 
     Returns:
-      background; where it was chosen also backgrounds, a list of background and score.
+      background, and background_how like how of `choose`; where it was chosen also backgrounds, a list of background
+      and score.
     """
     levels, source = values_of(run.config.seeds.background), run.source(run.config.walk.split)
     if len(levels) == 1:
-        return {"background": levels[0]}
+        return {"background": levels[0], "background_how": "given"}
     judge, seeds = _judge(run, source), run.finished("seeds")
     sums = judge.empty(len(levels))
     for example in loader.read_ahead(source, parallel.share(range(len(source)))):
         seed_maps, classes = read_seed_maps(seeds, "train", example.id, size=example.size)
         masks = seed_mask(seed_maps, classes, thresholds(levels))
         judge.look([example])
-        judge.add(sums, masks, Item(example, classes, seed_maps))
+        judge.add(sums, masks, Item(example, classes))
         run.stop.check()
     (sums,) = parallel.sum_over_processes((sums,))
     scores = [
@@ -109,7 +112,11 @@ def choose_background(run: Run) -> dict[str, Any]:
         for level, score in zip(levels, judge.score(sums), strict=True)
     ]
     best = max(scores, key=lambda entry: entry["score"])
-    return {"background": best["background"], "backgrounds": scores}
+    return {
+        "background": best["background"],
+        "background_how": judge.name,
+        "backgrounds": scores,
+    }
 
 
 def _judge(run: Run, source: Source) -> "Judge":

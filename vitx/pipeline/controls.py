@@ -9,7 +9,7 @@ from vitx import parallel
 from vitx.data import loader
 from vitx.evaluation.bootstrap import bootstrap_interval
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
-from vitx.pipeline.affinities import LEARNED, NO_WALK, ORACLE
+from vitx.pipeline.affinities import LEARNED, NO_WALK, ORACLE, check_levels
 from vitx.pipeline.artifacts import SCORES, read_mask, read_scores, read_seed_maps, seeded
 from vitx.pipeline.controls_section import controls_section
 from vitx.pipeline.mask_scores import stored_masks
@@ -18,7 +18,7 @@ from vitx.pipeline.refiner import Refiner
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json, write_npz
-from vitx.runtime.options import among, several
+from vitx.runtime.options import Wanted
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
@@ -73,13 +73,14 @@ def compare_controls(run: Run, stage: StageFolder) -> None:
 
 
 def wanted_arms(run: Run) -> list[str]:
-    """The arms of `controls.arms` that differ from the refined masks."""
-    config = run.config
+    """The arms that differ from the refined masks; no oracle without masks to choose its options by."""
+    config, any_masks = run.config, run.source(run.config.walk.split).any_masks
     return [
         name
         for name in config.controls.arms
         if ARMS[name].affinity != config.walk.affinity
         and (name != "no_crf" or config.masks.crf.iterations)
+        and (name != ORACLE or any_masks)
     ]
 
 
@@ -135,12 +136,23 @@ def differences(names: Sequence[str], tables: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _are_arms(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(name in ARMS for name in value)
+
+
+def _scores(run: Run) -> dict[str, Any]:
+    """Nothing where the stage is left out."""
+    done = run.stage("controls").done
+    return {"controls": read_scores(run, "controls")} if done else {}
+
+
 STAGE = Stage(
     "controls",
     compare_controls,
-    needs=["masks"],
-    keys=["controls", "walk.levels"],
-    options={"controls.arms": several(among(tuple(ARMS)))},
-    scores=lambda run: {"controls": read_scores(run, "controls")},
+    needs=lambda config: ["masks", *(["affinity"] if LEARNED in config.controls.arms else [])],
+    keys=["controls"],
+    options={"controls.arms": Wanted(_are_arms, f"a tuple of some of {', '.join(ARMS)}")},
+    check_model=check_levels,
+    scores=_scores,
     section=controls_section,
 )

@@ -33,7 +33,8 @@ _PICTURES = 6  # images shown at most
 
 def controls_section(run: Run, results: dict[str, Any]) -> list[Section]:
     """What each step adds: the mIoU of every kind of mask, and pictures of them."""
-    figures, chosen = results["controls"]["figures"], results["controls"]["chosen"]
+    controls = results.get("controls", {})
+    figures, chosen = controls.get("figures", {}), controls.get("chosen", {})
     if not figures:
         return []
     rows = []
@@ -42,7 +43,13 @@ def controls_section(run: Run, results: dict[str, Any]) -> list[Section]:
         ahead = f"{100 * found['ahead']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         interval = " to ".join(percent(end) for end in found["interval"])
         rows.append(
-            [TITLES[name], percent(found["miou"]), interval, ahead, _options(chosen.get(name, {}))]
+            [
+                TITLES[name],
+                percent(found["miou"]),
+                interval,
+                ahead,
+                _options(name, chosen.get(name, {})),
+            ]
         )
     headers = ["masks", "mIoU", "95 %", "refined masks are ahead by", "options chosen"]
     caption = "What each step adds: mIoU on val, %, with 95 % bootstrap intervals over the images of this one run"
@@ -65,10 +72,11 @@ def controls_section(run: Run, results: dict[str, Any]) -> list[Section]:
     ]
 
 
-def _options(chosen: dict[str, Any]) -> str:
+def _options(name: str, chosen: dict[str, Any]) -> str:
     if not chosen:
         return ""
-    return f"beta {chosen['beta']:g}, 2^{chosen['log2_steps']} steps, level {chosen['level']:g} ({chosen['how']})"
+    walk = f"beta {chosen['beta']:g}, 2^{chosen['log2_steps']} steps, "
+    return f"{'' if name == 'no_walk' else walk}level {chosen['level']:g} ({chosen['how']})"
 
 
 def _pictures(run: Run, names: list[str], results: dict[str, Any]) -> Any:

@@ -175,14 +175,18 @@ def _check(run: Run) -> None:
         if importlib.util.find_spec("pydensecrf") is None:
             raise ImportError(MISSING_BACKEND)
         return
-    parameters = CRFParameters(**run.config.labels.crf)
+    require_crf_sizes(run, CRFParameters(**run.config.labels.crf))
+
+
+def require_crf_sizes(run: Run, parameters: CRFParameters) -> None:
+    """Raises ValueError for an image too large for a dense CRF of these parameters."""
     first: dict[tuple[int, int], str] = {}  # an image of each size
     for source in (seeded(run, split) for split in SPLITS):
         for index in range(len(source)):
             first.setdefault(source.size(index), source.identifier(index))
     for size, identifier in first.items():
         try:
-            require_size(*size, backend, parameters)
+            require_size(*size, run.config.labels.backend, parameters)
         except ValueError as error:
             raise ValueError(f"image {identifier}: {error}") from error
 

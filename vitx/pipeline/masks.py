@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from vitx import parallel
-from vitx.pipeline.affinities import AFFINITIES, LEARNED, PAIRS, check_levels
+from vitx.pipeline.affinities import AFFINITIES, LEARNED, PAIRS, check_own_levels
 from vitx.pipeline.artifacts import (
     SCORES,
     SPLITS,
@@ -17,10 +17,12 @@ from vitx.pipeline.artifacts import (
     write_mask,
 )
 from vitx.pipeline.choice import CHOICES, choose, choose_background, read_choice
+from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.mask_scores import FROM_TRUTH, score
 from vitx.pipeline.masks_pictures import pictures_section
 from vitx.pipeline.masks_section import KINDS, masks_section, scored_splits
 from vitx.pipeline.refiner import BACKGROUNDS, STARTS, Refiner
+from vitx.pseudomasks.crf import CRFParameters
 from vitx.pseudomasks.walk import METHODS
 from vitx.report.page import Section, Tile
 from vitx.report.parts import percent
@@ -75,6 +77,13 @@ def write_masks(
                 write_mask(stage, folder, item.example.id, mask)
             bar.advance(len(items))
             run.stop.check()
+
+
+def _check(run: Run) -> None:
+    """Raises ValueError for an image too large for the dense CRF after the walk."""
+    crf = CRFParameters(**run.config.masks.crf)
+    if crf.iterations and run.config.labels.backend != "pydensecrf":
+        require_crf_sizes(run, crf)
 
 
 def _facts(run: Run) -> dict[str, dict[str, Any]]:
@@ -143,7 +152,8 @@ STAGE = Stage(
         "walk.method": among(METHODS),
     },
     check_options=check_grid,
-    check_model=check_levels,
+    check_model=check_own_levels,
+    check=_check,
     splits=["walk.split"],
     scores=_scores,
     tables=_tables,

@@ -28,7 +28,10 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
     `published` adds the figures that [Re] prints for VOC.
     """
     scored, chosen = scored_splits(results), results["chosen"]
-    remarks = [_chosen(chosen), *_flat(results.get("cues", {}))]
+    remarks = [
+        _chosen(chosen, results["options"]["walk"]["split"]),
+        *_flat(results.get("cues", {})),
+    ]
     if not scored:
         unscored = "No image has a mask to compare with: nothing is scored."
         return Section("From seeds to masks", [unscored, *remarks])
@@ -81,15 +84,16 @@ def _beside_published(results: dict[str, Any]) -> Table:
     )
 
 
-def _chosen(chosen: dict[str, Any]) -> str:
+def _chosen(chosen: dict[str, Any], split: str) -> str:
     how = {
-        "given": "As configured",
-        "masks": f"Chosen by the masks of {chosen.get('split')}, never of val",
-        "auto": f"Chosen without masks, on the images of {chosen.get('split')}",
+        "given": "as configured",
+        "masks": f"chosen by the masks of {split}, never of val",
+        "auto": f"chosen without masks, on the images of {split}",
     }
     return (
-        f"{how[chosen['how']]}: the seeds' background score {chosen['background']:g}; for the walk, beta "
-        f"{chosen['beta']:g}, 2^{chosen['log2_steps']} steps, the background's level {chosen['level']:g}."
+        f"The walk has beta {chosen['beta']:g}, 2^{chosen['log2_steps']} steps and a background of level "
+        f"{chosen['level']:g}, {how[chosen['how']]}. The seeds' background score is {chosen['background']:g}, "
+        f"{how[chosen['background_how']]}."
     )
 
 

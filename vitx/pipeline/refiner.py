@@ -25,15 +25,12 @@ from vitx.runtime.experiment import Run
 BACKGROUNDS = ("walked", "recomputed", "constant")
 STARTS = ("seeds", "crf")
 
-_NOT_KEPT = np.empty((0, 0, 0), np.float32)
-
 
 class Item(NamedTuple):
-    """An image on its way, its K classes, and their seed maps (K, H, W) at its own size where they are still needed."""
+    """An image on its way, and its K classes."""
 
     example: loader.Example
     classes: np.ndarray
-    seed_maps: np.ndarray
 
 
 class Refiner:
@@ -70,12 +67,10 @@ class Refiner:
         numbers: Sequence[int],
         split: str,
         levels: Sequence[float],
-        keep_seed_maps: bool = False,
     ) -> Iterator[tuple[list[Item], np.ndarray, np.ndarray]]:
         """Yields for each numbered batch its items, its affinities, and its maps to walk (B, A + K, h, w).
 
         A walking background is computed at the image's size. Maps are padded with zeros to the split's most classes.
-        `keep_seed_maps`: also in the items, at the images' sizes.
         """
         width = seeded(self.run, split).most_classes
         count = len(levels) if self.walked_backgrounds else 0
@@ -90,7 +85,7 @@ class Refiner:
                 )
                 start = self._start(example, seed_maps, classes, levels[:count])
                 row[: len(start)] = pool_posteriors(start, self.source.grid, self._pool)
-                items.append(Item(example, classes, seed_maps if keep_seed_maps else _NOT_KEPT))
+                items.append(Item(example, classes))
             yield items, self.source.compute(batch)[: len(items)], maps
 
     def _start(

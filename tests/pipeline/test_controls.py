@@ -264,6 +264,7 @@ def test_without_stage_affinity_masks_follow_from_features(finished: Run, folder
     run_stages(run, [KNOWN["masks"], KNOWN["controls"]])
     assert not (folder / "features" / "affinity").exists()
     assert list(read_scores(run, "controls")["chosen"]) == ["uniform"]  # the other is no control
+    shutil.rmtree(folder / "features" / "controls")
     config.controls.arms = ("affinitynet",)
     with pytest.raises(ValueError, match="stage 'affinity' is not done"):
         run_stages(begun(config, folder / "features"), [KNOWN["controls"]])

@@ -65,7 +65,7 @@ def test_a_dataset_is_one_file(toy):
 def test_datasets_that_tfds_itself_wrote_are_read(tmp_path):
     """Those have no list of ids and labels, and no digest."""
     source = open_source("shapes/tiny", "val", tmp_path)
-    (tmp_path / "shapes/tiny/1.0.0/metadata.json").unlink()
+    (tmp_path / "shapes/tiny/2.0.0/metadata.json").unlink()
     again = open_source("shapes/tiny", "val", tmp_path)
     assert again.fingerprint == source.fingerprint
     for index in range(len(source)):

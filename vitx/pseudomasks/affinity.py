@@ -136,12 +136,11 @@ def pair_labels(
     if labels.ndim < 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be ints (..., H, W), not {labels.dtype} {labels.shape}")
     require_pairs(labels.shape[-2:], radius)
-    if everywhere:
-        around = ((0, 0),) * (labels.ndim - 2) + _around(radius)
-        kinds = pair_labels(jnp.pad(labels, around, constant_values=IGNORED), radius)
-        background, foreground, negative = (_within(kind, radius) for kind in kinds)
-        return background, foreground, negative
     reach = radius - 1
+    if everywhere:
+        origin, target = labels[..., None, :, :], _neighbours(labels, radius)
+        background, foreground, negative = _kinds(origin, target)
+        return background, foreground, negative
     height, width = labels.shape[-2] - reach, labels.shape[-1] - 2 * reach
     origin = labels[..., None, :height, reach : reach + width]  # (..., 1, h, w)
 
@@ -149,11 +148,28 @@ def pair_labels(
         return block(labels, (offset[0], reach + offset[1]), (height, width), axis=-2)
 
     target = jnp.moveaxis(lax.map(one, jnp.asarray(offsets(radius))), 0, -3)  # (..., P, h, w)
+    background, foreground, negative = (_widen(kind, reach) for kind in _kinds(origin, target))
+    return background, foreground, negative
+
+
+def _neighbours(labels: Array, radius: int) -> Array:
+    """The label at each offset from each pixel, IGNORED outside of the image: (..., H, W) -> (..., P, H, W)."""
+    (height, width), reach = labels.shape[-2:], radius - 1
+    around = ((0, 0),) * (labels.ndim - 2) + _around(radius)
+    wide = jnp.pad(labels, around, constant_values=IGNORED)
+    # Not by `lax.map`: XLA's compiler for CPUs failed on a fusion of it (jaxlib 0.10.2).
+    shifted = [
+        wide[..., dy : dy + height, reach + dx : reach + dx + width]
+        for dy, dx in offsets(radius).tolist()
+    ]
+    return jnp.stack(shifted, -3)
+
+
+def _kinds(origin: Array, target: Array) -> tuple[Array, Array, Array]:
+    """Whether both labels are background, the same class, or different, none of them ignored."""
     known = (origin != IGNORED) & (target != IGNORED)
     same = known & (origin == target)
-    kinds = same & (origin == 0), same & (origin != 0), known & (origin != target)
-    background, foreground, negative = (_widen(kind, reach) for kind in kinds)
-    return background, foreground, negative
+    return same & (origin == 0), same & (origin != 0), known & (origin != target)
 
 
 def affinity_loss(

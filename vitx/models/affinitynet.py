@@ -26,7 +26,7 @@ def _xavier_uniform(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(jax.random.uniform(rngs(), (inputs, outputs), minval=-bound, maxval=bound))
 
 
-def _resized(x: Array, grid: tuple[int, int]) -> Array:
+def on_grid(x: Array, grid: tuple[int, int]) -> Array:
     """X (B, H, W, C) -> (B, h, w, C) on the grid, bilinear without antialiasing."""
     shape = (len(x), *grid, x.shape[-1])
     return jax.image.resize(x, shape, "bilinear", antialias=False)
@@ -63,7 +63,7 @@ class AffinityNet(nnx.Module):
 
     def head(self, features: Array) -> Array:
         """Stem features (B, h, w, C) -> pixel features on the grid, (B, h, w, features)."""
-        x = _resized(features, self.grid)
+        x = on_grid(features, self.grid)
         x = jax.nn.elu(self.gn(linear(x, self.feat_conv[...])))
         return jax.nn.elu(linear(x, self.affinity_conv[...]))
 
@@ -132,5 +132,5 @@ class MultiLevelAffinityNet(nnx.Module):
         images = images.astype(self.affinity_conv.dtype)
         maps = features_at(self.backbone, images, self.levels)
         pairs = zip(self.branches, maps, strict=True)
-        x = jnp.concatenate([_resized(branch(x), self.grid) for branch, x in pairs], axis=-1)
+        x = jnp.concatenate([on_grid(branch(x), self.grid) for branch, x in pairs], axis=-1)
         return jax.nn.elu(linear(x, self.affinity_conv[...]))

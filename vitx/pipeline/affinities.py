@@ -9,7 +9,7 @@ import numpy as np
 
 from vitx import parallel, weights
 from vitx.data.transforms import resize_mask
-from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet, on_grid
 from vitx.models.levels import features_at, require_levels
 from vitx.ops import Array
 from vitx.pseudomasks import attention
@@ -43,20 +43,21 @@ class AffinitySource(NamedTuple):
 def check_levels(config: Any, model: Any) -> None:
     """Raises ValueError where a control arm wants affinities of features at a level that the model does not have."""
     if "features" in config.get("controls", {}).get("arms", ()):
-        _require_levels(config, model)
+        require_option("walk.levels", config.walk.levels, model)
 
 
 def check_own_levels(config: Any, model: Any) -> None:
     """The same for the affinity of the refined masks."""
     if config.get("walk", {}).get("affinity") == "features":
-        _require_levels(config, model)
+        require_option("walk.levels", config.walk.levels, model)
 
 
-def _require_levels(config: Any, model: Any) -> None:
+def require_option(key: str, levels: Sequence[str], model: Any) -> None:
+    """Raises ValueError that names the option at `key` where the model does not have one of its levels."""
     try:
-        require_levels(model, config.walk.levels)
+        require_levels(model, levels)
     except ValueError as error:
-        raise ValueError(f"config.walk.levels: {error}") from None
+        raise ValueError(f"config.{key}: {error}") from None
 
 
 def affinity_source(run: Run, name: str) -> AffinitySource:
@@ -137,12 +138,6 @@ def _of_images(
         case "uniform":
             return joined.by_distance(jnp.zeros((len(images), *joined.grid, 1)))
     return joined.by_distance(model(images))
-
-
-def on_grid(features: Array, grid: tuple[int, int]) -> Array:
-    """Features (B, h, w, C) resized to a grid, bilinear without antialiasing."""
-    shape = (len(features), *grid, features.shape[-1])
-    return jax.image.resize(features, shape, "bilinear", antialias=False)
 
 
 def _unit(features: Array, grid: tuple[int, int]) -> Array:

@@ -9,9 +9,9 @@ from flax import nnx
 from vitx import parallel, weights
 from vitx.data import loader
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
-from vitx.models.levels import require_levels
 from vitx.ops import Array
 from vitx.pipeline import training_stage
+from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
@@ -38,11 +38,8 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
     """Trains AffinityNet's head, and the backbone below it where asked; keeps the weights of least validation loss."""
     config, mode = run.config.affinity, run.config.parallel
     train, val = run.source(config.train_split), run.source(config.val_split)
-    labels, net, loss = (
-        _Labels(run, train, val),
-        initial_net(run),
-        pair_loss(config.radius, config.pairs == "near"),
-    )
+    labels, net = _Labels(run, train, val), initial_net(run)
+    loss = pair_loss(config.radius, everywhere=config.pairs == "near")
 
     def batch_loss(net: Any, batch: Mapping[str, Array]) -> Array:
         axis = parallel.axis_of(mode)
@@ -112,10 +109,7 @@ def _ids(source: loader.Source) -> list[str]:
 
 def _check_model(config: Any, model: Any) -> None:
     if levels := config.get("affinity", {}).get("levels", ()):
-        try:
-            require_levels(model, levels)
-        except ValueError as error:
-            raise ValueError(f"config.affinity.levels: {error}") from None
+        require_option("affinity.levels", levels, model)
     elif model.stem is None:
         raise ValueError(
             "AffinityNet reads a hybrid's stem, and this model has none: choose a hybrid, name blocks in "

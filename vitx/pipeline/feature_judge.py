@@ -10,9 +10,9 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.data.transforms import normalise, resize_image
 from vitx.evaluation.explained import FeatureSums, explained_share, feature_sums, label_sums
+from vitx.models.affinitynet import on_grid
 from vitx.models.levels import Backbone, features_at, level_channels
 from vitx.ops import Array
-from vitx.pipeline.affinities import on_grid
 from vitx.pipeline.artifacts import pool_factor
 from vitx.pipeline.refiner import Item
 from vitx.pseudomasks.crf import pool_posteriors

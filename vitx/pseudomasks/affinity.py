@@ -84,7 +84,7 @@ def _affinities(features: Array, radius: int) -> Array:
 
     # One offset at a time: unrolled, XLA's CPU backend keeps all P differences at once.
     values = lax.map(one, jnp.asarray(offsets(radius)))  # (P, ..., h, w)
-    return _widen(jnp.moveaxis(values, 0, -3), reach)
+    return widen(jnp.moveaxis(values, 0, -3), reach)
 
 
 def _affinities_forward(features: Array, radius: int) -> tuple[Array, tuple[Array, Array]]:
@@ -148,7 +148,7 @@ def pair_labels(
         return block(labels, (offset[0], reach + offset[1]), (height, width), axis=-2)
 
     target = jnp.moveaxis(lax.map(one, jnp.asarray(offsets(radius))), 0, -3)  # (..., P, h, w)
-    background, foreground, negative = (_widen(kind, reach) for kind in _kinds(origin, target))
+    background, foreground, negative = (widen(kind, reach) for kind in _kinds(origin, target))
     return background, foreground, negative
 
 
@@ -245,7 +245,7 @@ def block(x: Array, start: tuple[Array, Array], size: tuple[int, int], axis: int
     return lax.dynamic_slice_in_dim(rows, start[1], size[1], axis=axis + 1)
 
 
-def _widen(window: Array, reach: int) -> Array:
+def widen(window: Array, reach: int) -> Array:
     """Arrays over the window of from-pixels (..., h, w) onto the grid (..., H, W)."""
     return jnp.pad(window, ((0, 0),) * (window.ndim - 2) + ((0, reach), (reach, reach)))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vitx.pseudomasks.affinity import inside, offsets
+from vitx.pseudomasks.affinity import inside, offsets, widen
 
 Array = jax.Array
 
@@ -47,8 +47,7 @@ def near_pairs(affinity: Array, grid: tuple[int, int], radius: int, everywhere: 
     if everywhere:
         return pairs
     reach = radius - 1
-    window = pairs[..., : height - reach, reach : width - reach]
-    return jnp.pad(window, ((0, 0),) * (pairs.ndim - 2) + ((0, reach), (reach, reach)))
+    return widen(pairs[..., : height - reach, reach : width - reach], reach)
 
 
 def _pixels(features: Array) -> Array:

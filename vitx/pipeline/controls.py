@@ -151,7 +151,9 @@ STAGE = Stage(
     compare_controls,
     needs=lambda config: ["masks", *(["affinity"] if LEARNED in config.controls.arms else [])],
     keys=["controls"],
-    options={"controls.arms": Wanted(_are_arms, f"a tuple of some of {', '.join(ARMS)}")},
+    options={
+        "controls.arms": Wanted(_are_arms, f"a tuple, of which each is one of {', '.join(ARMS)}")
+    },
     check_model=check_levels,
     scores=_scores,
     section=controls_section,

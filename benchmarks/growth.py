@@ -27,7 +27,8 @@ from benchmarks.command import parse_options
 from benchmarks.models import random_images, with_random_weights
 from benchmarks.tables import print_table
 from benchmarks.timing import Side, alternate
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.design import Preprocess
+from vitx.models.vit import VisionTransformer
 
 WIDTH, PATCH = 192, 16
 # What a panel does not vary; the images' size is in patches along a side.

@@ -22,7 +22,7 @@ from benchmarks.gpu import PEAKS, REACHED
 from benchmarks.tables import print_table, print_targets
 from benchmarks.training import estimated_rate, images_a_second
 from vitx.data import loader
-from vitx.models.vit import Preprocess
+from vitx.models.design import Preprocess
 
 PUBLISHED = loader.Augment(flip=True, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1)
 SHAPES = ((375, 500), (333, 500), (500, 375), (375, 500))  # VOC's commonest

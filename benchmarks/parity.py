@@ -27,7 +27,8 @@ from benchmarks.tables import print_table
 from vitx.evaluation.metrics import confusion_matrix, mean_iou, segmentation_scores
 from vitx.evaluation.perturbation import perturbation_curve
 from vitx.models.affinitynet import AffinityNet
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.design import Preprocess
+from vitx.models.vit import VisionTransformer
 from vitx.pipeline.classifier import multilabel_soft_margin
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.pseudomasks.walk import random_walk

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 import vitx
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.design import Preprocess
+from vitx.models.vit import VisionTransformer
 
 
 def filled(make: Callable[[], Any], seed: int = 0) -> Any:

@@ -54,6 +54,26 @@ def scale(x: Array, *, factor: float) -> Array:
     return x * factor
 
 
+def scale_channels(x: Array, weight: Array) -> Array:
+    """X (..., C) times a learned vector (C,): LayerScale (Touvron et al., ICCV 2021)."""
+    return x * _last_axis(weight, x)
+
+
+def multiply(x: Array, y: Array) -> Array:
+    """Product of two branches of one shape, as in a gated MLP."""
+    return x * y
+
+
+def rotate(x: Array, cosine: Array, sine: Array) -> Array:
+    """Rotary positions (Su et al., 2021) of queries or keys x (B, H, N, D): channel i turns with channel i + D / 2.
+
+    Cosine and sine of the angles are (N, D); the sine's first half has the opposite sign.
+    """
+    half = x.shape[-1] // 2
+    partner = jnp.concatenate([x[..., half:], x[..., :half]], -1)
+    return x * cosine[None, None] + partner * sine[None, None]
+
+
 @jax.custom_jvp
 def softmax(x: Array) -> Array:
     """Softmax over the last axis."""
@@ -81,6 +101,21 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return gelu(x), (cumulative + x * density) * dx
 
 
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation of GELU: x sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def tanh_gelu(x: Array) -> Array:
+    """GELU's approximation by tanh, as in SigLIP."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def silu(x: Array) -> Array:
+    """X sigmoid(x), the gate of SwiGLU."""
+    return jax.nn.silu(x)
+
+
 def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Array:
     """LayerNorm over the last axis, biased variance."""
     centred = x - x.mean(-1, keepdims=True)
@@ -91,6 +126,32 @@ def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Arra
 def probe(attention: Array, zeros: Array | None) -> Array:
     """Adds a zero probe to the attention, whose cotangent is the gradient or relevance at this point."""
     return attention if zeros is None else attention + zeros
+
+
+def concatenate(x: Array, y: Array) -> Array:
+    """Two values side by side on the last axis."""
+    return jnp.concatenate([x, y], -1)
+
+
+def mean_tokens(x: Array) -> Array:
+    """Mean over the tokens: (B, N, D) -> (B, 1, D)."""
+    return x.mean(1, keepdims=True)
+
+
+def best_tokens(x: Array, count: Array) -> Array:
+    """Mean over the tokens with the `count` largest values, of each channel: (B, N, C) -> (B, 1, C).
+
+    Their choice has no gradient: only the values above the threshold do.
+    """
+    ranked = jnp.sort(lax.stop_gradient(x), axis=1, descending=True)
+    threshold = lax.dynamic_slice_in_dim(ranked, count.astype(int) - 1, 1, axis=1)
+    chosen = (x >= threshold).astype(x.dtype)
+    return (x * chosen).sum(1, keepdims=True) / chosen.sum(1, keepdims=True)
+
+
+def pool_values(attention: Array, value: Array, precision: Precision = None) -> Array:
+    """`apply_attention` in a pooling layer, whose attention relevance rules hold constant."""
+    return apply_attention(attention, value, precision)
 
 
 def conv(x: Array, kernel: Array, *, stride: int, precision: Precision = None) -> Array:
@@ -144,10 +205,20 @@ class Ops:
     attention_scores: Callable[..., Any] = attention_scores
     apply_attention: Callable[..., Any] = apply_attention
     scale: Callable[..., Any] = scale
+    scale_channels: Callable[..., Any] = scale_channels
+    multiply: Callable[..., Any] = multiply
+    rotate: Callable[..., Any] = rotate
     softmax: Callable[..., Any] = softmax
     gelu: Callable[..., Any] = gelu
+    quick_gelu: Callable[..., Any] = quick_gelu
+    tanh_gelu: Callable[..., Any] = tanh_gelu
+    silu: Callable[..., Any] = silu
     layer_norm: Callable[..., Any] = layer_norm
     probe: Callable[..., Any] = probe
+    concatenate: Callable[..., Any] = concatenate
+    mean_tokens: Callable[..., Any] = mean_tokens
+    best_tokens: Callable[..., Any] = best_tokens
+    pool_values: Callable[..., Any] = pool_values
     conv: Callable[..., Any] = conv
     group_norm: Callable[..., Any] = group_norm
     relu: Callable[..., Any] = relu
@@ -166,7 +237,7 @@ class Explainable(Protocol):
 
     Attributes:
       preprocess: mean and std of the input's channels, pixels being in [0, 1], and its size (H, W).
-      num_classes: number of logits.
+      num_classes: number of logits; 0 for a backbone without a head, whose output is `pooled`.
       grid: rows and columns of patches.
       prefix_tokens: number of tokens before those of the patches.
       width: channels of a token, D.
@@ -177,6 +248,10 @@ class Explainable(Protocol):
     grid: tuple[int, int]
     prefix_tokens: int
     width: int
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the parameters."""
 
     def attention_shapes(self) -> Sequence[tuple[int, int, int]]:
         """(heads, Q, N) of each block's attention, Q the number of queries that the block computes."""
@@ -200,11 +275,17 @@ class Explainable(Protocol):
         attention is returned.
         """
 
-    def pooled_row(self, attention: Array) -> Array:
-        """The row that the pooled output reads: (..., Q, N) of the last block, or a product -> (..., N)."""
+    def pooling_weights(self, tokens: Array) -> Array:
+        """Tokens of `encode` (B, Q, D) -> the weight of each in the pooled output, (B, Q), with sum 1.
+
+        Methods read a matrix of attention (..., Q, N) by its rows' mean with these weights.
+        """
+
+    def pooled(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `encode` -> what the head reads, (B, W)."""
 
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
-        """Tokens of `encode` -> logits (B, classes)."""
+        """Tokens of `encode` -> the output (B, C): logits, or `pooled` where there is no head."""
 
     def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
-        """Images (B, H, W, 3) -> logits (B, classes)."""
+        """Images (B, H, W, 3) -> the output (B, C), see `classify`."""

@@ -10,8 +10,9 @@ from flax import nnx
 
 import vitx
 from tests.small_models import filled, images_for
-from vitx.models.registry import MODELS, Sizes
-from vitx.models.vit import VisionTransformer, scan_blocks
+from vitx.models.families import MODELS, Sizes
+from vitx.models.scan import scan_blocks
+from vitx.models.vit import VisionTransformer
 from vitx.ops import PLAIN
 from vitx.relevance.rulesets import CHEFER, EXACT, LRP, UNIFORM
 
@@ -22,18 +23,23 @@ GRID, TOKENS = (3, 3), 2 + 9
 class MeanPooled(VisionTransformer):
     """A class token and a register before the patches, whose mean the head reads."""
 
-    prefix_tokens = 2
-    queries = None
-
     def __init__(self, *, width, rngs, **options):
         super().__init__(width=width, rngs=rngs, **options)
+        self.prefix_tokens, self.queries = 2, None
+        entries = self.pos_embed.shape[1] + 1
+        self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs(), (1, entries, width)))
         self.register = nnx.Param(0.02 * jax.random.normal(rngs(), (1, 1, width)))
 
     def prefix(self):
         return jnp.concatenate([self.cls_token[...], self.register[...]], axis=1)
 
-    def pooled_row(self, attention):
-        return attention[..., self.prefix_tokens :, :].mean(-2)
+    def positions(self):
+        return self.pos_embed[...]
+
+    def pooling_weights(self, tokens):
+        batch, count, _ = tokens.shape
+        weights = jnp.zeros((batch, count), tokens.dtype)
+        return weights.at[:, self.prefix_tokens :].set(1 / (count - self.prefix_tokens))
 
     def classify(self, tokens, ops=PLAIN):
         patches = self.norm(tokens, ops)[:, self.prefix_tokens :]  # (B, N, D)

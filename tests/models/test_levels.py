@@ -14,9 +14,10 @@ from tests.models.test_models import elu, group_norm_by_hand
 from tests.resizing import bilinear
 from tests.small_models import filled, images_for, small_hybrid, small_vit
 from vitx.models.affinitynet import MultiLevelAffinityNet
+from vitx.models.design import Design, Preprocess
 from vitx.models.levels import features_at, level_channels, part_below
 from vitx.models.resnet import ConvStem, ResNetV2
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.vit import VisionTransformer
 from vitx.ops import PLAIN, Ops
 
 
@@ -58,15 +59,12 @@ def own_hybrid() -> VisionTransformer:
 def registers() -> VisionTransformer:
     """A plain ViT with two prefix tokens."""
 
-    class Registers(VisionTransformer):
-        prefix_tokens = 2
-
-        def prefix(self):
-            return jnp.concatenate([self.cls_token[...], 1 - self.cls_token[...]], axis=1)
-
     sizes = {"width": 12, "depth": 2, "heads": 2, "hidden": 20, "patch": 4, "num_classes": 3}
     preprocess = Preprocess(size=(8, 12))
-    return filled(lambda: Registers(**sizes, preprocess=preprocess, rngs=nnx.Rngs(0)))
+    design = Design(registers=1)
+    return filled(
+        lambda: VisionTransformer(**sizes, preprocess=preprocess, design=design, rngs=nnx.Rngs(0))
+    )
 
 
 MODELS = {

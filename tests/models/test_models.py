@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,9 +16,10 @@ import vitx
 from tests.models.test_ops import windows
 from tests.small_models import filled, images_for, small_hybrid, small_vit
 from vitx.models.affinitynet import AffinityNet
-from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, STEMS
+from vitx.models.design import VIT, Preprocess
+from vitx.models.families import MODELS
+from vitx.models.registry import STEMS
 from vitx.models.resnet import Bottleneck, ConvStem, ResNetV2, StdConv
-from vitx.models.vit import Preprocess
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,20 +50,74 @@ def stem_parameters(stem):
     return sum(9 * inputs * outputs + 2 * outputs for inputs, outputs in pairs)
 
 
+# Published: timm 1.0.31's counts of the models of these names; of CLIP's vision towers, with the projection and
+# without the bias that timm adds, transformers'.
 KNOWN = {
     "vit_tiny_patch16_224": 5_717_416,
+    "vit_tiny_patch16_384": 5_790_376,
     "vit_small_patch16_224": 22_050_664,
+    "vit_small_patch16_384": 22_196_584,
     "vit_base_patch16_224": 86_567_656,
     "vit_base_patch16_384": 86_859_496,
     "vit_base_patch8_224": 86_576_872,
     "vit_large_patch16_224": 304_326_632,
     "vit_large_patch16_384": 304_715_752,
+    "vit_base_patch16_gap_224": 86_566_120,
+    "vit_medium_patch16_reg4_gap_256": 38_881_768,
+    "vit_base_patch16_reg4_gap_256": 86_615_272,
+    "vit_base_patch16_mae_224": 86_567_656,
+    "vit_large_patch16_mae_224": 304_326_632,
     "deit_tiny_patch16_224": 5_717_416,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
     "deit_small_patch16_224": 22_050_664,
+    "deit_small_distilled_patch16_224": 22_436_432,
     "deit_base_patch16_224": 86_567_656,
+    "deit_base_distilled_patch16_224": 87_338_192,
     "deit_base_patch16_384": 86_859_496,
+    "deit_base_distilled_patch16_384": 87_630_032,
+    "deit3_medium_patch16_224": 38_849_512,
+    "deit3_small_patch16_224": 22_059_496,
+    "deit3_small_patch16_384": 22_205_416,
+    "deit3_base_patch16_224": 86_585_320,
+    "deit3_base_patch16_384": 86_877_160,
+    "deit3_large_patch16_224": 304_374_760,
+    "deit3_large_patch16_384": 304_763_880,
     "vit_base_r50_s16_224": 98_659_112,
     "vit_base_r50_s16_384": 98_950_952,
+    "vit_small_patch14_dinov2": 22_056_192,
+    "vit_small_patch14_reg4_dinov2": 22_057_344,
+    "vit_base_patch14_dinov2": 86_579_712,
+    "vit_base_patch14_reg4_dinov2": 86_582_016,
+    "vit_large_patch14_dinov2": 304_367_616,
+    "vit_large_patch14_reg4_dinov2": 304_370_688,
+    "vit_giant_patch14_dinov2": 1_136_479_232,
+    "vit_giant_patch14_reg4_dinov2": 1_136_483_840,
+    "vit_small_patch16_dinov3": 21_586_944,
+    "vit_small_patch16_dinov3_qkvb": 21_596_160,
+    "vit_small_plus_patch16_dinov3": 28_683_264,
+    "vit_small_plus_patch16_dinov3_qkvb": 28_692_480,
+    "vit_base_patch16_dinov3": 85_641_216,
+    "vit_base_patch16_dinov3_qkvb": 85_659_648,
+    "vit_large_patch16_dinov3": 303_079_424,
+    "vit_large_patch16_dinov3_qkvb": 303_128_576,
+    "vit_base_patch32_clip_224": 87_849_216,
+    "vit_base_patch32_clip_quickgelu_224": 87_849_216,
+    "vit_base_patch16_clip_224": 86_192_640,
+    "vit_base_patch16_clip_quickgelu_224": 86_192_640,
+    "vit_large_patch14_clip_224": 303_966_208,
+    "vit_large_patch14_clip_quickgelu_224": 303_966_208,
+    "vit_base_patch16_siglip_224": 92_884_224,
+    "vit_base_patch16_siglip_256": 92_930_304,
+    "vit_base_patch16_siglip_384": 93_176_064,
+    "vit_base_patch16_siglip_512": 93_520_128,
+    "eva02_tiny_patch14_224": 5_502_144,
+    "eva02_tiny_patch14_336": 5_756_584,
+    "eva02_small_patch14_224": 21_621_120,
+    "eva02_small_patch14_336": 22_129_000,
+    "eva02_base_patch14_224": 85_758_720,
+    "eva02_base_patch14_448": 87_117_544,
+    "eva02_large_patch14_224": 303_268_800,
+    "eva02_large_patch14_448": 305_080_232,
 }
 
 
@@ -72,16 +128,17 @@ def test_parameter_counts(name):
     model = nnx.eval_shape(lambda: vitx.create(name))
     stride, channels = (1, 3) if model.stem is None else (model.stem.stride, model.stem.channels)
     side = sizes.image_size // (sizes.patch * stride)
-    expected = stem_parameters(model.stem) + transformer_parameters(
-        sizes, channels * sizes.patch**2, 1 + side**2, 1000
-    )
-    assert count(model) == expected
-    assert count(model) == KNOWN.get(name, expected)
-    assert model.grid == (side, side) and model.num_classes == 1000
+    if sizes.design == VIT:
+        expected = stem_parameters(model.stem) + transformer_parameters(
+            sizes, channels * sizes.patch**2, 1 + side**2, 1000
+        )
+        assert count(model) == expected
+        assert count(model) == KNOWN.get(name, expected)
+    else:
+        assert count(model) == KNOWN[name]
+    assert model.grid == (side, side) and model.num_classes == sizes.num_classes
     assert model.preprocess.size == (sizes.image_size, sizes.image_size)
-    imagenet = name.startswith("deit")
-    assert model.preprocess.mean == (IMAGENET_MEAN if imagenet else (0.5, 0.5, 0.5))
-    assert model.preprocess.std == (IMAGENET_STD if imagenet else (0.5, 0.5, 0.5))
+    assert (model.preprocess.mean, model.preprocess.std) == sizes.statistics
 
 
 def test_every_known_model_is_there():
@@ -91,7 +148,7 @@ def test_every_known_model_is_there():
 
 def test_names_mean_their_sizes():
     for name, sizes in MODELS.items():
-        assert name.endswith(str(sizes.image_size))
+        assert re.search(rf"_{sizes.image_size}$|_dinov[23](_qkvb)?$", name)
         assert f"patch{sizes.patch}" in name or (sizes.patch == 1 and sizes.stem)
 
 

@@ -15,8 +15,8 @@ from configs import testing
 from tests.runs import KNOWN, begun
 from vitx import weights
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.families import MODELS, Sizes
 from vitx.models.levels import part_below
-from vitx.models.registry import MODELS, Sizes
 from vitx.pipeline.affinity import initial_net
 from vitx.runtime.experiment import Run, check_options, run_stages
 from vitx.runtime.signals import Stopped

@@ -13,8 +13,9 @@ from tests.runs import KNOWN, begun
 from vitx import weights
 from vitx.data.source import Example, Source
 from vitx.evaluation.explained import explained_share, feature_sums, label_sums
+from vitx.models.families import MODELS, Sizes
 from vitx.models.levels import features_at
-from vitx.models.registry import MODELS, Sizes, create
+from vitx.models.registry import create
 from vitx.pipeline.choice import choose, choose_background
 from vitx.pipeline.feature_judge import FeatureJudge, judging_levels
 from vitx.pipeline.refiner import Item, Refiner

@@ -21,8 +21,8 @@ from tests.small_models import filled, small_vit
 from vitx.data.class_names import find_classes, imagenet_names, read_names
 from vitx.data.user_images import find_images, read_user_image, result_name
 from vitx.models.affinitynet import AffinityNet
+from vitx.models.design import Preprocess
 from vitx.models.resnet import ConvStem
-from vitx.models.vit import Preprocess
 from vitx.pipeline import explain
 from vitx.pipeline.explain import explain_images
 from vitx.pipeline.explainer import DEMO, Explainer, nearest_grid

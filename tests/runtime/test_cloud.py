@@ -18,7 +18,7 @@ from tests.runs import KNOWN
 from tests.small_models import small_vit
 from vitx import weights
 from vitx.data.palette import decode_mask
-from vitx.models.registry import IMAGENET_MEAN
+from vitx.models.families import IMAGENET
 from vitx.pipeline.artifacts import SPLITS, seeded, write_seed_maps
 from vitx.report.page import write_report
 from vitx.runtime import locks
@@ -200,7 +200,7 @@ def test_what_is_said_beside_a_model_and_by_its_name_counts(bucket):
     write_bytes("gs://bucket/deit_tiny/model.safetensors", save(tensors))
     write_json("gs://bucket/deit_tiny/config.json", {"pretrained_cfg": {"std": [0.1, 0.2, 0.3]}})
     preprocess = weights.load("gs://bucket/deit_tiny", num_heads=2).preprocess
-    assert preprocess.mean == IMAGENET_MEAN
+    assert preprocess.mean == IMAGENET[0]
     assert preprocess.std == (0.1, 0.2, 0.3)
 
 

@@ -101,7 +101,7 @@ def test_loader_processes_end_with_their_run(number, tmp_path):
     script = """
 import multiprocessing, signal, sys, time
 from vitx.data import loader
-from vitx.models.vit import Preprocess
+from vitx.models.design import Preprocess
 from vitx.runtime.signals import StopRequest, clean_exit
 if __name__ == "__main__":
     source = loader.open_source("shapes/tiny", "train", sys.argv[1])

@@ -25,9 +25,10 @@ from safetensors.numpy import load_file, save, save_file
 import vitx
 from tests.small_models import filled, small_hybrid, small_vit
 from vitx.models.affinitynet import AffinityNet
-from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitx.models.design import Preprocess
+from vitx.models.families import IMAGENET
 from vitx.models.resnet import ConvStem, ResNetV2
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.vit import VisionTransformer
 from vitx.pipeline.affinity import initial_net
 from vitx.pipeline.classifier import initial_model
 from vitx.pipeline.seeds import make_seeds
@@ -453,7 +454,7 @@ def test_timm_conventions(tmp_path):
         path.parent.mkdir(exist_ok=True)
         save_file(tensors, path)
         statistics = vitx.load(path).preprocess
-        assert (statistics.mean, statistics.std) == (IMAGENET_MEAN, IMAGENET_STD)
+        assert (statistics.mean, statistics.std) == IMAGENET
     config = {"pretrained_cfg": {"mean": [0.0, 0.1, 0.2], "std": [1.0, 1.0, 1.0]}}
     (tmp_path / "DeiT-x" / "config.json").write_text(json.dumps(config))
     assert vitx.load(tmp_path / "DeiT-x").preprocess.mean == (0.0, 0.1, 0.2)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vitx.models.design import Preprocess
 from vitx.models.layers import GroupNorm
 from vitx.models.levels import Backbone, features_at, level_channels, part_below
-from vitx.models.vit import Preprocess
 from vitx.ops import Array, linear
 
 

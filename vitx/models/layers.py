@@ -1,5 +1,7 @@
 """Layers: parameters, and the operation of `Ops` that reads them."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -9,15 +11,27 @@ ALL = slice(None)
 
 
 class Linear(nnx.Module):
-    """y = x W + b over the last axis; kernel (in, out), Xavier uniform at first."""
+    """y = x W + b over the last axis, or x W; kernel (in, out), Xavier uniform at first."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias: Any = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Array, ops: Ops = PLAIN, outputs: slice = ALL) -> Array:
         """X (..., in) -> (..., out), or only the slice `outputs` of the output channels."""
-        return ops.bias(ops.linear(x, self.kernel[:, outputs]), self.bias[outputs])
+        y = ops.linear(x, self.kernel[:, outputs])
+        return y if self.bias is None else ops.bias(y, self.bias[outputs])
+
+
+class LayerScale(nnx.Module):
+    """A learned factor for each channel (Touvron et al., ICCV 2021); 1 at first, as in a model without."""
+
+    def __init__(self, width: int):
+        self.gamma = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Array, ops: Ops = PLAIN) -> Array:
+        """X (..., width) -> the same shape."""
+        return ops.scale_channels(x, self.gamma[...])
 
 
 class LayerNorm(nnx.Module):

@@ -5,11 +5,13 @@ block, on the token grid.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from flax import nnx
 
+from vitx.models.design import Preprocess
 from vitx.models.resnet import Stem
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 
@@ -22,6 +24,15 @@ class StemAlone(nnx.Module):
 
 
 Backbone = VisionTransformer | StemAlone
+_ABOVE_BLOCKS = (
+    "norm",
+    "attn_pool",
+    "fc_norm",
+    "projection",
+    "head",
+    "head_dist",
+    "head_patches",
+)
 
 
 def level_channels(model: Backbone) -> dict[str, int]:
@@ -75,7 +86,16 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
     if isinstance(part, VisionTransformer) and kind == "block":
         part.blocks = nnx.List(list(part.blocks)[: int(number)])
         part.num_classes = 0
-        del part.norm, part.head
+        part.design = replace(
+            part.design,
+            final_norm=False,
+            pooling="mean",
+            pooled_norm=False,
+            projection=0,
+            head="pooled",
+        )
+        for name in _ABOVE_BLOCKS:
+            setattr(part, name, None)
         return part
     part.stem.keep(int(number))
     return StemAlone(part.stem, part.preprocess)
@@ -95,8 +115,8 @@ def _maps(model: Backbone, images: Array) -> Iterator[tuple[str, Array]]:
         features = model.stem(images)
     if isinstance(model, StemAlone):
         return
-    tokens = model.embed(features)
+    tokens, rotate = model.embed(features), model.rotation()
     for number, block in enumerate(model.blocks, 1):
-        tokens, _ = block(tokens)  # all tokens, in the last block too
+        tokens, _ = block(tokens, rotate=rotate)  # all tokens, in the last block too
         patches = tokens[:, model.prefix_tokens :]
         yield f"block.{number}", patches.reshape(len(patches), *model.grid, -1)

@@ -6,128 +6,39 @@ may be arrays or pairs of them: only operations of `Ops`, reshapes, transposes a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vitx.models.checks import checked, image_size, three_numbers, three_positive
+from vitx.models.blocks import Block
+from vitx.models.design import VIT, Design, Preprocess
 from vitx.models.layers import LayerNorm, Linear
+from vitx.models.pooling import AttentionPool, pooling_weights
+from vitx.models.rotary import Rotation, rotation
+from vitx.models.scan import scan_blocks
 from vitx.ops import PLAIN, Array, Ops
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """Input statistics of a model's weights: input = (pixels in [0, 1] - mean) / std at `size`.
-
-    Lists, arrays and numbers of NumPy or JAX become tuples of Python's numbers, so that equal
-    values compare equal, hash, and can be saved.
-
-    Args:
-      mean: of each colour channel (red, green, blue).
-      std: standard deviation of each channel, above 0.
-      size: (H, W) of the input in pixels, or one side for both.
-
-    Raises:
-      ValueError: for a value of another shape, type or range.
-    """
-
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    size: tuple[int, int] = (224, 224)
-
-    def __post_init__(self) -> None:
-        checks = {"mean": three_numbers, "std": three_positive, "size": image_size}
-        for name, check in checks.items():
-            value = checked(name, getattr(self, name), check)
-            object.__setattr__(self, name, value)  # a frozen dataclass refuses to assign
-
-
-class Mlp(nnx.Module):
-    """Two linear layers around an exact GELU."""
-
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.fc1 = Linear(width, hidden, rngs=rngs)
-        self.fc2 = Linear(hidden, width, rngs=rngs)
-
-    def __call__(self, x: Array, ops: Ops = PLAIN) -> Array:
-        """X (B, N, D) -> (B, N, D)."""
-        return self.fc2(ops.gelu(self.fc1(x, ops)), ops)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one joint projection to queries, keys and values."""
-
-    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-        self.qkv = Linear(width, 3 * width, rngs=rngs)
-        self.proj = Linear(width, width, rngs=rngs)
-        self.heads = heads
-
-    def __call__(
-        self, x: Array, ops: Ops = PLAIN, probe: Array | None = None, queries: int | None = None
-    ) -> tuple[Array, Array]:
-        """X (B, N, D) -> output (B, Q, D) of the first `queries` tokens, and attention (B, heads, Q, N)."""
-        width = x.shape[-1]
-        query = self._split(self.qkv(x[:, :queries], ops, slice(0, width)))  # (B, heads, Q, d)
-        key = self._split(self.qkv(x, ops, slice(width, 2 * width)))  # (B, heads, N, d)
-        value = self._split(self.qkv(x, ops, slice(2 * width, None)))  # (B, heads, N, d)
-
-        scores = ops.attention_scores(query, key)  # (B, heads, Q, N)
-        logits = ops.scale(scores, factor=(width // self.heads) ** -0.5)
-        attention = ops.probe(ops.softmax(logits), probe)
-        mixed = ops.apply_attention(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
-        return self.proj(mixed.reshape(*mixed.shape[:2], width), ops), attention
-
-    def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int, hidden: int, epsilon: float, *, rngs: nnx.Rngs):
-        self.norm1 = LayerNorm(width, epsilon)
-        self.attn = Attention(width, heads, rngs=rngs)
-        self.norm2 = LayerNorm(width, epsilon)
-        self.mlp = Mlp(width, hidden, rngs=rngs)
-
-    def __call__(
-        self, x: Array, ops: Ops = PLAIN, probe: Array | None = None, queries: int | None = None
-    ) -> tuple[Array, Array]:
-        """X (B, N, D) -> the first `queries` tokens (B, Q, D), and attention (B, heads, Q, N).
-
-        `probe`: zeros added to the attention matrix, see `vitx.ops.probe`; None adds nothing.
-        """
-        skip, branch = ops.clone(x)
-        mixed, attention = self.attn(self.norm1(branch, ops), ops, probe, queries)
-        x = ops.add(skip[:, :queries], mixed)
-        skip, branch = ops.clone(x)
-        return ops.add(skip, self.mlp(self.norm2(branch, ops), ops)), attention
-
-
 class VisionTransformer(nnx.Module):
-    """ViT with a class token; a hybrid where `stem` turns images into a feature map that is embedded in patches.
+    """A Vision Transformer; a hybrid where `stem` turns images into a feature map that is embedded in patches.
 
     Its tokens and parts: `vitx.ops.Explainable`.
 
     Args:
       width, depth, heads, hidden: sizes of the transformer; hidden is the MLP's.
       patch: side of a patch, in pixels, or in the stem's feature cells.
-      num_classes: outputs of the head.
+      num_classes: outputs of the head; 0 for none: then the output is what a head would read.
       preprocess: statistics and input size, which fixes the token grid.
       stem: module with attributes `channels` and `stride`, from images to features, or None.
       norm_eps, final_norm_eps: LayerNorm's epsilon in the blocks and at the end (default: the same).
+      design: the parts of the model; default: the ViT of 2021.
 
     Raises:
       ValueError: where the width is no multiple of the heads, or the image size no multiple of the patch.
     """
-
-    prefix_tokens = 1  # the class token
-    queries: int | None = (
-        1  # tokens that the last block computes, since the head reads no others; None: all
-    )
 
     def __init__(
         self,
@@ -142,6 +53,7 @@ class VisionTransformer(nnx.Module):
         stem: Any = None,
         norm_eps: float = 1e-6,
         final_norm_eps: float | None = None,
+        design: Design = VIT,
         rngs: nnx.Rngs,
     ):
         cell = patch * (stem.stride if stem else 1)
@@ -152,18 +64,67 @@ class VisionTransformer(nnx.Module):
                 f"image size {preprocess.size} is not a multiple of the patch, {cell} pixels"
             )
         self.preprocess, self.num_classes = preprocess, num_classes
+        self.design, self.prefix_tokens, self.queries = (
+            design,
+            design.prefix_tokens,
+            design.queries,  # tokens that the last block computes; None: all
+        )
         self.width, self.patch = width, patch
         self.grid = (preprocess.size[0] // cell, preprocess.size[1] // cell)
         self.stem = stem
-        self.patch_embed = Linear((stem.channels if stem else 3) * patch**2, width, rngs=rngs)
-        self.cls_token = nnx.Param(0.02 * jax.random.normal(rngs(), (1, 1, width)))
-        tokens = self.prefix_tokens + math.prod(self.grid)
-        self.pos_embed = nnx.Param(0.02 * jax.random.normal(rngs(), (1, tokens, width)))
+        channels = stem.channels if stem else 3
+        self.patch_embed = Linear(channels * patch**2, width, design.patch_bias, rngs=rngs)
+        self._add_tokens(design, rngs)
+        norm_last = norm_eps if final_norm_eps is None else final_norm_eps
+        self.norm_pre = LayerNorm(width, norm_eps) if design.pre_norm else None
         self.blocks = nnx.List(
-            [Block(width, heads, hidden, norm_eps, rngs=rngs) for _ in range(depth)]
+            [Block(width, heads, hidden, norm_eps, design, rngs=rngs) for _ in range(depth)]
         )
-        self.norm = LayerNorm(width, norm_eps if final_norm_eps is None else final_norm_eps)
-        self.head = Linear(width, num_classes, rngs=rngs)
+        self.norm = LayerNorm(width, norm_last) if design.final_norm else None
+        pool = design.pooling == "attention"
+        self.attn_pool = (
+            AttentionPool(width, heads, hidden, norm_last, design.activation, rngs=rngs)
+            if pool
+            else None
+        )
+        self.fc_norm = LayerNorm(width, norm_last) if design.pooled_norm else None
+        self.projection = (
+            Linear(width, design.projection, bias=False, rngs=rngs) if design.projection else None
+        )
+        self._add_heads(design, num_classes, rngs)
+
+    def _add_tokens(self, design: Design, rngs: nnx.Rngs) -> None:
+        def table(entries: int) -> Any:
+            """Learned vectors (1, entries, D), or None without entries."""
+            shape = (1, entries, self.width)
+            return nnx.Param(0.02 * jax.random.normal(rngs(), shape)) if entries else None
+
+        patches = 0 if design.positions == "none" else math.prod(self.grid)
+        self.cls_token = table(int(design.class_token))
+        self.dist_token = table(int(design.distillation_token))
+        self.reg_token = table(design.registers)
+        self.pos_embed = table(patches and design.position_prefix + patches)
+
+    def _add_heads(self, design: Design, num_classes: int, rngs: nnx.Rngs) -> None:
+        pooled = design.projection or self.width * (2 if design.pooling == "class+mean" else 1)
+
+        def head(inputs: int, wanted: bool) -> Any:
+            return Linear(inputs, num_classes, rngs=rngs) if wanted and num_classes else None
+
+        self.head = head(pooled, design.head != "best")
+        self.head_dist = head(self.width, design.head == "each")
+        self.head_patches = head(self.width, design.head in ("best", "pooled+best"))
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the parameters."""
+        return self.patch_embed.kernel.dtype
+
+    @property
+    def final_norm_eps(self) -> float:
+        """Epsilon of the LayerNorms after the last block."""
+        norms = (self.norm, self.fc_norm, self.attn_pool and self.attn_pool.norm)
+        return next((norm.epsilon for norm in norms if norm), self.blocks[0].norm1.epsilon)
 
     def attention_shapes(self) -> list[tuple[int, int, int]]:
         """(heads, queries, tokens) of each block's attention."""
@@ -173,7 +134,7 @@ class VisionTransformer(nnx.Module):
 
     def features(self, images: Array, ops: Ops = PLAIN) -> Array:
         """Images (B, H, W, 3), in the parameters' type, or the stem's map of them (B, h, w, C)."""
-        images = images.astype(self.head.bias.dtype)
+        images = images.astype(self.dtype)
         return images if self.stem is None else self.stem(images, ops)
 
     def embed(self, features: Array, ops: Ops = PLAIN) -> Array:
@@ -183,16 +144,37 @@ class VisionTransformer(nnx.Module):
         patches = patches.reshape(batch, rows * columns, -1)  # (B, N, p p C)
         product = ops.pixels if self.stem is None else ops.linear
         tokens = product(patches, self.patch_embed.kernel[...])
-        tokens = ops.bias(tokens, self.patch_embed.bias[...])  # (B, N, D)
+        if self.patch_embed.bias is not None:
+            tokens = ops.bias(tokens, self.patch_embed.bias[...])  # (B, N, D)
         prefix = self.prefix().astype(tokens.dtype)
-        prefix = jnp.broadcast_to(prefix, (batch, self.prefix_tokens, self.width))
+        prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
         tokens = jnp.concatenate([prefix, tokens], axis=1)  # (B, P + N, D)
-        positions = jnp.broadcast_to(self.pos_embed[...], tokens.shape).astype(tokens.dtype)
-        return ops.add(tokens, positions)
+        if self.pos_embed is not None:
+            positions = jnp.broadcast_to(self.positions(), tokens.shape).astype(tokens.dtype)
+            tokens = ops.add(tokens, positions)
+        return tokens if self.norm_pre is None else self.norm_pre(tokens, ops)
 
     def prefix(self) -> Array:
-        """Prefix tokens (1, P, D): the class token."""
-        return self.cls_token[...]
+        """Prefix tokens (1, P, D): class token, distillation token, registers, as far as there are any."""
+        tokens = [
+            t[...] for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None
+        ]
+        empty = jnp.zeros((1, 0, self.width), self.dtype)
+        return jnp.concatenate(tokens or [empty], axis=1)
+
+    def positions(self) -> Array:
+        """Position embedding (1, P + N, D), 0 for prefix tokens without an entry."""
+        table, entries = self.pos_embed[...], self.design.position_prefix
+        missing = jnp.zeros((1, self.prefix_tokens - entries, self.width), table.dtype)
+        return jnp.concatenate([table[:, :entries], missing, table[:, entries:]], axis=1)
+
+    def rotation(self) -> Rotation | None:
+        """Rotary positions of all tokens, which every block takes; None where the model has none."""
+        if self.design.rotary == "none":
+            return None
+        width = self.width // self.blocks[0].attn.heads
+        kind, base = self.design.rotary, self.design.rotary_base
+        return rotation(kind, base, self.grid, self.prefix_tokens, width, self.dtype)
 
     def encode(
         self,
@@ -208,59 +190,77 @@ class VisionTransformer(nnx.Module):
         """
         *below, last = self.blocks
         *probes_below, last_probe = [None] * len(self.blocks) if probes is None else probes
-        attentions = []
+        attentions, rotate = [], self.rotation()
         if lean:
-            tokens = scan_blocks(below, tokens, ops, probes_below)
+            tokens = scan_blocks(below, tokens, ops, probes_below, rotate=rotate)
         else:
             for block, probe in zip(below, probes_below, strict=True):
-                tokens, attention = block(tokens, ops, probe)
+                tokens, attention = block(tokens, ops, probe, rotate=rotate)
                 attentions.append(attention)
-        tokens, attention = last(tokens, ops, last_probe, self.queries)
+        tokens, attention = last(tokens, ops, last_probe, self.queries, rotate)
         return tokens, [*attentions, attention]
 
-    def pooled_row(self, attention: Array) -> Array:
-        """The class token's row: (..., Q, N) -> (..., N)."""
-        return attention[..., 0, :]
+    def pooling_weights(self, tokens: Array) -> Array:
+        """Tokens of `encode` (B, Q, D) -> the weight of each in the output (B, Q).
+
+        See `vitx.models.pooling.pooling_weights`; for attention pooling the probe's attention, averaged over the heads.
+        """
+        design = self.design if self.num_classes else replace(self.design, head="pooled")
+        probe = None
+        if self.attn_pool is not None:
+            probe = self.attn_pool.attention(self.normed(tokens)).mean((1, 2))
+        return pooling_weights(design, tokens, probe)
+
+    def normed(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens (B, N, D) after the final norm, if the model has one."""
+        return tokens if self.norm is None else self.norm(tokens, ops)
+
+    def pooled(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `encode` (B, Q, D) -> what the head reads, or the output without one, (B, W).
+
+        By the design's `pooling`, after the final norm: the class token; the mean of the patches; both side by side;
+        the mean of class and distillation token; attention pooling. Then the norm and the projection of the pooled
+        value, where there are any.
+        """
+        return self._pooled(tokens, ops)[:, 0]
+
+    def _pooled(self, tokens: Array, ops: Ops) -> Array:
+        tokens, pooling = self.normed(tokens[:, : self.design.queries], ops), self.design.pooling
+        if self.attn_pool is not None:
+            pooled = self.attn_pool(tokens, ops)  # (B, 1, D)
+        elif pooling == "class":
+            pooled = tokens[:, :1]
+        elif pooling == "class+distillation":
+            pooled = ops.mean_tokens(tokens[:, :2])
+        else:
+            pooled = ops.mean_tokens(tokens[:, self.prefix_tokens :])
+            if pooling == "class+mean":
+                pooled = ops.concatenate(tokens[:, :1], pooled)  # (B, 1, 2 D)
+        if self.fc_norm is not None:
+            pooled = self.fc_norm(pooled, ops)
+        return pooled if self.projection is None else self.projection(pooled, ops)
 
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
-        """Tokens (B, >= 1, D) -> logits (B, classes), from the class token."""
-        return self.head(self.norm(tokens[:, :1], ops), ops)[:, 0]
+        """Tokens of `encode` (B, Q, D) -> logits (B, classes), or `pooled` for a model without a head."""
+        logits: list[Array] = []
+        if self.head_dist is not None:
+            two = self.normed(tokens[:, :2], ops)
+            logits = [self.head(two[:, :1], ops), self.head_dist(two[:, 1:], ops)]
+        elif self.head is not None:
+            logits = [self.head(self._pooled(tokens, ops), ops)]  # (B, 1, classes)
+        if self.head_patches is not None:
+            patches = self.normed(tokens[:, self.prefix_tokens :], ops)
+            count = jnp.asarray(self.design.best_patches, self.dtype)
+            logits.append(ops.best_tokens(self.head_patches(patches, ops), count))
+        if not logits:
+            return self.pooled(tokens, ops)
+        if len(logits) == 2:
+            logits = [ops.scale(ops.add(*logits), factor=0.5)]
+        return logits[0][:, 0]
 
     def __call__(
         self, images: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None
     ) -> Array:
-        """Normalised images (B, H, W, 3) -> logits (B, classes)."""
+        """Normalised images (B, H, W, 3) -> the output (B, C), see `classify`."""
         tokens, _ = self.encode(self.embed(self.features(images, ops), ops), ops, probes)
         return self.classify(tokens, ops)
-
-
-def scan_blocks(
-    blocks: Sequence[nnx.Module], tokens: Array, ops: Ops, probes: Sequence[Array | None]
-) -> Array:
-    """The tokens (B, N, D) above blocks of one structure; a backward pass keeps the blocks' inputs alone.
-
-    It computes the rest again. The blocks run in a scan over their stacked weights, because a compiler may recompute
-    unrolled ones too early. `probes` has an entry per block; entries of None must come first.
-    """
-    if not blocks:
-        return tokens
-    graph, _ = nnx.split(blocks[0])
-
-    @jax.checkpoint
-    def step(x: Array, scanned: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
-        state, probe = scanned
-        return nnx.merge(graph, state)(x, ops, probe)[0], None
-
-    probed = [probe for probe in probes if probe is not None]
-    start = len(blocks) - len(probed)
-    if any(probe is None for probe in probes[start:]):
-        raise ValueError(
-            "lean blocks take probes of the last blocks only: put entries of None first"
-        )
-    for part, zeros in ((blocks[:start], None), (blocks[start:], probed)):
-        if part:
-            states = [nnx.split(block)[1] for block in part]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            scanned = (stacked, None if zeros is None else jnp.stack(zeros))
-            tokens, _ = jax.lax.scan(step, tokens, scanned)
-    return tokens

@@ -9,7 +9,8 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.design import Preprocess
+from vitx.models.vit import VisionTransformer
 from vitx.runtime.experiment import Run
 
 

@@ -140,7 +140,7 @@ class Explainer:
         if size not in self._models:
             model = self._load(image_size=size)
             shared = nnx.state(self.model)
-            del shared["pos_embed"]
+            shared.pop("pos_embed", None)
             nnx.update(model, shared)
             self._models[size] = model
         return self._models[size]

@@ -85,7 +85,7 @@ def _rows(
     for number, batch in enumerate(batches):
         run.stop.check()
         target = targets(batch)
-        logits, maps = explain(spread, batch["image"].astype(model.head.bias.dtype), target)
+        logits, maps = explain(spread, batch["image"].astype(model.dtype), target)
         for row in range(len(batches.places(number))):
             classes = {"predicted": int(logits[row].argmax()), "target": int(target[row])}
             for kinds in _grouped(comparison.explained, classes):

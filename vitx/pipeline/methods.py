@@ -83,7 +83,7 @@ def _measured(
     model: Any, comparison: Comparison, batch: dict[str, Any], mode: str
 ) -> dict[str, np.ndarray]:
     """What the figures need of each image; without the repeats that fill up the last batch."""
-    pixels, size = batch["image"].astype(model.head.bias.dtype), batch["image"].shape[1:3]
+    pixels, size = batch["image"].astype(model.dtype), batch["image"].shape[1:3]
     found, masks = program(comparison, mode)(model, pixels, targets(batch)), None
     if "segmentation" in comparison.measures:
         truths = [resize_mask(example.truth, size) for example in batch["examples"]]
@@ -104,8 +104,8 @@ def _facts(model: VisionTransformer) -> dict[str, Any]:
         "num_heads": model.blocks[0].attn.heads,
         "num_classes": model.num_classes,
         "norm_eps": model.blocks[0].norm1.epsilon,
-        "final_norm_eps": model.norm.epsilon,
-        "dtype": str(model.head.bias.dtype),
+        "final_norm_eps": model.final_norm_eps,
+        "dtype": str(model.dtype),
     }
 
 

@@ -1,7 +1,8 @@
 """The explanation methods. Batched over images; no map is upsampled or rescaled.
 
 The first half has the maps as pure functions of attention, gradient and relevance. A map is the row of a matrix of
-attention that the pooled output reads (`Explainable.pooled_row`), without the prefix tokens' columns.
+attention that the output reads, the mean of its rows with the weights (B, Q) of `Explainable.pooling_weights`, without
+the prefix tokens' columns.
 
 The second half has one function for each method: it runs the forward pass, and `method` registers it with what the
 comparison, the tables and the reports need. A new method is one such function.
@@ -9,6 +10,7 @@ comparison, the tables and the reports need. A new method is one such function.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,24 +20,23 @@ import jax.numpy as jnp
 from vitx.ops import Array, Explainable, Ops
 from vitx.relevance import rulesets
 
-PooledRow = Callable[[Array], Array]
 Forward = tuple[Array, Callable[[Array], Array]]
 """Logits (B, C), and a function from one-hot rows (B, C) to raw maps (B, h, w)."""
 Run = Callable[[Explainable, Array, Ops, int, bool], Forward]
 """(model, images (B, H, W, 3), operations, first block of the product, lean memory) -> `Forward`."""
 
 
-def transformer_attribution(attributions: Sequence[Array], pooled_row: PooledRow) -> Array:
+def transformer_attribution(attributions: Sequence[Array], weights: Array) -> Array:
     """Row (B, N) of the product of (I + A_l), A_l = mean over heads of relu(gradient * relevance), (B, Q, N).
 
     Chefer et al., CVPR 2021, eq. 13-14. Rows are not normalised.
     """
-    return _row_of_product(attributions, pooled_row, row_normalised=False)
+    return _row_of_product(attributions, weights, row_normalised=False)
 
 
-def rollout(attentions: Sequence[Array], pooled_row: PooledRow) -> Array:
+def rollout(attentions: Sequence[Array], weights: Array) -> Array:
     """Attention rollout (Abnar & Zuidema, 2020): row (B, N) of the product of the row-normalised (I + A_l)."""
-    return _row_of_product(attentions, pooled_row, row_normalised=True)
+    return _row_of_product(attentions, weights, row_normalised=True)
 
 
 def partial_lrp(relevance: Array) -> Array:
@@ -53,13 +54,10 @@ def _positive(x: Array) -> Array:
     return jnp.where(x < 0, 0, x)
 
 
-def _row_of_product(
-    matrices: Sequence[Array], pooled_row: PooledRow, *, row_normalised: bool
-) -> Array:
+def _row_of_product(matrices: Sequence[Array], weights: Array, *, row_normalised: bool) -> Array:
     # A row of a product of matrices is a chain of vector-matrix products: N^2 a block, not N^3.
-    batch, queries, tokens = matrices[-1].shape
-    identity = jnp.eye(queries, tokens, dtype=matrices[-1].dtype)
-    row = jnp.broadcast_to(pooled_row(identity), (batch, tokens))
+    _, queries, tokens = matrices[-1].shape
+    row = jnp.pad(weights, ((0, 0), (0, tokens - queries)))
     for matrix in reversed(matrices):
         queries = matrix.shape[1]  # the row is 0 beyond them
         if row_normalised:  # rows of I + A sum to 1 + sum(A)
@@ -123,7 +121,7 @@ def method(
 def _rollout(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
     encoded, attentions = model.encode(_tokens(model, images), ops)
     means = [attention.mean(1) for attention in attentions[start_layer:]]
-    row = rollout(means, model.pooled_row)[:, model.prefix_tokens :]
+    row = rollout(means, model.pooling_weights(encoded))[:, model.prefix_tokens :]
     maps = on_grid(model, row)
     return model.classify(encoded, ops), lambda hot: maps
 
@@ -133,7 +131,8 @@ def _raw_attention(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool
 ) -> Forward:
     encoded, attentions = model.encode(_tokens(model, images), ops)
-    maps = on_grid(model, _patches(model, attentions[-1]).mean(1))
+    weights = model.pooling_weights(encoded)
+    maps = on_grid(model, _patches(model, attentions[-1], weights).mean(1))
     return model.classify(encoded, ops), lambda hot: maps
 
 
@@ -189,19 +188,21 @@ def attribution(
     """
     tokens = _tokens(model, images)
 
-    def forward(probes: list[Array]) -> Any:
+    def forward(probes: list[Array]) -> tuple[Any, Any]:
         all_probes = [*[None] * start_layer, *probes]
         encoded, _ = model.encode(rulesets.twice(tokens), ops, all_probes, lean)
-        return model.classify(encoded, ops)
+        return model.classify(encoded, ops), encoded
 
     shapes = model.attention_shapes()[start_layer:]
     probes = [jnp.zeros((len(tokens), q, n), tokens.dtype) for _, q, n in shapes]
-    logits, pullback = jax.vjp(forward, probes)
+    logits, pullback, encoded = jax.vjp(forward, probes, has_aux=True)
+    weights = model.pooling_weights(encoded.gradient)
 
     def one_class(hot: Array) -> Array:
         (attributions,) = pullback(rulesets.twice(hot))
-        row = transformer_attribution(attributions, model.pooled_row)[:, model.prefix_tokens :]
-        return on_grid(model, row)
+        return on_grid(
+            model, transformer_attribution(attributions, weights)[:, model.prefix_tokens :]
+        )
 
     return _under_rules(model, images, logits.gradient, one_class)
 
@@ -213,13 +214,14 @@ def last_block(
     tokens = _tokens(model, images)
     *below, last = model.attention_shapes()
 
-    def forward(probe: Array) -> tuple[Array, Array]:
+    def forward(probe: Array) -> tuple[Array, tuple[Array, Array]]:
         encoded, attentions = model.encode(tokens, ops, [*[None] * len(below), probe])
-        return model.classify(encoded, ops), attentions[-1]
+        return model.classify(encoded, ops), (attentions[-1], encoded)
 
     probe = jnp.zeros((len(tokens), *last), tokens.dtype)
-    logits, pullback, attention = jax.vjp(forward, probe, has_aux=True)
-    return logits, _patches(model, attention), lambda hot: _patches(model, pullback(hot)[0])
+    logits, pullback, (attention, encoded) = jax.vjp(forward, probe, has_aux=True)
+    patches = partial(_patches, model, weights=model.pooling_weights(encoded))
+    return logits, patches(attention), lambda hot: patches(pullback(hot)[0])
 
 
 def _under_rules(
@@ -251,9 +253,10 @@ def _tokens(model: Explainable, images: Array) -> Array:
     return model.embed(model.features(images, rulesets.EXACT), rulesets.EXACT)
 
 
-def _patches(model: Explainable, attention: Array) -> Array:
-    """Attention (..., Q, N) -> the patches' part of the pooled output's row, (..., patches)."""
-    return model.pooled_row(attention)[..., model.prefix_tokens :]
+def _patches(model: Explainable, attention: Array, weights: Array) -> Array:
+    """Attention (B, heads, Q, N) -> the patches' part of the row that the output reads, (B, heads, patches)."""
+    row = (attention * weights[:, None, :, None]).sum(-2)
+    return row[..., model.prefix_tokens :]
 
 
 def on_grid(model: Explainable, patches: Array) -> Array:

@@ -158,7 +158,10 @@ def z_box(op: Operation) -> Rule:
 
 
 def identity(inputs: Sequence[Any], output: Array) -> Pullback:
-    """Relevance passes unchanged: GELU, softmax, LayerNorm, the scale, the bias."""
+    """Relevance passes unchanged: activations, softmax, LayerNorm, scales, LayerScale, the bias.
+
+    For a scale, of all channels or of each, this is the z-rule.
+    """
     return Partial(_first, (None,) * (len(inputs) - 1))
 
 
@@ -176,6 +179,16 @@ def sum_branches_published(inputs: Sequence[Array], output: Any) -> Pullback:
 
     (x,) = inputs
     return Partial(pullback, x * inverse(x))
+
+
+def to_both(inputs: Sequence[Array], output: Array) -> Pullback:
+    """Of a product x * y: the z-rule, which gives the whole relevance to each factor, without a division."""
+    return Partial(lambda relevance: (relevance, relevance))
+
+
+def split(inputs: Sequence[Array], output: Array) -> Pullback:
+    """Of two values side by side: each takes the relevance of its own channels."""
+    return Partial(partial(_cut, inputs[0].shape[-1]))
 
 
 def uniform(op: Operation) -> Rule:
@@ -198,6 +211,19 @@ def only_first(rule: Rule) -> Rule:
         return Partial(pullback, rule(inputs, output), (None,) * (len(inputs) - 1))
 
     return first
+
+
+def only_last(rule: Rule) -> Rule:
+    """The rule for a product whose first input counts as a constant: it takes no relevance."""
+
+    def pullback(whole: Pullback, constant: Array, relevance: Array) -> tuple[Array, ...]:
+        return jnp.zeros_like(constant), whole(relevance)[1]
+
+    return lambda inputs, output: Partial(pullback, rule(inputs, output), inputs[0])
+
+
+def _cut(channels: int, relevance: Array) -> tuple[Array, Array]:
+    return relevance[..., :channels], relevance[..., channels:]
 
 
 def _first(others: tuple[None, ...], relevance: Array) -> tuple[Any, ...]:

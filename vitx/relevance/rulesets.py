@@ -25,6 +25,7 @@ Constants = tuple[tuple[str, Any], ...]
 _linear = partial(plain.linear, precision=lax.Precision.HIGHEST)
 _attention_scores = partial(plain.attention_scores, precision=lax.Precision.HIGHEST)
 _apply_attention = partial(plain.apply_attention, precision=lax.Precision.HIGHEST)
+_pool_values = partial(plain.pool_values, precision=lax.Precision.HIGHEST)
 _conv = partial(plain.conv, precision=lax.Precision.HIGHEST)
 
 EXACT = Ops(
@@ -32,6 +33,7 @@ EXACT = Ops(
     pixels=_linear,
     attention_scores=_attention_scores,
     apply_attention=_apply_attention,
+    pool_values=_pool_values,
     conv=_conv,
 )
 """`PLAIN` at full float32 precision on every backend. Probes (B, heads, Q, N) see the gradient."""
@@ -151,7 +153,14 @@ _CHEFER: dict[str, Rule] = {
     "clone": rules.sum_branches_published,
     "attention_scores": rules.halved(rules.z_rule(_attention_scores)),
     "apply_attention": rules.halved(rules.z_rule(_apply_attention)),
-    **dict.fromkeys(("bias", "scale", "softmax", "gelu", "layer_norm"), rules.identity),
+    "multiply": rules.halved(rules.to_both),
+    "rotate": rules.only_first(rules.z_rule(plain.rotate)),
+    "concatenate": rules.split,
+    "mean_tokens": rules.z_rule(plain.mean_tokens),
+    "best_tokens": rules.only_first(rules.z_rule(plain.best_tokens)),
+    "pool_values": rules.only_last(rules.z_rule(_pool_values)),
+    **dict.fromkeys(("bias", "scale", "scale_channels", "layer_norm"), rules.identity),
+    **dict.fromkeys(("softmax", "gelu", "quick_gelu", "tanh_gelu", "silu"), rules.identity),
     **{
         op.__name__: _no_rule(op)
         for op in (plain.conv, plain.group_norm, plain.relu, plain.max_pool)
@@ -167,6 +176,10 @@ STABLE_RULES: dict[str, Rule] = {
     "clone": rules.sum_branches,
     "attention_scores": rules.halved(rules.stabilised(_attention_scores)),
     "apply_attention": rules.halved(rules.stabilised(_apply_attention)),
+    "rotate": rules.only_first(rules.stabilised(plain.rotate)),
+    "mean_tokens": rules.stabilised(plain.mean_tokens),
+    "best_tokens": rules.only_first(rules.stabilised(plain.best_tokens)),
+    "pool_values": rules.only_last(rules.stabilised(_pool_values)),
 }
 """The rules of STABLE that differ from CHEFER."""
 _STABLE = {**_CHEFER, **STABLE_RULES}
@@ -179,6 +192,10 @@ _UNIFORM = {
     "clone": rules.sum_branches,
     "attention_scores": rules.halved(rules.uniform(_attention_scores)),
     "apply_attention": rules.halved(rules.uniform(_apply_attention)),
+    "rotate": rules.identity,  # its kernel has negative entries, so ones may sum to 0
+    "mean_tokens": rules.uniform(plain.mean_tokens),
+    "best_tokens": rules.only_first(rules.uniform(plain.best_tokens)),
+    "pool_values": rules.only_last(rules.uniform(_pool_values)),
 }
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.design import VIT, Preprocess
 from vitx.models.layers import Linear
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ConvStem, ResNetV2, Stem
 from vitx.models.variants import resample_positions
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.vit import VisionTransformer
 from vitx.weights.files import Tensor
 from vitx.weights.layout import BACKBONE, Model
 from vitx.weights.metadata import Metadata, Overrides
@@ -190,7 +191,7 @@ def _fit_positions(
     tensors: dict[str, Tensor], cell: int, metadata: Metadata, wanted: tuple[int, int] | None
 ) -> tuple[int, int]:
     """Resamples the position embedding to the wanted image size; returns the size."""
-    prefix = VisionTransformer.prefix_tokens
+    prefix = VIT.prefix_tokens
     count = _shape(tensors, "pos_embed", 3)[1] - prefix
     side = math.isqrt(count)
 

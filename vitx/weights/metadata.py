@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.models import checks
-from vitx.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from vitx.models.families import IMAGENET
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
 from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file
@@ -106,7 +106,7 @@ def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
     specified = _PROJECTS.get(named.scheme.project, _nothing)(checkpoint, named)
     found = {name: value for name, value in specified.items() if value is not None}
     if _named_after_imagenet_models(checkpoint.path):
-        found = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | found
+        found = dict(zip(("mean", "std"), IMAGENET, strict=True)) | found
     own = checkpoint.metadata
     if "family" in own:
         raise ValueError(

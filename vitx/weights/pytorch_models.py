@@ -162,7 +162,7 @@ def _sizes(model: VisionTransformer, metadata: Metadata) -> tuple[int, int, int]
     """Width, hidden width and heads: the file's, else the usual number, else vitx's (then reported as assumed)."""
     width = model.width
     usual = model.blocks[0].attn.heads if width % HEAD_WIDTH else width // HEAD_WIDTH
-    return width, model.blocks[0].mlp.fc1.bias.shape[0], metadata.num_heads or usual
+    return width, model.blocks[0].mlp.fc2.kernel.shape[0], metadata.num_heads or usual
 
 
 def _renamed(tensors: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vitx.models.registry import MODELS
+from vitx.models.families import MODELS
 from vitx.weights.files import Tensor, listed
 
 # Heads of the architectures whose number of heads is not width / 64, from `model_args` in

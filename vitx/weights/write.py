@@ -9,9 +9,10 @@ import numpy as np
 from safetensors.numpy import save as serialise
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.design import Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ResNetV2
-from vitx.models.vit import Preprocess, VisionTransformer
+from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import plain_json, write_bytes
 from vitx.runtime.paths import as_path
 from vitx.weights.files import FOLDER_FILES
@@ -78,7 +79,7 @@ def describe(model: Model) -> dict[str, Any]:
         groups = model.branches[0].gn.groups
         own = {"levels": model.levels, "grid": model.grid, "groups": groups}
         return _of_backbone(model.backbone) | own
-    return _of_backbone(model) | {"final_norm_eps": model.norm.epsilon}
+    return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps}
 
 
 def _of_backbone(model: Backbone) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What explanations cost, in forwards of the same batch: time and matrix products.
 
-python -m benchmarks.methods [--model vit_base_patch16_224] [--batch 8] [--runs 3] [--all]
+python -m benchmarks.methods [--model vit_base_patch16_224] [--image_size 224] [--batch 8] [--runs 3] [--all]
+
+A backbone without a head gets one of 1000 classes.
 """
 
 import re
@@ -24,10 +26,14 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 
 
 def main(
-    model: str = "vit_base_patch16_224", batch: int = 8, runs: int = 3, all: bool = False
+    model: str = "vit_base_patch16_224",
+    batch: int = 8,
+    runs: int = 3,
+    all: bool = False,
+    image_size: int | None = None,
 ) -> None:
     """Prints the figures of transformer attribution, and with `all` the table of methods."""
-    print_figures("methods", figures(model, batch, runs))
+    print_figures("methods", figures(model, batch, runs, image_size))
     if all:
         ratios = every_method(model, batch, runs)
         print()
@@ -36,7 +42,12 @@ def main(
         )
 
 
-def figures(model: str = "vit_base_patch16_224", batch: int = 8, runs: int = 3) -> dict[str, float]:
+def figures(
+    model: str = "vit_base_patch16_224",
+    batch: int = 8,
+    runs: int = 3,
+    image_size: int | None = None,
+) -> dict[str, float]:
     """Transformer attribution of one class and of three.
 
     Returns:
@@ -46,7 +57,7 @@ def figures(model: str = "vit_base_patch16_224", batch: int = 8, runs: int = 3) 
       the compiled programs; and own_products_over_forward, the same of the model's own forward, which computes only
       the class token there.
     """
-    network = random_model(model)
+    network = random_model(model, num_classes=1000, image_size=image_size)
     images = random_images(network, batch)
     classes = jnp.broadcast_to(jnp.arange(3), (batch, 3))
     one = jax.jit(vitx.explain).lower(network, images, classes[:, :1]).compile()
@@ -92,9 +103,9 @@ def every_method(model: str, batch: int, runs: int) -> dict[str, float]:
 @jax.jit
 def full_forward(model: VisionTransformer, images: jax.Array) -> jax.Array:
     """The logits, with all tokens of the last block computed."""
-    tokens = model.embed(model.features(images))
+    tokens, rotate = model.embed(model.features(images)), model.rotation()
     for block in model.blocks:
-        tokens, _ = block(tokens)
+        tokens, _ = block(tokens, rotate=rotate)
     return model.classify(tokens)
 
 

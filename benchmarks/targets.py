@@ -35,6 +35,11 @@ _QUICK_LOADER = {"model": TINY, "sizes": (48,), "workers": (0,), "images": 16}
 _QUICK_LOADER |= {"rounds": 1, "step_runs": 1}
 BENCHMARKS: dict[str, Benchmark] = {
     "methods": Benchmark("benchmarks.methods:figures", quick=_ONCE),
+    "methods-dinov2": Benchmark(
+        "benchmarks.methods:figures",
+        {"model": "vit_base_patch14_dinov2", "image_size": 224},
+        _ONCE | {"image_size": 48},
+    ),
     "walk": Benchmark("benchmarks.walk:figures", quick={"sizes": (8, 16), "runs": 1}),
     "crf": Benchmark("benchmarks.crf:one_call", quick={"size": (24, 32), "runs": 1}),
     "start": Benchmark("benchmarks.start:figures", quick={"model": TINY}),

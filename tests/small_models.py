@@ -1,6 +1,7 @@
 """Small models for tests: weights drawn with NumPy, which compiles nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 import vitx
-from vitx.models.design import Preprocess
+from vitx.models import families
+from vitx.models.design import VIT, Design, Preprocess
 from vitx.models.vit import VisionTransformer
 
 
@@ -30,6 +32,34 @@ def filled(make: Callable[[], Any], seed: int = 0) -> Any:
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
+FAMILIES = {
+    "vit": VIT,
+    "deit3": families.DEIT3,
+    "distilled": families.DISTILLED,
+    "registers": Design(registers=2, positions="patches"),
+    "mean": families.MEAN,
+    "mae": families.MAE,
+    "class+mean": Design(pooling="class+mean"),
+    "best": Design(head="best", best_patches=2),
+    "pooled+best": Design(head="pooled+best", best_patches=3),
+    "dinov2": families.DINOV2,
+    "dinov2 gated": replace(families.DINOV2, mlp="gated", activation="silu"),
+    "dinov2 registers": replace(families.DINOV2_REGISTERS, positions="no registers"),
+    "dinov3": families.DINOV3,
+    "dinov3 gated": replace(families.DINOV3, mlp="gated", activation="silu", qkv_bias="none"),
+    "clip": replace(families.CLIP_VISION, projection=10),
+    "siglip": families.SIGLIP,
+    "eva02": families.EVA02,
+    "eva02 base": replace(families.EVA02, mlp_norm=True),
+}
+"""A small design of each family."""
+
+
+def small_family(name: str, **changes: Any) -> VisionTransformer:
+    """`small_vit` of a design of `FAMILIES`; its heads have four channels, as rotary positions need."""
+    return small_vit(**{"width": 16, "heads": 4, "design": FAMILIES[name], **changes})
+
+
 def small_vit(**changes: Any) -> VisionTransformer:
     """Two blocks over a 2 x 3 grid of 8 x 12 images, three classes."""
     sizes = {"width": 12, "depth": 2, "heads": 2, "hidden": 20, "patch": 4, "num_classes": 3}
@@ -47,7 +77,7 @@ def small_hybrid() -> VisionTransformer:
 def images_for(model: VisionTransformer, count: int, seed: int = 1) -> jax.Array:
     """Normally distributed images, (count, H, W, 3)."""
     values = np.random.default_rng(seed).standard_normal((count, *model.preprocess.size, 3))
-    return jnp.asarray(values.astype(model.head.bias.dtype))
+    return jnp.asarray(values.astype(model.dtype))
 
 
 def recognising(model: VisionTransformer, images: jax.Array, classes: np.ndarray) -> None:

@@ -174,3 +174,39 @@ def test_plain_is_the_module_s_own_functions():
 def test_rule_sets_compare_and_hash_by_their_functions():
     assert Ops() == PLAIN and hash(Ops()) == hash(PLAIN)
     assert Ops(add=lambda x, y: x + y) != PLAIN
+
+
+def test_rotation_turns_pairs_of_channels_as_complex_numbers():
+    x, angles = normal(0, 2, 3, 5, 6), normal(1, 5, 3)
+    cosine, sine = np.tile(np.cos(angles), 2), np.tile(np.sin(angles), 2)
+    sine[:, :3] *= -1
+    turned = (np.asarray(x[..., :3]) + 1j * np.asarray(x[..., 3:])) * np.exp(1j * angles)
+    expected = np.concatenate([turned.real, turned.imag], -1)
+    assert_close(ops.rotate(x, jnp.asarray(cosine), jnp.asarray(sine)), expected)
+
+
+def test_activations():
+    x = normal(0, 4, 50) * 5
+    sigmoid = 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+    assert_close(ops.silu(x), x * sigmoid)
+    assert_close(ops.quick_gelu(x), x / (1 + np.exp(-1.702 * np.asarray(x))))
+    inner = np.sqrt(2 / np.pi) * (np.asarray(x) + 0.044715 * np.asarray(x) ** 3)
+    assert_close(ops.tanh_gelu(x), x * (1 + np.tanh(inner)) / 2)
+
+
+def test_products_sums_and_choices_of_tokens():
+    x, y = normal(0, 2, 4, 3), normal(1, 2, 4, 3)
+    assert_close(ops.multiply(x, y), x * y)
+    assert_close(ops.scale_channels(x, jnp.array([1.0, 2.0, -3.0])), x * np.array([1, 2, -3]))
+    assert_close(ops.concatenate(x, y), np.concatenate([x, y], -1))
+    assert_close(ops.mean_tokens(x), np.asarray(x).mean(1, keepdims=True))
+    best = np.sort(x, axis=1)[:, ::-1]
+    for count in (1, 2, 4):
+        expected = best[:, :count].mean(1, keepdims=True)
+        assert_close(ops.best_tokens(x, jnp.asarray(float(count))), expected)
+
+
+def test_the_choice_of_the_best_has_no_gradient():
+    x = jnp.array([[[1.0], [3.0], [2.0]]])
+    (gradient,) = jax.vjp(lambda v: ops.best_tokens(v, jnp.asarray(2.0)), x)[1](jnp.ones((1, 1, 1)))
+    np.testing.assert_array_equal(gradient[0, :, 0], [0, 0.5, 0.5])

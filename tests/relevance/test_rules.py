@@ -47,6 +47,12 @@ LAYERS = st.sampled_from([(1, 1, 1, 1), (2, 3, 4, 5), (3, 2, 7, 1)])  # images, 
 HEADS = st.sampled_from([(1, 1, 1, 1, 1), (2, 2, 1, 3, 4), (2, 1, 3, 3, 2)])  # B, H, Q, N, D
 
 
+ROTATE = compiled(rules.only_first(rules.z_rule(ops.rotate)))
+MEAN = compiled(rules.z_rule(ops.mean_tokens))
+BEST = compiled(rules.only_first(rules.z_rule(ops.best_tokens)))
+POOL_VALUES = compiled(rules.only_last(rules.z_rule(ops.pool_values)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def float64() -> Iterator[None]:
     with jax.enable_x64(True):
@@ -389,3 +395,70 @@ def test_uniform_products_give_each_input_everything_so_they_are_halved():
     np.testing.assert_allclose(
         found[1], np.broadcast_to(relevance.sum(2)[..., None] / 4, key.shape)
     )
+
+
+# Rules of the newer families.
+
+
+@given(st.sampled_from([(1, 1, 1, 2), (2, 3, 2, 8)]), SEEDS, KIND)
+def test_rotation_is_the_z_rule_of_its_matrix(sizes, seed, kind):
+    *_, tokens, width = sizes
+    x, relevance = draw(seed, kind, *sizes), draw(seed + 1, "normal", *sizes)
+    angles = np.random.default_rng(seed + 2).uniform(0, 6, (tokens, width // 2))
+    cosine, sine = np.tile(np.cos(angles), 2), np.tile(np.sin(angles), 2)
+    sine[:, : width // 2] *= -1
+    expected = np.zeros(sizes)
+    for n in range(tokens):
+        c, s = np.diag(np.cos(angles[n])), np.diag(np.sin(angles[n]))
+        matrix = np.block([[c, -s], [s, c]])  # y = matrix x
+        z = x[:, :, n] @ matrix.T
+        expected[:, :, n] = x[:, :, n] * (divide(relevance[:, :, n], z) @ matrix)
+    output = ops.rotate(*map(jnp.asarray, (x, cosine, sine)))
+    found, *parameters = apply(ROTATE, [x, cosine, sine], output, relevance)
+    assert_close(found, expected, 1e-9)
+    assert parameters == [None, None]
+
+
+@given(TOKENS, SEEDS, KIND)
+def test_a_mean_is_shared_in_proportion(shape, seed, kind):
+    x, relevance = draw(seed, kind, *shape), draw(seed + 1, "normal", shape[0], 1, shape[2])
+    (found,) = apply(MEAN, [x], x.mean(1, keepdims=True), relevance)
+    count = shape[1]
+    assert_close(found, x / count * divide(relevance, x.sum(1, keepdims=True) / count))
+
+
+@given(SEEDS, st.integers(1, 5))
+def test_a_mean_of_the_best_is_shared_among_them(seed, count):
+    x, relevance = draw(seed, "normal", 2, 5, 3), draw(seed + 1, "normal", 2, 1, 3)
+    output = ops.best_tokens(jnp.asarray(x), jnp.asarray(float(count)))
+    found, _ = apply(BEST, [x, np.asarray(float(count))], output, relevance)
+    expected = np.zeros_like(x)
+    for b in range(2):
+        for c in range(3):
+            best = np.argsort(-x[b, :, c])[:count]
+            np.testing.assert_allclose(output[b, 0, c], x[b, best, c].mean(), rtol=1e-13)
+            share = divide(relevance[b, 0, c], x[b, best, c].mean())
+            expected[b, best, c] = x[b, best, c] / count * share
+    assert_close(found, expected, 1e-9)
+
+
+@given(SEEDS, KIND)
+def test_pooled_values_take_everything_and_their_attention_nothing(seed, kind):
+    attention, value = draw(seed, "positive", 2, 2, 1, 3), draw(seed + 1, kind, 2, 2, 3, 4)
+    relevance = draw(seed + 2, "normal", 2, 2, 1, 4)
+    output = np.einsum("bhqn,bhnd->bhqd", attention, value)
+    none, found = apply(POOL_VALUES, [attention, value], output, relevance)
+    np.testing.assert_array_equal(none, np.zeros_like(attention))
+    shares = attention.transpose(0, 1, 3, 2) * value  # (B, H, N, d): the summands of the output
+    assert_close(found, shares * divide(relevance, output), 1e-9)
+
+
+def test_products_and_channels_by_hand():
+    relevance = jnp.array([[6.0, -2.0]])
+    x, y = jnp.array([[1.0, 2.0]]), jnp.array([[3.0, -4.0]])
+    halves = rules.halved(rules.to_both)((x, y), x * y)(relevance)
+    for half in halves:
+        np.testing.assert_array_equal(half, [[3, -1]])
+    first, second = rules.split((x, y[:, :1]), None)(jnp.array([[1.0, 2.0, 3.0]]))
+    np.testing.assert_array_equal(first, [[1, 2]])
+    np.testing.assert_array_equal(second, [[3]])

@@ -35,8 +35,18 @@ SHAPES = {
     "attention_scores": ([HEADS, HEADS], [], {}),
     "apply_attention": ([MATRIX, HEADS], [], {}),
     "scale": ([MATRIX], [], {"factor": 0.5}),
+    "scale_channels": ([TOKENS], [(4,)], {}),
+    "multiply": ([TOKENS, TOKENS], [], {}),
+    "rotate": ([HEADS], [(3, 4), (3, 4)], {}),
+    "concatenate": ([TOKENS, TOKENS], [], {}),
+    "mean_tokens": ([TOKENS], [], {}),
+    "best_tokens": ([TOKENS], [()], {}),
+    "pool_values": ([MATRIX, HEADS], [], {}),
     "softmax": ([MATRIX], [], {}),
     "gelu": ([TOKENS], [], {}),
+    "quick_gelu": ([TOKENS], [], {}),
+    "tanh_gelu": ([TOKENS], [], {}),
+    "silu": ([TOKENS], [], {}),
     "layer_norm": ([TOKENS], [(4,), (4,)], {"epsilon": 1e-6}),
 }
 STEM = ("conv", "group_norm", "relu", "max_pool")
@@ -57,8 +67,11 @@ def normal(generator, *shape):
 def values_of(name, seed=0):
     """An operation's values and parameters."""
     generator = np.random.default_rng(seed)
-    values, parameters, _ = SHAPES[name]
-    return [normal(generator, *s) for s in values], [normal(generator, *s) for s in parameters]
+    shapes, parameters, _ = SHAPES[name]
+    values = [normal(generator, *s) for s in shapes]
+    if name == "best_tokens":
+        return values, [jnp.asarray(2.0)]
+    return values, [normal(generator, *s) for s in parameters]
 
 
 def call(rule_set, name, values, parameters):
@@ -191,7 +204,7 @@ def permuted(arrays, order):
 
     def permute(x):
         if x.ndim == 3:
-            return x[:, order]
+            return x if x.shape[1] == 1 else x[:, order]
         return x[:, :, order][..., order] if x.shape[-1] == len(order) else x[:, :, order]
 
     return jax.tree.map(permute, arrays)
@@ -202,6 +215,8 @@ def permuted(arrays, order):
 def test_relevance_follows_a_permutation_of_the_tokens(name, order):
     (values, parameters), cotangent, order = values_of(name), cotangent_of(name), np.array(order)
     expected = permuted(relevances(name, values, parameters, cotangent), order)
+    if name == "rotate":
+        parameters = [table[order] for table in parameters]
     found = relevances(name, permuted(values, order), parameters, permuted(cotangent, order))
     assert_same(found, expected, 1e-9)
 
@@ -227,6 +242,8 @@ def test_conservation(name, seed):
     """UNIFORM keeps each total exactly, CHEFER and LRP up to the 1e-9 in their divisions."""
     values, parameters = values_of(name, seed)
     values = [jnp.abs(v) + 0.1 for v in values]  # nothing cancels
+    if name == "rotate":
+        parameters = [jnp.abs(p) for p in parameters]
     cotangent = cotangent_of(name, seed + 1)
     found = relevances(name, values, parameters, cotangent)
     size = sum(float(jnp.abs(c).sum()) for c in jax.tree.leaves(cotangent))
@@ -331,12 +348,12 @@ def relevance_at_tokens(model, images):
 # Blocks with one operation written bare.
 
 
-def bare_scale(self, x, ops, probe, queries):
+def bare_scale(self, x, ops, probe, queries, rotate=None):
     x, attention = Block.__call__(self, x, ops, probe, queries)
     return x * 2, attention
 
 
-def bare_add(self, x, ops, probe, queries):
+def bare_add(self, x, ops, probe, queries, rotate=None):
     skip, branch = ops.clone(x)
     mixed, attention = self.attn(self.norm1(branch, ops), ops, probe, queries)
     x = skip[:, :queries] + mixed
@@ -344,7 +361,7 @@ def bare_add(self, x, ops, probe, queries):
     return ops.add(skip, self.mlp(self.norm2(branch, ops), ops)), attention
 
 
-def bare_norm(self, x, ops, probe, queries):
+def bare_norm(self, x, ops, probe, queries, rotate=None):
     skip, branch = ops.clone(x)
     mixed, attention = self.attn(self.norm1(branch, PLAIN), ops, probe, queries)
     return ops.add(skip[:, :queries], mixed), attention

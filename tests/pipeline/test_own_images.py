@@ -258,6 +258,7 @@ def test_options_are_read_from_the_command_line(
         ({"rules": "best"}, "config.rules must be one of published, stable, not 'best'"),
         ({"aspect": "crop"}, "config.aspect must be one of squash, keep"),
         ({"scores": "x"}, "config.scores must be one of auto, softmax, sigmoid"),
+        ({"high_norm": "mean"}, "config.high_norm must be one of keep, median, not 'mean'"),
         ({"batch_size": 0}, "config.batch_size must be a whole number from 1 up, not 0"),
         ({"image_size": (1, 2, 3)}, r"image_size must be a side or \(H, W\).*not \[1, 2, 3\]"),
         ({"image_size": (6,)}, r"image_size \(6, 6\) is not a multiple of the patch"),
@@ -424,6 +425,38 @@ def test_maps_are_those_of_the_image_alone(command: Command, checkpoint: Path) -
             powers = np.exp(logits)
             probabilities = powers / (1 + powers if classes else powers.sum())
             np.testing.assert_allclose(arrays["probabilities"], probabilities, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_tokens_of_high_norm_are_named_and_smoothed(command: Command, checkpoint: Path) -> None:
+    """The patch embedding's bias along a position of the grid makes it an outlier in every image."""
+    model = vitx.load(checkpoint)
+    model.pos_embed.set_value(model.pos_embed[...].at[:, 3].mul(100))
+    command.checkpoint = command.folder / "outlier.safetensors"
+    write_photos(command.folder, 2)
+    vitx.save(model, command.checkpoint)
+    named = "images with patch tokens of high norm: 2"
+    found = {}
+    for high_norm in ("keep", "median"):
+        command.out = command.folder.parent / high_norm
+        counts = command(
+            methods="raw_attention,lrp",
+            high_norm=high_norm,
+            images=f"{command.folder}/0.png,{command.folder}/1.png",
+        )
+        assert counts == (2, 0, 0)
+        assert (
+            named in command.printed and f"{command.folder}/1.png: 1 of 6 tokens" in command.printed
+        )
+        found[high_norm] = command.results()["1.png"]
+    mask = np.zeros((2, 3), bool)
+    mask[0, 2] = True
+    for arrays in found.values():
+        np.testing.assert_array_equal(arrays["high_norm"], mask)
+    kept, smooth = (found[name]["raw_attention"][0] for name in ("keep", "median"))
+    np.testing.assert_array_equal(smooth[~mask], kept[~mask])
+    assert smooth[0, 2] == pytest.approx(np.median([kept[0, 1], kept[1, 1], kept[1, 2]]))
+    np.testing.assert_array_equal(found["median"]["lrp"], found["keep"]["lrp"])  # of pixels
 
 
 @pytest.mark.slow

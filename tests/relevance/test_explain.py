@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.tree_util import Partial
 
 import vitx
 from tests.small_models import images_for, small_hybrid, small_vit
 from vitx.relevance import explain as module
-from vitx.relevance import methods, rulesets
+from vitx.relevance import methods, rulesets, targets
 from vitx.relevance.explain import METHODS, RULES
 from vitx.relevance.methods import REGISTRY
 from vitx.relevance.rulesets import CHEFER, EXACT
@@ -218,7 +219,10 @@ def test_a_padding_class_gives_zeros(method):
     model = the_model()
     padded = jnp.asarray(np.where(CLASSES == 0, -1, CLASSES))
     _, maps = module._explain(
-        model, images_for(model, IMAGES), padded, method, 0, "published", 1, "fast"
+        model,
+        images_for(model, IMAGES),
+        Partial(targets.of_classes, padded),
+        *(method, 0, "published", 1, "fast"),
     )
     expected = np.where((CLASSES == 0)[..., None, None], 0, explained(method)[1])
     assert_maps_equal(maps, expected, 1e-12)
@@ -272,8 +276,9 @@ def program(method, classes=None, start_layer=0, model=None, class_chunk=1):
     """The program handed to the compiler, without dead code."""
     model = model or small_vit(depth=2)
     images = images_for(model, IMAGES)
+    target = targets.parse(classes, None, IMAGES, 3)
     lowered = module._explain.lower(
-        model, images, classes, method, start_layer, "published", class_chunk, "fast"
+        model, images, target, method, start_layer, "published", class_chunk, "fast"
     )
     return lowered.as_text()
 
@@ -463,6 +468,7 @@ def test_a_model_without_classes_is_named():
 
 BAD = {
     "images must be normalised floats, not object": {"images": np.zeros((3, 8, 12, 3), object)},
+    "high_norm must be one of keep, median, not 'mean'": {"high_norm": "mean"},
     "memory must be one of auto, fast, lean, not 'small'": {"memory": "small"},
     "method must be one of rollout, .*transformer_attribution, not 'saliency'": {
         "method": "saliency"

@@ -22,7 +22,7 @@ from vitx.pipeline.explainer import (
     best_classes,
     input_size,
 )
-from vitx.relevance.explain import RULES
+from vitx.relevance.explain import HIGH_NORM, RULES
 from vitx.relevance.methods import REGISTRY
 from vitx.report.figure import Picture, draw_figure, load_font, nothing_in, panel
 from vitx.runtime.experiment import Run, Stage
@@ -59,7 +59,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     paths = find_images(config.images)
     load_font(config.font, 1)  # raises for a wrong one before the work begins
     explainer = Explainer(config)
-    written, empty, broken = 0, list[str](), list[str]()
+    written, empty, broken, high = 0, list[str](), list[str](), list[str]()
     with progress(len(paths), "explain") as bar:
 
         def unexplained() -> Iterator[_Image]:
@@ -82,12 +82,17 @@ def explain_images(run: Run, stage: StageFolder) -> None:
             explanations = explainer([image.input for image in batch])
             for image, explanation in zip(batch, explanations, strict=True):
                 empty += _write(image, explanation, explainer, config)
+                tokens = explanation.high_norm
+                if tokens.any():
+                    path = printable(image.path)
+                    high.append(f"{path}: {np.count_nonzero(tokens)} of {tokens.size} tokens")
             written += len(batch)
             bar.advance(len(batch))
     if len(broken) == len(paths):
         shown = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         raise ValueError(f"config.images: none of {len(paths)} files is an image: {shown}")
     _print_list("images with maps that show nothing", empty)
+    _print_list("images with patch tokens of high norm", high)
     _print_list("files left out", broken)
     unchanged = len(paths) - written - len(broken)
     print(
@@ -125,7 +130,7 @@ def _write(
     image: _Image, explanation: Explanation, explainer: Explainer, config: ConfigDict
 ) -> list[str]:
     """Writes the picture and the maps; returns a line that names the maps that show nothing, if there are any."""
-    names, (classes, logits, probabilities, maps) = explainer.names, explanation
+    names, (classes, logits, probabilities, maps, high_norm) = explainer.names, explanation
     rows = [
         (
             f"explained: {names[number]}, {100 * probabilities[number]:.1f} %",
@@ -142,6 +147,7 @@ def _write(
         "classes": classes,
         "logits": logits,
         "probabilities": probabilities,
+        "high_norm": high_norm,
         "class_names": np.array(names, np.str_),
         "image_size": image.size,
         "input_size": image.input.shape[:2],
@@ -177,6 +183,7 @@ COMMAND = Stage(
         "aspect": among(ASPECTS),
         "scores": among(SCORES),
         "rules": among(RULES),
+        "high_norm": among(HIGH_NORM),
         "best": whole(1),
         "top": whole(1),
     },

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ from vitx.ops import Array
 from vitx.parallel import pad_batch
 from vitx.relevance.explain import explain
 from vitx.relevance.methods import REGISTRY
+from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
 from vitx.runtime.files import parse_json
 from vitx.weights.files import FOLDER_FILES
 
@@ -28,7 +30,7 @@ DEMO: Final = Path("runs/shapes/classifier")
 ASPECTS: Final = ("squash", "keep")
 SCORES: Final = ("auto", "softmax", "sigmoid")
 _OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps")  # of the checkpoint's metadata
-_FORMAT: Final = 1  # of the results: those of another format are written again
+_FORMAT: Final = 2  # of the results: those of another format are written again
 _OCTAVES: Final = 2.0  # the longest aspect kept, 4:1, as a power of two
 _STEPS: Final = 2  # aspects in an octave
 
@@ -43,12 +45,14 @@ class Explanation(NamedTuple):
         logits: float32 (C,).
         probabilities: float32 (C,).
         maps: raw, (K, h, w) by method.
+        high_norm: patch tokens of high norm, bool (h, w).
     """
 
     classes: np.ndarray
     logits: np.ndarray
     probabilities: np.ndarray
     maps: Mapping[str, np.ndarray]
+    high_norm: np.ndarray
 
 
 class Explainer:
@@ -91,7 +95,7 @@ class Explainer:
             "scores": self.scores,
             "start_layer": self._start,  # in the order of the methods
             "input_size": self.model.preprocess.size,
-            **{key: config[key] for key in ("rules", "aspect", *_OVERRIDES)},
+            **{key: config[key] for key in ("rules", "aspect", "high_norm", *_OVERRIDES)},
             "format": _FORMAT,
             **{key: config[key] for key in ("top", "font")},
         }
@@ -123,6 +127,12 @@ class Explainer:
             )
             for method in self.methods
         }
+        high_norm = high_norm_tokens(patch_norms(model, batch))
+        if self._config.high_norm == "median":
+            for method, each in maps.items():
+                if each.shape[-2:] == model.grid:  # not of pixels
+                    maps[method] = np.asarray(neighbours_median(jnp.asarray(each), high_norm))
+        masks = np.asarray(high_norm)
         activation = jax.nn.softmax if self.scores == "softmax" else jax.nn.sigmoid
         probabilities = np.asarray(activation(logits))
         return [
@@ -131,6 +141,7 @@ class Explainer:
                 logits[index],
                 probabilities[index],
                 {method: each[index] for method, each in maps.items()},
+                masks[index],
             )
             for index in range(len(images))
         ]

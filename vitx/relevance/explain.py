@@ -11,11 +11,13 @@ from jax.typing import ArrayLike
 
 from vitx import parallel
 from vitx.ops import Array, Explainable
+from vitx.relevance import outliers, targets
 from vitx.relevance.methods import REGISTRY
 
 METHODS = tuple(REGISTRY)
 RULES = ("published", "stable")
 MEMORY = ("auto", "fast", "lean")
+HIGH_NORM = ("keep", "median")
 
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
 
@@ -29,11 +31,14 @@ def explain(
     rules: str = "published",
     class_chunk: int = 1,
     memory: str = "auto",
+    target: targets.Target | None = None,
+    high_norm: str = "keep",
 ) -> tuple[Array, Array]:
-    """Explains a model's logits by maps over the image. Runs under `jit`, and may be called inside another.
+    """Explains a value of a model's output, such as a logit, by a map over the image.
 
-    The logits have the model's own gradient, for every method, so that they may be part of a loss. Maps of relevance
-    rules ("lrp", "partial_lrp", "transformer_attribution") have no gradient: `jax.lax.stop_gradient`.
+    Runs under `jit`, and may be called inside another. The logits have the model's own gradient, for every method, so
+    that they may be part of a loss. Maps of relevance rules ("lrp", "partial_lrp", "transformer_attribution") have no
+    gradient: `jax.lax.stop_gradient`.
 
     Args:
       model: a classifier, such as a `VisionTransformer`; see `vitx.ops.Explainable`.
@@ -42,25 +47,29 @@ def explain(
       method: one of `METHODS`.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
-      class_chunk: classes that go backward at once. More take memory in proportion, and on a CPU more time, too.
+      class_chunk: of K values, how many go backward at once. More take more memory, and on a CPU more time, too.
       memory: "fast" keeps every block's intermediate values; "lean" computes them again for "lrp" and
         "transformer_attribution", for about a fifth more time; "auto" is lean where they take over 1 GB an image,
         or over half of the device's memory for the batch.
+      target: in place of `classes`, what is explained (docs/explain.md): an int or ints, ("difference", a, b),
+        ("probability", a), a function from the output (B, C) to (B,), or an embedding, to whose cosine similarity with
+        the output of a model without a head: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D)
+        where K may be B; or (B, K, D).
+      high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
 
     Returns:
-      logits (B, classes), and raw maps (see docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). The maps of
+      the output (B, C), and raw maps (docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). The maps of
       "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
-      ValueError: for a model without classes, an unknown method or rule, a start layer that the model does not have, or
-        images or classes of a shape, type or range that does not fit. Values are not checked inside another `jit`:
-        there a class out of range gives a map of zeros.
+      ValueError: for an unknown method or option, a start layer that the model does not have, or images, classes or a
+        target of a shape, type or range that does not fit. Values are not checked inside another `jit`: there a class
+        out of range gives a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
-    _check_options(model, method, start_layer, rules, class_chunk, memory)
+    _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
     images, size = _check_images(images, model.preprocess.size), model.preprocess.size
-    if classes is not None:
-        classes = _check_classes(classes, len(images), model.num_classes)
+    explained = targets.parse(classes, target, len(images), model.num_classes)
     if memory == "auto":
         kept = _kept_bytes(model)
         lean = kept > _LEAN_BYTES or kept * len(images) > parallel.device_memory() / 2
@@ -69,11 +78,19 @@ def explain(
         f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
         'give memory="lean", class_chunk=1 or fewer images at once'
     ):
-        return _explain(model, images, classes, method, start_layer, rules, class_chunk, memory)
+        return _explain(
+            model, images, explained, method, start_layer, rules, class_chunk, memory, high_norm
+        )
 
 
 def _check_options(
-    model: Explainable, method: str, start_layer: Any, rules: str, class_chunk: Any, memory: str
+    model: Explainable,
+    method: str,
+    start_layer: Any,
+    rules: str,
+    class_chunk: Any,
+    memory: str,
+    high_norm: str,
 ) -> None:
     if not hasattr(model, "classify"):
         raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
@@ -83,6 +100,8 @@ def _check_options(
         raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
     if memory not in MEMORY:
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
+    if high_norm not in HIGH_NORM:
+        raise ValueError(f"high_norm must be one of {', '.join(HIGH_NORM)}, not {high_norm!r}")
     layers = len(model.attention_shapes())
     if not _is_int(start_layer) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
@@ -109,24 +128,6 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _check_classes(classes: Any, batch: int, num_classes: int) -> Array:
-    if not isinstance(classes, jax.Array):
-        classes = np.asarray(classes)  # JAX would wrap what 32 bits do not hold
-    if classes.ndim not in (1, 2) or classes.shape[0] != batch or not classes.size:
-        raise ValueError(f"classes must be ({batch},) or ({batch}, K), not {classes.shape}")
-    if not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise ValueError(f"classes must be integers, not {classes.dtype}")
-    if not isinstance(classes, jax.core.Tracer):
-        # JAX would trace even a constant's minimum inside an outer jit; NumPy does not.
-        values = np.asarray(classes)
-        low, high = values.min(), values.max()
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"classes must be in [0, {num_classes}), found {low} to {high}")
-    classes = jnp.asarray(classes)
-    # A one-hot row of 8-bit classes would wrap, and so would 64-bit ones in 32 bits.
-    return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
-
-
 def _kept_bytes(model: Explainable) -> int:
     """Memory that "fast" keeps of an image: some 33 arrays of the tokens' size and two attention matrices a block."""
     itemsize = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(model))
@@ -134,40 +135,45 @@ def _kept_bytes(model: Explainable) -> int:
     return itemsize * sum(n * (33 * model.width + 2 * heads * n) for heads, n in shapes)
 
 
-@partial(jax.jit, static_argnames=("method", "start_layer", "rules", "class_chunk", "memory"))
+@partial(
+    jax.jit,
+    static_argnames=("method", "start_layer", "rules", "class_chunk", "memory", "high_norm"),
+)
 def _explain(
     model: Explainable,
     images: Array,
-    classes: Array | None,
+    target: Callable[[Array], Array],
     method: str,
     start_layer: int,
     rules: str,
     class_chunk: int,
     memory: str,
+    high_norm: str = "keep",
 ) -> tuple[Array, Array]:
     chosen = REGISTRY[method]
     # What runs outside a rule set has the precision of the rule sets.
     with jax.default_matmul_precision("highest"):
         ops = chosen.operations(rules)
-        logits, one_class = chosen.run(model, images, ops, start_layer, memory == "lean")
-        if classes is None:
-            classes = logits.argmax(-1)
-        hot = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # (B, [K,] C)
-        if hot.ndim == 2:
-            return logits, one_class(hot)
-        if not chosen.by_class:
-            maps = one_class(hot[:, 0])
-            return logits, jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
-        maps = _each_class(one_class, hot.swapaxes(0, 1), class_chunk)  # (K, B, h, w)
-        return logits, maps.swapaxes(0, 1)
+        output, one_value = chosen.run(model, images, ops, start_layer, memory == "lean")
+        gradients = target(output)  # (B, [K,] C)
+        if gradients.ndim == 2:
+            maps = one_value(gradients)
+        elif chosen.by_class:
+            maps = _each_value(one_value, gradients.swapaxes(0, 1), class_chunk).swapaxes(0, 1)
+        else:
+            maps = one_value(gradients[:, 0])
+            maps = jnp.broadcast_to(maps[:, None], (*gradients.shape[:2], *maps.shape[1:]))
+        if high_norm == "median":
+            maps = outliers.smoothed(model, images, maps)
+        return output, maps
 
 
-def _each_class(one_class: Callable[[Array], Array], hot: Array, chunk: int) -> Array:
-    """Maps (K, B, h, w) of one-hot rows (K, B, C): a loop over chunks of classes, where there is more than one."""
-    if len(hot) == 1:
-        return one_class(hot[0])[None]
+def _each_value(one_value: Callable[[Array], Array], gradients: Array, chunk: int) -> Array:
+    """Maps (K, B, h, w) of gradients at the output (K, B, C): a loop over chunks of K, where it is more than 1."""
+    if len(gradients) == 1:
+        return one_value(gradients[0])[None]
     if chunk == 1:
-        return jax.lax.map(one_class, hot)
-    if chunk >= len(hot):
-        return jax.vmap(one_class)(hot)
-    return jax.lax.map(one_class, hot, batch_size=chunk)
+        return jax.lax.map(one_value, gradients)
+    if chunk >= len(gradients):
+        return jax.vmap(one_value)(gradients)
+    return jax.lax.map(one_value, gradients, batch_size=chunk)

@@ -199,7 +199,8 @@ def attribution(
     weights = model.pooling_weights(encoded.gradient)
 
     def one_class(hot: Array) -> Array:
-        (attributions,) = pullback(rulesets.twice(hot))
+        # Of a start whose sum is 0 the normalised adds leave rounding, hence its positive part.
+        (attributions,) = pullback(rulesets.Pair(hot, _positive(hot)))
         return on_grid(
             model, transformer_attribution(attributions, weights)[:, model.prefix_tokens :]
         )

@@ -183,15 +183,19 @@ def first_minus_square(y):
     return y[:, 0] - jnp.square(y[:, 1])
 
 
+def square_minus_first(y):
+    return -first_minus_square(y)
+
+
 @pytest.mark.slow
 def test_gradcam_of_values_is_that_of_autodiff_through_the_model():
-    queries = jnp.asarray(embeddings(IMAGES))
+    queries = jnp.asarray(embeddings(IMAGES, seed=2))
     cases = [
         (classifier(), first_minus_square, first_minus_square),
         (classifier(), ("difference", 1, [0, 2, 2]), lambda y: y[:, 1] - y[[0, 1, 2], [0, 2, 2]]),
         (classifier(), ("probability", 2), lambda y: jax.nn.softmax(y)[:, 2]),
         (backbone(), queries, lambda y: cosine(y, queries)),
-        (backbone(), first_minus_square, first_minus_square),
+        (backbone(), square_minus_first, square_minus_first),
     ]
     for model, target, value in cases:
         images = images_for(model, IMAGES)

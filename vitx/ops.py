@@ -287,5 +287,8 @@ class Explainable(Protocol):
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens of `encode` -> the output (B, C): logits, or `pooled` where there is no head."""
 
+    def without_head(self) -> "Explainable":
+        """The model whose output is `pooled`."""
+
     def __call__(self, images: Array, ops: Ops = PLAIN) -> Array:
         """Images (B, H, W, 3) -> the output (B, C), see `classify`."""

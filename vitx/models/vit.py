@@ -63,6 +63,8 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 f"image size {preprocess.size} is not a multiple of the patch, {cell} pixels"
             )
+        if not num_classes:
+            design = replace(design, head="pooled")
         self.preprocess, self.num_classes = preprocess, num_classes
         self.design, self.prefix_tokens, self.queries = (
             design,
@@ -205,11 +207,10 @@ class VisionTransformer(nnx.Module):
 
         See `vitx.models.pooling.pooling_weights`; for attention pooling the probe's attention, averaged over the heads.
         """
-        design = self.design if self.num_classes else replace(self.design, head="pooled")
         probe = None
         if self.attn_pool is not None:
             probe = self.attn_pool.attention(self.normed(tokens)).mean((1, 2))
-        return pooling_weights(design, tokens, probe)
+        return pooling_weights(self.design, tokens, probe)
 
     def normed(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens (B, N, D) after the final norm, if the model has one."""
@@ -257,6 +258,14 @@ class VisionTransformer(nnx.Module):
         if len(logits) == 2:
             logits = [ops.scale(ops.add(*logits), factor=0.5)]
         return logits[0][:, 0]
+
+    def without_head(self) -> "VisionTransformer":
+        """The model with the same weights whose output is the pooled one."""
+        other = nnx.merge(*nnx.split(self))
+        other.num_classes, other.design = 0, replace(self.design, head="pooled")
+        other.queries = other.design.queries
+        other.head = other.head_dist = other.head_patches = None
+        return other
 
     def __call__(
         self, images: Array, ops: Ops = PLAIN, probes: Sequence[Array | None] | None = None

@@ -52,14 +52,14 @@ def explain(
         "transformer_attribution", for about a fifth more time; "auto" is lean where they take over 1 GB an image,
         or over half of the device's memory for the batch.
       target: in place of `classes`, what is explained (docs/explain.md): an int or ints, ("difference", a, b),
-        ("probability", a), a function from the output (B, C) to (B,), or an embedding, to whose cosine similarity with
-        the output of a model without a head: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D)
-        where K may be B; or (B, K, D).
+        ("probability", a), a function from the output (B, C) to (B,), or an embedding, for the cosine similarity of
+        the pooled output with it: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D) where K may
+        be B; or (B, K, D).
       high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
 
     Returns:
-      the output (B, C), and raw maps (docs/protocol.md) on the token grid, (B, h, w) or (B, K, h, w). The maps of
-      "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
+      the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
+      (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
       ValueError: for an unknown method or option, a start layer that the model does not have, or images, classes or a
@@ -70,6 +70,8 @@ def explain(
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
     images, size = _check_images(images, model.preprocess.size), model.preprocess.size
     explained = targets.parse(classes, target, len(images), model.num_classes)
+    if explained.func is targets.of_similarity and model.num_classes:
+        model = model.without_head()
     if memory == "auto":
         kept = _kept_bytes(model)
         lean = kept > _LEAN_BYTES or kept * len(images) > parallel.device_memory() / 2

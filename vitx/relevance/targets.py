@@ -51,7 +51,7 @@ def parse(
         return _named(target, batch, num_classes)
     array = _array(target)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        return Partial(of_similarity, _embedding(array, batch, num_classes))
+        return Partial(of_similarity, _embedding(array, batch))
     _need_classes(num_classes)
     return Partial(of_classes, _classes("target", array, batch, num_classes, scalar=True))
 
@@ -200,14 +200,8 @@ def _classes(name: str, value: Any, batch: int, num_classes: int, *, scalar: boo
     return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
 
 
-def _embedding(value: Any, batch: int, num_classes: int) -> Array:
+def _embedding(value: Any, batch: int) -> Array:
     """Embeddings (B, D), of one value an image, or (B or 1, K, D); see `vitx.explain`."""
-    if num_classes:
-        raise ValueError(
-            "an embedding is compared with the pooled output, but this model's output is its "
-            f"{num_classes} classes: take off the head by "
-            "vitx.models.variants.variant(model, num_classes=0, head=None)"
-        )
     shape = value.shape
     if not (value.size and (len(shape) in (1, 2) or (len(shape) == 3 and shape[0] in (1, batch)))):
         raise ValueError(

@@ -72,10 +72,7 @@ def explain(
     explained = targets.parse(classes, target, len(images), model.num_classes)
     if explained.func is targets.of_similarity and model.num_classes:
         model = model.without_head()
-    if memory == "auto":
-        kept = _kept_bytes(model)
-        lean = kept > _LEAN_BYTES or kept * len(images) > parallel.device_memory() / 2
-        memory = "lean" if lean else "fast"
+    memory = _fitting_memory(model, len(images)) if memory == "auto" else memory
     with parallel.out_of_memory(
         f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
         'give memory="lean", class_chunk=1 or fewer images at once'
@@ -128,6 +125,12 @@ def _check_images(images: ArrayLike, size: tuple[int, int]) -> Array:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _fitting_memory(model: Explainable, batch: int) -> str:
+    kept = _kept_bytes(model)
+    lean = kept > _LEAN_BYTES or kept * batch > parallel.device_memory() / 2
+    return "lean" if lean else "fast"
 
 
 def _kept_bytes(model: Explainable) -> int:

@@ -119,7 +119,7 @@ class Design:
 
     @property
     def position_prefix(self) -> int:
-        """Number of prefix tokens that have an entry in the position embedding: the first ones."""
+        """How many prefix tokens have an entry in the position embedding; they are the first ones."""
         entries = {"all": self.prefix_tokens, "no registers": self.prefix_tokens - self.registers}
         return entries.get(self.positions, 0)
 

@@ -36,7 +36,7 @@ from vitx.pipeline.compare import (
     verdict,
 )
 from vitx.runtime.experiment import check_options, run_stages
-from vitx.weights import names, pytorch_reference
+from vitx.weights import names, pytorch_reference, schemes
 from vitx.weights.pytorch_reference import build_reference, choose_library
 
 IMAGE = Path(__file__).parents[2] / "docs" / "images" / "example.png"
@@ -346,9 +346,9 @@ def test_a_wrong_table_of_names_shows(tmp_path: Path, monkeypatch: pytest.Monkey
     save_file(hugging_face(tensors_of(square_vit(), tmp_path)), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
     swapped = {r"blocks.\1.norm1": r"blocks.\1.norm2", r"blocks.\1.norm2": r"blocks.\1.norm1"}
-    table = tuple((old, swapped.get(new, new)) for old, new in names.HUGGING_FACE.table)
-    wrong = replace(names.HUGGING_FACE, table=table)
-    for scheme, first in ((names.HUGGING_FACE, None), (wrong, "blocks.0")):
+    table = tuple((old, swapped.get(new, new)) for old, new in schemes.HUGGING_FACE.table)
+    wrong = replace(schemes.HUGGING_FACE, table=table)
+    for scheme, first in ((schemes.HUGGING_FACE, None), (wrong, "blocks.0")):
         monkeypatch.setattr(names, "SCHEMES", (scheme,))
         model = vitx.load(tmp_path)
         images = images_for(model, "", 1)

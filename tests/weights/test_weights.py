@@ -544,25 +544,22 @@ def test_timm_arguments_that_vitx_computes(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
-        ("act_layer", "quick_gelu", "act_layer='quick_gelu'"),
-        ("act_layer", "gelu_tanh", "act_layer='gelu_tanh'"),
+        ("act_layer", "relu", "act_layer='relu'"),
         ("norm_layer", "rmsnorm", "norm_layer='rmsnorm'"),
         ("norm_layer", {"eps": 1e-5}, "norm_layer={'eps': 1e-05}"),
-        ("qkv_bias", False, "qkv_bias=False"),
+        ("qkv_bias", True, "qkv_bias=True"),  # where the tensors have none, and so on
         ("proj_bias", False, "proj_bias=False"),
         ("qk_norm", True, "qk_norm=True"),
         ("init_values", 1e-5, "init_values=1e-05"),
-        ("class_token", False, "class_token=False"),
-        ("no_embed_class", True, "no_embed_class=True"),
+        ("class_token", True, "class_token=True"),
         ("reg_tokens", 4, "reg_tokens=4"),
         ("pre_norm", True, "pre_norm=True"),
-        ("final_norm", False, "final_norm=False"),
+        ("final_norm", True, "final_norm=True"),
         ("fc_norm", True, "fc_norm=True"),
         ("pos_embed", "none", "pos_embed='none'"),
         ("patch_size", 8, "patch_size=8"),
         ("in_chans", 1, "in_chans=1"),
-        ("global_pool", "avg", "global_pool='avg'"),
-        ("global_pool", "map", "global_pool='map'"),
+        ("global_pool", "avgmax", "global_pool='avgmax'"),
         ("global_pool", "", "global_pool=''"),
         ("rope_type", "mixed", "rope_type='mixed'"),
     ],
@@ -574,7 +571,7 @@ def test_timm_arguments_that_vitx_does_not_compute(key, value, shown):
     assert_one_line(error, f"config.json: {shown}", "which vitx does not compute")
 
 
-@pytest.mark.parametrize("pool", ["avg", "map", "", 3])
+@pytest.mark.parametrize("pool", ["avgmax", "", 3])
 def test_timm_pooling_outside_of_the_arguments(pool):
     for config in ({"global_pool": pool}, {"pretrained_cfg": {"global_pool": pool}}):
         with pytest.raises(ValueError, match=f"config.json: global_pool={pool!r}"):
@@ -585,11 +582,11 @@ def test_timm_pooling_outside_of_the_arguments(pool):
 
 
 def test_all_arguments_that_are_not_computed_are_listed(tmp_path):
-    arguments = {"qk_norm": True, "act_layer": "silu", **{f"new_{n}": "x" * 99 for n in range(20)}}
+    arguments = {"qk_norm": True, "act_layer": "relu", **{f"new_{n}": "x" * 99 for n in range(20)}}
     with pytest.raises(ValueError) as error:
         vitx.load(timm_folder(tmp_path, square_vit(), {"model_args": arguments}), num_heads=2)
     assert_one_line(
-        error, str(tmp_path), "config.json: qk_norm=True, act_layer='silu', new_0=", "and 10 more"
+        error, str(tmp_path), "config.json: qk_norm=True, act_layer='relu', new_0=", "and 10 more"
     )
 
 
@@ -776,17 +773,18 @@ def test_dtype(tmp_path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["cls_token", "dist_token", "head_dist.weight"], "distilled DeiT"),
         (["deit.embeddings.distillation_token"], "distilled DeiT"),
         (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin"),
         (["swin.encoder.layers.0.blocks.0.layernorm_before.weight"], "Swin"),
-        (["blocks.0.attn.q_bias", "blocks.0.gamma_1"], "BEiT"),
+        (["blocks.0.attn.q_bias", "blocks.0.attn.relative_position_bias_table"], "BEiT"),
+        (["beit.encoder.layer.0.lambda_1"], "BEiT"),
         (["stem.0.weight", "stages.0.blocks.0.conv_dw.weight"], "ConvNeXt"),
-        (["cls_token", "blocks.0.ls1.gamma"], "layer scale"),
-        (["embeddings.cls_token", "encoder.layer.0.layer_scale1.lambda1"], "layer scale"),
-        (["visual.class_embedding", "logit_scale"], "CLIP"),
-        (["vision_model.embeddings.class_embedding"], "CLIP"),
-        (["blocks.0.attn.qkv.weight", "fc_norm.weight"], "averages its tokens"),
+        (["stages.0.layers.0.depthwise_conv.weight"], "ConvNeXt"),  # DINOv3's
+        (["visual.class_embedding", "logit_scale"], "a CLIP with the names of OpenAI"),
+        (["img/MAPHead_0/probe"], "a SigLIP with the names of big_vision"),
+        (["storage_tokens", "blocks.0.ls1.gamma"], "a DINOv3 with Meta's names"),
+        (["blocks.0.attn.q_norm.weight"], "normalised queries and keys"),
+        (["blocks.0.attn.norm.weight"], "a norm inside its attention"),
         (["blocks.0.attn.qkv.weight", "decoder_blocks.0.norm1.weight"], "masked autoencoder"),
         (["blocks.0.mlp_tokens.fc1.weight"], "MLP-Mixer"),
         (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "ResNet"),

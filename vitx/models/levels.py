@@ -94,7 +94,9 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
             projection=0,
             head="pooled",
         )
+        part.queries = part.design.queries
         for name in _ABOVE_BLOCKS:
+            delattr(part, name)  # so that the part equals a model made without
             setattr(part, name, None)
         return part
     part.stem.keep(int(number))

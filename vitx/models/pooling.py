@@ -53,7 +53,7 @@ class AttentionPool(nnx.Module):
         # The query is the same for all images, so its product with the keys is a linear layer.
         query = (
             linear(self.latent[0], self.q.kernel[...], precision=Precision.HIGHEST)
-            + self.q.bias[...]
+            + self.q.bias[...][None]
         )
         query = query.reshape(self.heads, -1, 1)  # (heads, d, 1)
         weight = query * jnp.eye(self.heads, dtype=query.dtype)[:, None]  # (heads, d, heads)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from vitx.runtime.files import check_members, first_line, parse_json
 from vitx.runtime.paths import as_path, get, is_remote
 
-FOLDER_FILES: Final = ("model.safetensors", "pytorch_model.bin")
+FOLDER_FILES: Final = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_INDEX: Final = ".safetensors.index.json"  # how the name of an index of shards ends
 BESIDE: Final = ("config.json", "preprocessor_config.json")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
 _LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
@@ -34,6 +35,10 @@ class Tensor:
     def reshape(self, *shape: int) -> "Tensor":
         """The same numbers in another shape."""
         return Tensor(shape, lambda: self.read().reshape(shape))
+
+    def rows(self, start: int, stop: int) -> "Tensor":
+        """A slice of the first axis."""
+        return Tensor((stop - start, *self.shape[1:]), lambda: self.read()[start:stop])
 
     def transpose(self, *axes: int) -> "Tensor":
         """The same numbers with other axes."""
@@ -62,7 +67,7 @@ def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
         with contextlib.ExitStack() as stack:
             if is_remote(source):
                 source = _copy(source, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            tensors, metadata = _open(source)
+            tensors, metadata = _open_shards(source) if _is_index(source) else _open(source)
             if not tensors:
                 raise ValueError("the file holds no tensors")
             beside = (_read_json(source.parent / name) for name in BESIDE)
@@ -89,6 +94,11 @@ def find_file(path: Path) -> Path:
     return path
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The file of a checkpoint, and after an index of shards these shards; ValueError for an index of another form."""
+    return [path, *(path.parent / name for name in _shards(path))] if _is_index(path) else [path]
+
+
 def listed(items: Sequence[str], most: int = 12) -> str:
     """The items with commas, or the first of them and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
@@ -101,6 +111,8 @@ def _copy(source: Path, scratch: Path) -> Path:
     for name in (source.name, *BESIDE):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).write_bytes(get(source.parent / name))
+    for part in parts_of(folder / source.name)[1:]:
+        part.write_bytes(get(source.parent / part.name))
     return folder / source.name
 
 
@@ -114,6 +126,40 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} beside it is damaged: {error}") from error
     return value if isinstance(value, dict) else {}
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(_INDEX)
+
+
+def _shards(path: Path) -> dict[str, list[str]]:
+    """The files that an index of shards names, which stand beside it, and the tensors in each."""
+    weights = _read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError(f"{path.name} has no weight_map, which says where each tensor is")
+    shards: dict[str, list[str]] = {}
+    for tensor, name in weights.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", name):
+            raise ValueError(
+                f"{path.name}: {name!r:.100} is no name of a .safetensors file beside it"
+            )
+        shards.setdefault(name, []).append(tensor)
+    return shards
+
+
+def _open_shards(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    tensors: dict[str, Tensor] = {}
+    for name, expected in _shards(path).items():
+        try:
+            found, _ = _open(find_file(path.parent / name))
+        except FileNotFoundError:
+            raise ValueError(f"its shard {name} is missing") from None
+        except ValueError as error:
+            raise ValueError(f"its shard {name}: {error}") from error
+        if absent := [tensor for tensor in expected if tensor not in found]:
+            raise ValueError(f"its shard {name} does not hold {listed(absent, 3)}")
+        tensors |= {tensor: found[tensor] for tensor in expected}
+    return tensors, {}
 
 
 def _open(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.models import checks
+from vitx.models.design import VIT, Design
 from vitx.models.families import IMAGENET
+from vitx.models.heads import HEADS
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
-from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file
+from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file, parts_of
+from vitx.weights.hugging_face import read_hugging_face
 from vitx.weights.names import Named
 from vitx.weights.timm_config import read_timm
 
@@ -61,6 +64,33 @@ def _different_names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _parts_of_a_design(value: Any) -> dict[str, Any]:
+    """Parts by name, of the type and range of `Design`'s; whether they fit together shows in `Design`."""
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object of a design's parts, not {value!r:.100}")
+    usual = asdict(VIT)
+    for name, part in value.items():
+        if name not in usual:
+            raise ValueError(f"has an unknown part, {name!r:.100}")
+        if type(part) is not type(usual[name]) or (type(part) is int and not 0 <= part < 2**31):
+            raise ValueError(
+                f"has {name} {part!r:.100}, where one like {usual[name]!r} is expected"
+            )
+    if not 0 < value.get("rotary_base", 1.0) < float("inf"):
+        raise ValueError(f"has rotary_base {value['rotary_base']}, which must be positive")
+    return value
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value == 0 else checks.positive_int(value)
+
+
+def _known_head(value: Any) -> str:
+    if value not in HEADS:
+        raise ValueError(f"must be one of {', '.join(HEADS)}, not {value!r:.100}")
+    return value
+
+
 @dataclass(frozen=True)
 class Overrides(_Checked):
     """The arguments of `load`, which documents them; None means: use the file's own value."""
@@ -71,6 +101,7 @@ class Overrides(_Checked):
     norm_eps: float | None = _checked_by(checks.positive_float)
     final_norm_eps: float | None = _checked_by(checks.positive_float)
     dtype: np.dtype | None = _checked_by(_float_type)  # noqa: RUF009
+    head: str | None = _checked_by(_known_head)
 
 
 @dataclass(frozen=True)
@@ -78,7 +109,9 @@ class Metadata(_Checked):
     """What a file specifies; None where it does not. Sizes are (height, width), in pixels.
 
     `image_size` is that of the position embedding. timm resamples the embedding to its `img_size`, and trained the
-    model at its `input_size`: either is also the size of the embedding where it gives as many cells.
+    model at its `input_size`: either is also the size of the embedding where it gives as many cells. `crop_size` is the
+    input's. `design` has parts of the model's design, all of them in a file of `save`. `num_classes` counts where it is
+    0: the file is whole without a head.
     """
 
     num_heads: int | None = _checked_by(checks.positive_int)
@@ -89,6 +122,9 @@ class Metadata(_Checked):
     image_size: tuple[int, int] | None = _checked_by(_bounded_size)
     img_size: tuple[int, int] | None = _checked_by(_bounded_size)
     input_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    crop_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    design: dict[str, Any] | None = _checked_by(_parts_of_a_design)  # noqa: RUF009
+    num_classes: int | None = _checked_by(_count)
     weight_standardisation_eps: float | None = _checked_by(checks.positive_float)
     stem_stride: int | None = _checked_by(checks.positive_int)
     stem_unstrided: int | None = _checked_by(checks.positive_int)
@@ -118,7 +154,11 @@ def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
         except ValueError:
             raise ValueError(f"metadata {name} is no JSON: {own[name]!r:.100}") from None
     try:
-        return Metadata(**found)
+        metadata = Metadata(**found)
+        if "num_heads" in own:  # written by `save`, which leaves out the parts that are usual
+            parts = metadata.design if "design" in own and metadata.design else {}
+            metadata = replace(metadata, design=asdict(Design(**parts)))
+        return metadata
     except ValueError as error:
         raise ValueError(f"in its metadata or the JSON beside it, {error!s:.200}") from error
 
@@ -126,7 +166,8 @@ def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
 def digest(path: str | Path) -> str:
     """16 hexadecimal digits that change with whatever `load` makes a model from.
 
-    They follow from the file, the JSON beside it, and whether its name implies ImageNet's mean and std.
+    They follow from the file (or all shards of an index), the JSON beside it, and whether its name implies ImageNet's
+    mean and std.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -134,10 +175,13 @@ def digest(path: str | Path) -> str:
     """
     try:
         path = find_file(as_path(path))
+        parts = [find_file(part) for part in parts_of(path)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256")
+    content = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: content)
     for beside in (path.parent / name for name in BESIDE):
         content.update(beside.read_bytes() if beside.is_file() else b"-")
     content.update(str(_named_after_imagenet_models(path)).encode())
@@ -150,24 +194,9 @@ def _google(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
     return {"num_heads": next((shape[1] for shape in shapes if len(shape) == 3), None)}
 
 
-def _hugging_face(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
-    config, processor = checkpoint.config, checkpoint.processor
-    for name, computed in (("hidden_act", "gelu"), ("qkv_bias", True)):
-        if (value := config.get(name, computed)) != computed:
-            raise ValueError(f"config.json: {name}={value!r:.100}, which vitx does not compute")
-    norm_eps = config.get("layer_norm_eps")
-    return {
-        "num_heads": config.get("num_attention_heads"),
-        "norm_eps": 1e-12 if norm_eps is None else norm_eps,
-        "image_size": config.get("image_size"),
-        "mean": processor.get("image_mean"),
-        "std": processor.get("image_std"),
-    }
-
-
 _PROJECTS: Final[dict[str, Callable[[Checkpoint, Named], Mapping[str, Any]]]] = {
     "Google": _google,
-    "Hugging Face": _hugging_face,
+    "Hugging Face": read_hugging_face,
     "timm": lambda checkpoint, named: read_timm(checkpoint.config, named.tensors),
     "[Re]": lambda checkpoint, named: {"weight_standardisation_eps": 1e-6},
 }

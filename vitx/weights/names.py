@@ -1,11 +1,8 @@
-"""Naming schemes: recognises whose names a file's tensors have, and gives them timm's.
-
-A family of checkpoints with names of its own is one entry of `SCHEMES`.
-"""
+"""Recognises whose names a file's tensors have, see `schemes`, and gives them timm's names."""
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -14,119 +11,8 @@ import numpy as np
 
 from vitx.weights.files import Tensor
 from vitx.weights.layout import AXES
+from vitx.weights.schemes import REFUSED, SCHEMES, Scheme
 
-
-@dataclass(frozen=True)
-class Scheme:
-    """The names that one project gives to the tensors of a Vision Transformer."""
-
-    project: str
-    mark: str  # a regular expression found in at least one name of every such file
-    # Regular expressions for whole names without the last part (weight, bias, kernel or scale), and timm's name for
-    # each: a template, a function of the match, or None for tensors that a classifier does not use. Separate queries,
-    # keys and values are named blocks.<number>.attn.q, .k and .v.
-    table: tuple[tuple[str, str | Callable[[re.Match[str]], str] | None], ...] = ()
-    prefix: str = ""  # may precede any of these names
-    flax: bool = False  # whether axes are in Flax's order rather than PyTorch's
-
-    def timm_name(self, name: str) -> str | None:
-        """The name of a tensor in timm: its own where it is unknown, None where it is not used."""
-        stem, leaf = name.removeprefix(self.prefix), ""
-        if found := re.fullmatch(r"(?s)(.*)[./](weight|bias|kernel|scale)", stem):
-            stem, leaf = found[1], ".bias" if found[2] == "bias" else ".weight"
-        for pattern, new in self.table:
-            if found := re.fullmatch(pattern, stem):
-                if new is None:
-                    return None
-                return (new(found) if callable(new) else found.expand(new)) + leaf
-        return name
-
-
-def _google_unit(found: re.Match[str]) -> str:
-    block, unit, kind, which = found.groups()
-    layer = "norm" if kind == "gn" else kind
-    part = f"downsample.{layer}" if which == "_proj" else f"{layer}{which}"
-    return f"patch_embed.backbone.stages.{int(block) - 1}.blocks.{int(unit) - 1}.{part}"
-
-
-_BLOCK: Final = r"Transformer/encoderblock_(\d+)"
-# In files and in transformers 5's state dict, whose names differ.
-_LAYER: Final = r"(?:encoder\.layer|layers)\.(\d+)"
-
-HUGGING_FACE: Final = Scheme(
-    "Hugging Face",
-    r"embeddings\.patch_embeddings\.",
-    (
-        (r"pooler\..*|embeddings\.(?:mask_token|position_ids)", None),
-        (r"embeddings\.cls_token", "cls_token"),
-        (r"embeddings\.position_embeddings", "pos_embed"),
-        (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-        (rf"{_LAYER}\.layernorm_before", r"blocks.\1.norm1"),
-        (rf"{_LAYER}\.layernorm_after", r"blocks.\1.norm2"),
-        (
-            rf"{_LAYER}\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)",
-            r"blocks.\1.attn.\2",
-        ),
-        (rf"{_LAYER}\.attention\.(?:output\.dense|o_proj)", r"blocks.\1.attn.proj"),
-        (rf"{_LAYER}\.(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
-        (rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
-        (r"layernorm", "norm"),
-        (r"classifier", "head"),
-    ),
-    prefix="vit.",
-)
-
-# The first whose mark is found counts.
-SCHEMES: Final = (
-    Scheme(
-        "Google",
-        r"^Transformer/encoderblock_",
-        (
-            (r"cls", "cls_token"),
-            (r"Transformer/posembed_input/pos_embedding", "pos_embed"),
-            (r"embedding", "patch_embed.proj"),
-            (r"conv_root", "patch_embed.backbone.stem.conv"),
-            (r"gn_root", "patch_embed.backbone.stem.norm"),
-            (r"block(\d+)/unit(\d+)/(conv|gn)(\d|_proj)", _google_unit),
-            (rf"{_BLOCK}/LayerNorm_0", r"blocks.\1.norm1"),
-            (rf"{_BLOCK}/LayerNorm_[12]", r"blocks.\1.norm2"),
-            (rf"{_BLOCK}/MultiHead\w+/([qkv])(?:uery|ey|alue)", r"blocks.\1.attn.\2"),
-            (rf"{_BLOCK}/MultiHead\w+/out", r"blocks.\1.attn.proj"),
-            (rf"{_BLOCK}/MlpBlock_\d/Dense_0", r"blocks.\1.mlp.fc1"),
-            (rf"{_BLOCK}/MlpBlock_\d/Dense_1", r"blocks.\1.mlp.fc2"),
-            (r"Transformer/encoder_norm", "norm"),
-            (r"pre_logits", "pre_logits.fc"),
-            (r"head", "head"),
-        ),
-        flax=True,
-    ),
-    HUGGING_FACE,
-    Scheme("[Re]", r"^feat_conv\."),  # AffinityNet, which timm does not have
-    Scheme("vitx", r"^branches\.0\.feat_conv\."),  # AffinityNet on several levels
-    Scheme(
-        "[Re]", r"^resnet_backbone\.", ((r"resnet_backbone\.(.*)", r"patch_embed.backbone.\1"),)
-    ),
-    Scheme("timm", r"^blocks\.0\."),
-)
-
-# Models that share names with a ViT but compute something else.
-_REFUSED: Final = (
-    (r"dist_token|head_dist\.|distillation_", "a distilled DeiT, which has a second class token"),
-    (r"\.q_bias$|relative_position_bias\.", "a BEiT"),
-    (r"relative_position_bias_table|(^|\.)layers\.\d+\.blocks\.", "a Swin Transformer"),
-    (r"conv_dw|dwconv|downsample_layers", "a ConvNeXt"),
-    (r"\.ls[12]\.|layer_scale|gamma_[12]$", "a ViT with layer scale (as DINOv2 and DeiT III)"),
-    (r"reg_token|register_tokens", "a ViT with register tokens"),
-    (r"^visual\.|vision_model\.|text_model\.|logit_scale", "a CLIP or SigLIP"),
-    (r"attn_pool\.|MAPHead_", "a ViT with attention pooling (as SigLIP)"),
-    (r"fc_norm\.", "a ViT that averages its tokens before the head"),
-    (r"(^|\.)decoder", "a masked autoencoder from pre-training"),
-    (r"norm_pre\.|pre_layrnorm", "a ViT with a norm before its blocks"),
-    (r"\.[qk]_norm\.", "a ViT with normalised queries and keys"),
-    (r"mlp\.(w12|fc1_g|weights_in)", "a ViT with gated MLPs"),
-    (r"mlp_tokens|MixerBlock_|token_mixing", "an MLP-Mixer"),
-    (r"^layer1\.0\.conv1\.|^conv1\.weight$", "a ResNet"),
-)
 _PREFIXES: Final = ("module.", "model.", "_orig_mod.")
 
 
@@ -147,7 +33,7 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
     for prefix in _PREFIXES:
         while all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    for pattern, what in _REFUSED:
+    for pattern, what in REFUSED:
         if found := _first(pattern, tensors):
             raise ValueError(f"this is {what} (tensor {found}), which vitx does not have")
     scheme = next((scheme for scheme in SCHEMES if _first(scheme.mark, tensors)), None)
@@ -158,9 +44,19 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
         )
     renamed = {}
     for old, tensor in tensors.items():
-        if (name := scheme.timm_name(old)) is not None:
-            renamed[name] = _pytorch_axes(old, tensor) if scheme.flax else tensor
+        name = scheme.timm_name(old)
+        if name is None:
+            continue
+        if scheme.flax:
+            tensor = _pytorch_axes(old, tensor)
+        elif name != old and name in ("cls_token", "pos_embed") and len(tensor.shape) < 3:
+            # CLIP's and SigLIP's are without the axis of the batch, and of the one token.
+            ones = (1,) * (3 - len(tensor.shape))
+            tensor = tensor.reshape(*ones, *tensor.shape)
+        renamed[name] = tensor
     _join_attention(renamed)
+    _join_mlp(renamed)
+    _split_pooling(renamed)
     return Named(renamed, scheme, tensors)
 
 
@@ -169,14 +65,49 @@ def _first(pattern: str, names: Iterable[str]) -> str | None:
 
 
 def _join_attention(tensors: dict[str, Tensor]) -> None:
-    """Joins queries, keys and values to one projection, where all three exist with equal shapes."""
+    """Joins queries, keys and values to one projection, where all three exist with equal shapes.
+
+    Where keys alone have no bias, those of queries and values become q_bias and v_bias.
+    """
     for query in [n for n in tensors if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", n)]:
         names = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        shape = tensors[query].shape
-        if shape and all(name in tensors and tensors[name].shape == shape for name in names):
-            parts = [tensors.pop(name) for name in names]
-            joined = Tensor((3 * shape[0], *shape[1:]), partial(_concatenated, parts))
-            tensors[query.replace(".attn.q.", ".attn.qkv.")] = joined
+        if not _join(tensors, names, query.replace(".attn.q.", ".attn.qkv.")):
+            _, key, value = names
+            if query.endswith("bias") and key not in tensors and value in tensors:
+                block = query.removesuffix("q.bias")
+                tensors[f"{block}q_bias"] = tensors.pop(query)
+                tensors[f"{block}v_bias"] = tensors.pop(value)
+
+
+def _join_mlp(tensors: dict[str, Tensor]) -> None:
+    """Joins the two halves of a gated MLP's first layer; one alone is a plain MLP's."""
+    for up in [n for n in tensors if re.fullmatch(r"blocks\.\d+\.mlp\.up\.(weight|bias)", n)]:
+        joined, gate = up.replace(".up.", ".fc1."), up.replace(".up.", ".gate.")
+        if gate not in tensors:
+            tensors[joined] = tensors.pop(up)
+        _join(tensors, [gate, up], joined)
+
+
+def _join(tensors: dict[str, Tensor], names: list[str], joined: str) -> bool:
+    """Joins tensors along the first axis, where all exist with equal shapes; returns whether they do."""
+    shapes = {tensors[name].shape if name in tensors else () for name in names}
+    if len(shapes) > 1 or () in shapes:
+        return False
+    (shape,) = shapes
+    parts = [tensors.pop(name) for name in names]
+    tensors[joined] = Tensor((len(parts) * shape[0], *shape[1:]), partial(_concatenated, parts))
+    return True
+
+
+def _split_pooling(tensors: dict[str, Tensor]) -> None:
+    """Splits the joint projection of SigLIP's pooling into timm's two: the probe's, and that of keys and values."""
+    for kind in ("weight", "bias"):
+        joined = tensors.get(f"attn_pool.qkv.{kind}")
+        if joined is not None and joined.shape and joined.shape[0] % 3 == 0:
+            del tensors[f"attn_pool.qkv.{kind}"]
+            width = joined.shape[0] // 3
+            tensors[f"attn_pool.q.{kind}"] = joined.rows(0, width)
+            tensors[f"attn_pool.kv.{kind}"] = joined.rows(width, 3 * width)
 
 
 def _concatenated(parts: list[Tensor]) -> np.ndarray:

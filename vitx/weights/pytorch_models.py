@@ -14,7 +14,7 @@ from vitx.models.vit import VisionTransformer
 from vitx.weights.build import HEAD_WIDTH
 from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata
-from vitx.weights.names import HUGGING_FACE
+from vitx.weights.schemes import HUGGING_FACE
 
 
 def timm_model(

@@ -19,7 +19,8 @@ from vitx.runtime.files import first_line
 from vitx.weights import pytorch_models
 from vitx.weights.files import open_checkpoint
 from vitx.weights.metadata import read_metadata
-from vitx.weights.names import HUGGING_FACE, recognise
+from vitx.weights.names import recognise
+from vitx.weights.schemes import HUGGING_FACE
 
 LIBRARIES: Final = ("timm", "transformers")
 

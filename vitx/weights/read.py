@@ -25,28 +25,48 @@ def load(
     norm_eps: float | None = None,
     final_norm_eps: float | None = None,
     dtype: Any = None,
+    head: str | None = None,
 ) -> Model:
     """Reads a checkpoint, of any of the known projects, into the model it describes.
 
-    It recognises the names of timm and DeiT, Hugging Face's ViT, Google's .npz files of ViT and R50+ViT, the hybrid and
-    the AffinityNet of [Re], and the files that `save` writes. Sizes follow from the tensors' shapes. Epsilons, heads,
-    mean, std and image size come from the file's metadata (which `save` writes), else from config.json and
-    preprocessor_config.json beside it (in timm's: `model_args`, `pretrained_cfg`, and the heads of `architecture`),
-    else from conventions: mean and std 0.5, but ImageNet's where the file's name has deit, dino or mae; LayerNorm's
-    epsilon 1e-12 for Hugging Face's names, else 1e-6.
+    It recognises the names of timm and DeiT, Hugging Face's ViT, DINOv2, DINOv3, CLIP and SigLIP (also out of files of
+    whole models, whose text tower is left aside), Google's .npz files of ViT and R50+ViT, the hybrid and the
+    AffinityNet of [Re], and the files that `save` writes. Sizes and the parts of the model follow from the tensors.
+    Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which
+    `save` writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`,
+    `pretrained_cfg`, and what `architecture` implies), else from these conventions, which are the libraries' own:
+
+    - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III and
+      distilled DeiT; CLIP's for CLIP and EVA-02.
+    - LayerNorm's epsilon: 1e-12 for Hugging Face's ViT, 1e-5 for CLIP and DINOv3, else 1e-6.
+    - Activation: SiLU in gated MLPs; quick GELU in Hugging Face's CLIP, GELU's tanh form in its SigLIP; else GELU. So a
+      CLIP or SigLIP of timm needs its config.json, where it has another one.
+    - Pooling: the mean of the patches with a norm after it, without a class token, and in timm's DINOv3; attention
+      pooling, or the mean of class and distillation token, where there are such; else the class token.
+    - Positions: DINOv3's rotary ones (base 100) for Hugging Face's names, and for timm's without a table; EVA-02's
+      (base 10000) for a gated MLP and keys alone without bias. DINOv3's image size: 224, 256 in timm.
+
+    A file of a family that is published without a head (DINOv2, DINOv3, CLIP, SigLIP, EVA-02), or whose metadata or
+    config has num_classes 0, gives a model with `num_classes` 0, whose output is what a head would read.
 
     Numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
 
     Args:
-      path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file, or a folder with
-        model.safetensors or pytorch_model.bin, here or in a bucket (gs://).
+      path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file, an index of shards
+        (.safetensors.index.json), or a folder with model.safetensors, model.safetensors.index.json or
+        pytorch_model.bin, here or in a bucket (gs://).
       num_heads: at least 1; default: the file's, else width / 64.
-      image_size: side or (H, W) in pixels; the position embedding is resampled (bicubic with antialias, as in timm),
-        AffinityNet's grid scaled. Default: the file's, which for AffinityNet of [Re] is 448.
-      num_classes: at least 1; replaces the head by a new one, unless the file's has as many outputs.
+      image_size: side or (H, W) in pixels; the position embedding is resampled as in the family's library (bicubic,
+        with antialias except in Hugging Face's DINOv2 without registers, CLIP and SigLIP), AffinityNet's grid scaled.
+        Default: that of preprocessor_config.json for Hugging Face's families other than ViT, else the file's, which for
+        AffinityNet of [Re] is 448.
+      num_classes: at least 1; replaces the head by a new one on the pooled output, unless the file's has as many
+        outputs.
       norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
       final_norm_eps: epsilon of the last LayerNorm; default: `norm_eps` where it is given, else the file's.
       dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64 is on.
+      head: what a new head reads, one of `vitx.models.heads.HEADS`; needs `num_classes`. Default: as in the file, but
+        "pooled" in place of distilled DeiT's two heads.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.
@@ -54,7 +74,7 @@ def load(
         FIFO), is of another architecture or computes what vitx does not, or whose tensors do not fit each other (with a
         list: - missing, + unknown), and for an argument that does not fit.
     """
-    overrides = Overrides(num_heads, image_size, num_classes, norm_eps, final_norm_eps, dtype)  # type: ignore[arg-type]
+    overrides = Overrides(num_heads, image_size, num_classes, norm_eps, final_norm_eps, dtype, head)  # type: ignore[arg-type]
     with open_checkpoint(path) as checkpoint:
         named = recognise(checkpoint.tensors)
         model = build(named.tensors, read_metadata(checkpoint, named), overrides)

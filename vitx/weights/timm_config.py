@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from vitx.models.families import MODELS
+from vitx.models.families import CLIP, IMAGENET, MODELS
 from vitx.weights.files import Tensor, listed
 
 # Heads of the architectures whose number of heads is not width / 64, from `model_args` in
@@ -13,30 +13,60 @@ _HEADS: Final = (
     (r"(vit|deit3|beit3)_(huge|giant|gigantic|giantopt|so400m)_patch\d+_.*", 16),
     (r"vit_small_resnet(26d|50d_s16)_224", 8),
     (r"vit_base_patch16_gap_224", 16),
+    (r"vit_7b_patch16_dinov3.*", 32),
     (r"test_vit2?", 2),
     (r"test_vit[34]", 3),
 )
 
-# Arguments of timm's VisionTransformer, and the values that vitx computes; () is any value, for arguments that follow
-# from the tensors, are read below, or change nothing in inference. None is timm's default everywhere. A hybrid's patch
-# is in cells of its stem.
+# Architectures whose activation is not GELU, or SiLU where the MLP is gated.
+_ACTIVATIONS: Final = (
+    (r".*_clip_quickgelu_.*", "quick_gelu"),
+    (r"vit_(base_patch32|so400m_patch16|giantopt_patch16)_siglip_.*", "tanh_gelu"),
+    (r"vit_large_patch16_siglip_(gap_)?512", "tanh_gelu"),
+)
+_ACTIVATION_NAMES: Final = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_tanh": "tanh_gelu",
+    "silu": "silu",
+}
+_POOLING: Final = {"token": "class", "avg": "mean", "map": "attention"}
+# Architectures with tensors like those of vitx's families, but other positions.
+_OTHER_POSITIONS: Final = r"rope|_pe_|naflex|^(eva|beit)"
+
+# Arguments of timm's VisionTransformer and Eva, and the values that vitx computes; () is any value, for arguments that
+# are read below, or change nothing in inference. None is timm's default everywhere. A hybrid's patch is in cells of its
+# stem.
 _ARGUMENTS: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
-    (r"global_pool", ("token",)),
-    (r"act_layer", ("gelu",)),
+    (r"global_pool", tuple(_POOLING)),
+    (r"act_layer", tuple(_ACTIVATION_NAMES)),
     (r"norm_layer", ("layernorm", "layer_norm", "LayerNorm")),
     (r"pos_embed", ("learn",)),
     (r"in_chans", (3,)),
-    (r"(qkv|proj)_bias|class_token|final_norm", (True,)),
-    (r"qk_norm|scale_(attn|mlp)_norm|pre_norm|fc_norm|init_values", (False,)),
-    (r"no_embed_class|reg_tokens|pool_include_prefix", (False,)),
-    (
-        r"num_heads|img_size|patch_size|embed_dim|depth|mlp_ratio|num_classes|dynamic_img_(size|pad)",
-        (),
-    ),
+    (r"proj_bias", (True,)),
+    (r"qk_norm|scale_(attn(_inner)?|norm)|pool_include_prefix", (False,)),
+    (r"ref_feat_shape", ([16, 16],)),
+    (r"no_embed_class|qkv_fused|dynamic_img_(size|pad)", ()),
+    (r"num_heads|img_size|patch_size|embed_dim|depth|mlp_ratio|num_classes", ()),
     (r"((pos|patch|proj|attn)_)?drop_rate|drop_path_rate|weight_init|fix_init", ()),
     (r"pretrained(_cfg(_overlay)?|_strict)?|checkpoint_path|cache_dir", ()),
     (r"scriptable|exportable|no_jit|device|dtype", ()),
 )
+# Arguments that are computed where they agree with the tensors, which have such a name if these are set, or above 0.
+_PARTS: Final = {
+    "qkv_bias": r"\.(qkv\.bias|q_bias)$",
+    "init_values": r"\.ls1\.gamma$",
+    "class_token": r"^cls_token$",
+    "reg_tokens": r"^reg_token$",
+    "num_reg_tokens": r"^reg_token$",
+    "pre_norm": r"^norm_pre\.",
+    "final_norm": r"^(fc_)?norm\.",
+    "fc_norm": r"^fc_norm\.",
+    "use_fc_norm": r"^fc_norm\.",
+    "scale_mlp": r"\.mlp\.norm\.",
+    "scale_mlp_norm": r"\.mlp\.norm\.",
+    "use_abs_pos_emb": r"^pos_embed$",
+}
 
 
 def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -62,18 +92,56 @@ def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         raise ValueError(f"config.json: {listed(wrong)}, which vitx does not compute")
     architecture = _get({**pretrained, **config}, "architecture", str, "a text") or ""
     name, _, _ = architecture.partition(".")  # after it, the data that it was trained on
+    if re.search(_OTHER_POSITIONS, name) and not name.startswith("eva02"):
+        raise ValueError(f"config.json: architecture={name!r:.100}, which vitx does not have")
     usual = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
     if name in MODELS:
         usual = MODELS[name].heads
     heads, img_size = arguments.get("num_heads"), arguments.get("img_size")
     fixed = pretrained.get("fixed_input_size") and not arguments.get("dynamic_img_size")
+    table = "pos_embed" in tensors
+    mean, std = _statistics(tensors)
     return {
         "num_heads": usual if heads is None else heads,
+        # timm's CLIP and DINOv3
+        "norm_eps": None if table and "norm_pre.weight" not in tensors else 1e-5,
         "img_size": (size or None) if img_size is None and fixed else img_size,
-        "input_size": size or None,
-        "mean": pretrained.get("mean"),
-        "std": pretrained.get("std"),
+        "input_size": size or (None if table else 256),
+        "mean": pretrained.get("mean", mean),
+        "std": pretrained.get("std", std),
+        "num_classes": _no_classes(config, pretrained, arguments),
+        "design": _design(implied | arguments, name, tensors),
     }
+
+
+def _design(
+    arguments: Mapping[str, Any], architecture: str, tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The parts of a design that arguments and the architecture specify."""
+    usual = (act for pattern, act in _ACTIVATIONS if re.fullmatch(pattern, architecture))
+    activation = _ACTIVATION_NAMES.get(arguments.get("act_layer") or "", next(usual, None))
+    pooling = _POOLING.get(arguments.get("global_pool") or "")
+    if pooling is None and "pos_embed" not in tensors and "fc_norm.weight" not in tensors:
+        pooling = "mean"  # of timm's DINOv3
+    if "dist_token" in tensors:  # of timm's distilled class, whatever the argument
+        pooling = None
+    return {k: v for k, v in {"activation": activation, "pooling": pooling}.items() if v}
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    """Mean and std that the families of timm with these tensors are published with; (None, None) for a plain ViT."""
+    names = {name.split(".", 2)[2] if name.startswith("blocks.") else name for name in tensors}
+    eva02 = "attn.q_bias" in names and "pos_embed" in names
+    if "norm_pre.weight" in names or eva02:
+        return CLIP
+    dino_or_deit3 = "ls1.gamma" in names and "fc_norm.weight" not in names
+    return IMAGENET if dino_or_deit3 or "dist_token" in names else (None, None)
+
+
+def _no_classes(*sections: Mapping[str, Any]) -> int | None:
+    """0 where the last section that has num_classes says so."""
+    found = [section["num_classes"] for section in sections if "num_classes" in section]
+    return 0 if found and type(found[-1]) is int and found[-1] == 0 else None
 
 
 def _get(config: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
@@ -89,5 +157,7 @@ def _is_computed(name: str, value: Any, tensors: Mapping[str, Tensor]) -> bool:
     if name == "patch_size" and weight and not hybrid:
         sides = list(weight.shape[2:])
         return value in (sides, *sides[:1])  # timm would resample patches of another size
+    if name in _PARTS:
+        return bool(value) == any(re.search(_PARTS[name], tensor) for tensor in tensors)
     computed = (values for pattern, values in _ARGUMENTS if re.fullmatch(pattern, name))
     return any(not values or value in values for values in computed)

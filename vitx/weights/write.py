@@ -23,8 +23,15 @@ def save(model: Model, path: str | Path) -> None:
     """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
-    (heads, epsilons, preprocessing), each value as JSON. AffinityNet has the names of [Re]; stems
-    that timm does not have keep vitx's.
+    (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT), each
+    value as JSON. AffinityNet has the names of [Re]; stems that timm does not have keep vitx's.
+
+    timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, CLIP's and
+    SigLIP's towers, EVA-02 tiny and small, and DINOv2 (with registers only those that came from
+    timm: Hugging Face's have a position of the class token). Only vitx reads a projection (of
+    Hugging Face's CLIP), the heads "best", "pooled+best" and "class+mean", DINOv3 (timm's name of
+    its LayerScale is another one) and EVA-02 base and large (whose gated MLPs vitx packs into one
+    layer).
 
     Args:
       model: a `VisionTransformer`, an `AffinityNet` or a `MultiLevelAffinityNet`.
@@ -79,7 +86,8 @@ def describe(model: Model) -> dict[str, Any]:
         groups = model.branches[0].gn.groups
         own = {"levels": model.levels, "grid": model.grid, "groups": groups}
         return _of_backbone(model.backbone) | own
-    return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps}
+    headless = {} if model.num_classes else {"num_classes": 0}
+    return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps} | headless
 
 
 def _of_backbone(model: Backbone) -> dict[str, Any]:
@@ -88,6 +96,8 @@ def _of_backbone(model: Backbone) -> dict[str, Any]:
         return described
     if type(model) is not VisionTransformer:
         described["family"] = type(model).__name__  # which `load` does not build
+    if design := model.design.differences():
+        described["design"] = design
     block = model.blocks[0]
     return described | {"num_heads": block.attn.heads, "norm_eps": block.norm1.epsilon}
 

@@ -1,0 +1,475 @@
+"""Files of today's backbones: numbers of the libraries that publish them, ways in and out, what is refused."""
+
+import json
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import vitx
+from tests.small_models import filled, small_vit
+from tests.weights.test_weights import assert_one_line, assert_same_weights
+from vitx.models.design import Design, Preprocess
+from vitx.models.families import CLIP, HALF, IMAGENET, MODELS
+from vitx.models.vit import VisionTransformer
+from vitx.weights import digest, load_classifier
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+RESIZED = [name for name in NAMES if "resized_tokens" in np.load(GOLDEN / f"{name}.npz")]
+
+
+def golden(name):
+    return json.loads((GOLDEN / f"{name}.json").read_text()), np.load(GOLDEN / f"{name}.npz")
+
+
+def golden_weights(about):
+    """The rule of tests/golden/README.md."""
+    out = {}
+    for name, shape in about["shapes"].items():
+        seed = zlib.crc32(f"{about['seed']}:{name}".encode())
+        a = np.random.RandomState(seed).standard_normal(shape)
+        if ("norm" in name and name.endswith("weight")) or name.endswith(("gamma", "lambda1")):
+            a = 1 + 0.1 * a
+        elif name.endswith("bias") or len(shape) < 2 or name in ("pos_embed", "cls_token"):
+            a = 0.02 * a
+        else:
+            a = a / np.sqrt(np.prod(shape[1:]))
+        out[name] = np.asarray(a, order="C")
+    return out
+
+
+def golden_images(about, count, size):
+    noise = np.random.RandomState(1000 + about["seed"]).standard_normal((count, 3, size, size))
+    return jnp.asarray(noise.transpose(0, 2, 3, 1))
+
+
+def written(name, folder, config=None, **changed):
+    """A golden model's file in a folder, with the config.json of its library, or `config`; and the JSON about it."""
+    about, _ = golden(name)
+    tensors = golden_weights(about) | changed
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
+    config = about.get("config_json") if config is None else config
+    if config:
+        (folder / "config.json").write_text(json.dumps(config))
+    return about
+
+
+def assert_close(found, expected, limit=1e-12):
+    assert found.shape == expected.shape
+    assert np.abs(np.asarray(found) - expected).max() <= limit * np.abs(expected).max()
+
+
+# The libraries' own numbers.
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", NAMES)
+def test_published_numbers(name, tmp_path):
+    about, numbers = written(name, tmp_path), golden(name)[1]
+    sizes = about["config"]
+    model = vitx.load(tmp_path, num_heads=sizes["num_heads"])
+    assert model.prefix_tokens == sizes["prefix_tokens"]
+    assert model.preprocess.size == (sizes["image_size"],) * 2
+    images = golden_images(about, about["n_images"], sizes["image_size"])
+    assert_close(vitx.tokens(model, images), numbers["tokens"])
+    assert_close(model(images), numbers["logits" if "logits" in numbers else "pooled"])
+    assert model.num_classes == (5 if "logits" in numbers else 0)
+    tokens = model.embed(model.features(images[:1]))
+    assert_close(tokens[0], numbers["embedded"])
+    for block, expected in zip(model.blocks, numbers["blocks"], strict=True):
+        tokens, _ = block(tokens, rotate=model.rotation())
+        assert_close(tokens[0], expected)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", RESIZED)
+def test_published_numbers_at_another_size(name, tmp_path):
+    about, numbers = written(name, tmp_path), golden(name)[1]
+    side = about["config"]["resized_image_size"]
+    model = vitx.load(tmp_path, num_heads=4, image_size=side)
+    assert_close(vitx.tokens(model, golden_images(about, 1, side)), numbers["resized_tokens"])
+
+
+# Vitx's own files.
+
+DESIGNS = {}
+for _name, _sizes in MODELS.items():
+    if _sizes.stem is None:
+        DESIGNS.setdefault(_sizes.design, _name)
+BEST = replace(MODELS["vit_base_patch14_reg4_dinov2"].design, head="pooled+best", best_patches=3)
+DESIGNS |= {BEST: "registers, best patches", Design(pooling="class+mean"): "class+mean"}
+TINY = {"width": 16, "depth": 2, "heads": 2, "hidden": 24, "patch": 4}
+
+
+def tiny(design, num_classes=3, size=(8, 12), **changes):
+    sizes = TINY | changes | {"num_classes": num_classes, "preprocess": Preprocess(size=size)}
+    if design.projection:
+        design = replace(design, projection=10)
+    return filled(lambda: VisionTransformer(**sizes, design=design, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("design", DESIGNS, ids=DESIGNS.values())
+def test_load_gives_back_what_save_wrote_of_every_design(design, num_classes, tmp_path):
+    model = tiny(design, num_classes, norm_eps=1e-5, final_norm_eps=2e-5)
+    vitx.save(model, tmp_path)
+    (tmp_path / "config.json").write_text('{"global_pool": "avg", "act_layer": "quick_gelu"}')
+    loaded = vitx.load(tmp_path)
+    assert_same_weights(loaded, model)
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+
+
+def test_a_plain_vit_is_written_as_ever(tmp_path):
+    vitx.save(small_vit(), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert "design" not in file.metadata() and "num_classes" not in file.metadata()
+
+
+@pytest.mark.parametrize(
+    ("design", "what"),
+    [
+        ("[]", r"design must be an object of a design's parts, not \[\]"),
+        ('{"colour": 1}', "design has an unknown part, 'colour'"),
+        ('{"registers": true}', "design has registers True, where one like 0 is expected"),
+        ('{"registers": -1}', "design has registers -1"),
+        ('{"mlp": "wide"}', "mlp must be one of plain, gated, not 'wide'"),
+        ('{"mlp_norm": true}', "mlp_norm needs a gated mlp"),
+        ('{"rotary_base": -1.0}', "rotary_base -1.0, which must be positive"),
+        ('{"layer_scale": true}', r"do not fit.*- blocks.0.ls1.gamma \(12,\)"),
+        ('{"registers": 2}', r"pos_embed has 7 entries, not 3 for tokens before"),
+        ('{"rotary": "eva"}', None),  # of heads of 6 channels, which the model refuses when it runs
+        ("{", "metadata design is no JSON"),
+    ],
+)
+def test_designs_that_do_not_fit_are_refused(design, what, tmp_path):
+    path = tmp_path / "own.safetensors"
+    vitx.save(small_vit(), path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {"design": design})
+    if what is None:
+        vitx.load(path)
+        return
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(path)
+    assert_one_line(error, str(path))
+
+
+# New heads.
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "clip", "siglip", "eva02_small"])
+def test_a_new_head_on_the_pooled_output(name, tmp_path):
+    about = written(name, tmp_path)
+    options = {"num_heads": 4, "num_classes": 7}
+    model, plain = (vitx.load(tmp_path, **more) for more in (options, {"num_heads": 4}))
+    images = golden_images(about, 2, about["config"]["image_size"]).astype(np.float32)
+    tokens, _ = model.encode(model.embed(model.features(images)))
+    logits = model.pooled(tokens) @ model.head.kernel[...] + model.head.bias[...][None]
+    np.testing.assert_allclose(model(images), logits, atol=1e-5)
+    assert model.num_classes == 7 and logits.shape == (2, 7)
+    if not plain.num_classes:
+        np.testing.assert_allclose(model.pooled(tokens), plain(images), atol=1e-5)
+
+
+def test_distilled_heads(tmp_path):
+    written("deit_distilled", tmp_path)
+    assert vitx.load(tmp_path, num_heads=4, num_classes=5).design.head == "each"
+    for options in ({"num_classes": 7}, {"num_classes": 5, "head": "pooled"}):
+        model = vitx.load(tmp_path, num_heads=4, **options)
+        assert (model.design.head, model.head_dist) == ("pooled", None)
+        assert model.design.pooling == "class+distillation"
+
+
+@pytest.mark.parametrize("head", ["class+mean", "best", "pooled+best"])
+@pytest.mark.parametrize("name", ["dinov2_with_registers", "clip", "gap"])
+def test_other_heads(name, head, tmp_path):
+    about = written(name, tmp_path)
+    model = load_classifier(tmp_path, num_heads=4, num_classes=6, head=head)
+    assert head in (model.design.head, model.design.pooling)
+    images = golden_images(about, 1, about["config"]["image_size"]).astype(np.float32)
+    assert model(images).shape == (1, 6)
+    vitx.save(model, tmp_path / "again.safetensors")
+    again = vitx.load(tmp_path / "again.safetensors")
+    assert_same_weights(again, model)
+    assert nnx.graphdef(again) == nnx.graphdef(model)
+    same = vitx.load(tmp_path / "again.safetensors", num_classes=6, head=head)
+    assert_same_weights(same, model)
+
+
+def test_heads_that_are_refused(tmp_path):
+    written("siglip", tmp_path)
+    for options, what in (
+        ({"head": "best"}, "head 'best' needs num_classes"),
+        ({"head": "class+mean", "num_classes": 3}, "needs a class token"),
+        ({"head": "two", "num_classes": 3}, "^head must be one of pooled, class.mean, best"),
+    ):
+        with pytest.raises(ValueError, match=what) as error:
+            vitx.load(tmp_path, num_heads=4, **options)
+        assert_one_line(error)
+
+
+def test_a_classifier_on_class_and_mean_is_recognised(tmp_path):
+    """As in Dinov2ForImageClassification."""
+    about, _ = golden("dinov2")
+    tensors = {f"dinov2.{name}": array for name, array in golden_weights(about).items()}
+    head = np.random.default_rng(0).standard_normal((3, 96))
+    tensors |= {"classifier.weight": head, "classifier.bias": np.zeros(3)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = vitx.load(tmp_path, num_heads=4)
+    images = golden_images(about, 1, 56).astype(np.float32)
+    tokens = np.asarray(vitx.tokens(model, images))[0]
+    expected = head @ np.concatenate([tokens[0], tokens[1:].mean(0)])
+    np.testing.assert_allclose(model(images)[0], expected, atol=1e-4)
+
+
+# What stands beside the tensors.
+
+
+@pytest.mark.parametrize(
+    ("name", "statistics", "epsilon", "activation"),
+    [
+        ("dinov2", IMAGENET, 1e-6, "gelu"),
+        ("dinov2_swiglu", IMAGENET, 1e-6, "silu"),
+        ("dinov3", IMAGENET, 1e-5, "gelu"),
+        ("dinov3_gated", IMAGENET, 1e-5, "silu"),
+        ("clip", CLIP, 1e-5, "quick_gelu"),
+        ("siglip", HALF, 1e-6, "tanh_gelu"),
+        ("deit3", IMAGENET, 1e-6, "gelu"),
+        ("deit_distilled", IMAGENET, 1e-6, "gelu"),
+        ("gap", HALF, 1e-6, "gelu"),
+        ("vit_registers", HALF, 1e-6, "gelu"),
+        ("eva02_small", CLIP, 1e-6, "silu"),
+    ],
+)
+def test_conventions_of_bare_files(name, statistics, epsilon, activation, tmp_path):
+    written(name, tmp_path)
+    (tmp_path / "config.json").unlink(missing_ok=True)
+    model = vitx.load(tmp_path, num_heads=4)
+    assert (model.preprocess.mean, model.preprocess.std) == statistics
+    assert (model.blocks[0].norm1.epsilon, model.final_norm_eps) == (epsilon, epsilon)
+    assert model.design.activation == activation
+    expected = 224 if name.startswith("dinov3") else golden(name)[0]["config"]["image_size"]
+    assert model.preprocess.size == (expected, expected)
+
+
+def test_nested_configs_leave_keys_out(tmp_path):
+    width = {"hidden_size": 48, "image_size": 56}
+    written("clip_full", tmp_path, {"model_type": "clip", "vision_config": width})
+    model = vitx.load(tmp_path)
+    assert (model.blocks[0].attn.heads, model.norm.epsilon) == (12, 1e-5)
+    assert (model.design.activation, model.design.projection) == ("quick_gelu", 32)
+    written("siglip_full", tmp_path, {"model_type": "siglip", "vision_config": width})
+    model = vitx.load(tmp_path)
+    assert (model.blocks[0].attn.heads, model.design.activation) == (12, "tanh_gelu")
+
+
+def test_clip_without_projection(tmp_path):
+    about = written("clip", tmp_path, **{"visual_projection.weight": None})
+    model = vitx.load(tmp_path)
+    assert model.projection is None
+    images = golden_images(about, 1, 56).astype(np.float32)
+    np.testing.assert_allclose(model(images), vitx.tokens(model, images)[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        ({"crop_size": {"height": 28, "width": 42}, "size": {"shortest_edge": 60}}, (28, 42)),
+        ({"crop_size": 28, "do_center_crop": False, "size": {"height": 42, "width": 42}}, (42, 42)),
+        ({"size": {"shortest_edge": 28}}, (56, 56)),
+        ({"size": 84}, (84, 84)),
+        ({"size": 85}, (56, 56)),  # no multiple of the patch
+    ],
+)
+def test_preprocessing_beside_the_weights(processor, size, tmp_path):
+    written("dinov2", tmp_path)
+    processor = processor | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    model = vitx.load(tmp_path)
+    assert model.preprocess == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), size)
+    assert vitx.load(tmp_path, image_size=56).preprocess.size == (56, 56)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "what"),
+    [
+        ("dinov2", "hidden_act", "gelu_new", "hidden_act='gelu_new', which vitx does not compute"),
+        ("dinov2", "hidden_act", 3, "hidden_act=3, which vitx does not compute"),
+        ("dinov2", "qkv_bias", False, "qkv_bias=False"),
+        ("dinov2", "model_type", "ijepa", "model_type='ijepa', a model that vitx does not have"),
+        ("dinov2", "num_attention_heads", "4", "num_heads must be a positive whole number"),
+        ("dinov3", "mlp_bias", False, "mlp_bias=False"),
+        ("dinov3", "proj_bias", False, "proj_bias=False"),
+        ("dinov3", "query_bias", False, "query_bias and value_bias differ"),
+        ("dinov3", "rope_theta", "x", "design has rotary_base 'x'"),
+        ("dinov3", "rope_theta", 0, "rotary_base 0.0, which must be positive"),
+        ("clip", "model_type", "altclip", "model_type='altclip'"),
+        ("siglip", "vision_use_head", False, "vision_use_head=False"),
+        ("siglip", "model_type", "siglip2_vision_model", "model_type='siglip2_vision_model'"),
+    ],
+)
+def test_settings_that_vitx_does_not_compute(name, key, value, what, tmp_path):
+    written(name, tmp_path, golden(name)[0]["config_json"] | {key: value})
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(tmp_path)
+    assert_one_line(error, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "what"),
+    [
+        ("siglip", {"head.probe": None}, "- attn_pool.latent"),
+        ("siglip", {"embeddings.patch_embedding.weight": np.ones((48, 588))}, "a NaFlex SigLIP 2"),
+        ("eva02_small", {"pos_embed": None}, "a BEiT, or a ViT with positions of another kind"),
+        ("gap", {"pos_embed": None}, "- pos_embed is missing"),
+        ("gap", {"fc_norm.weight": None}, r"\+ fc_norm.bias.*- norm.bias"),
+        ("vit_registers", {"blocks.1.ls1.gamma": np.ones(48)}, r"- blocks.0.ls1.gamma"),
+        ("vit_registers", {"pos_embed": np.ones((1, 19, 48))}, "pos_embed has 19 entries, not 5"),
+        ("dinov3", {"layer.1.attention.q_proj.bias": None}, r"\+ blocks.1.attn.v.bias"),
+        ("eva02_base", {"blocks.1.mlp.fc1_x.weight": None}, r"\+ blocks.1.mlp.gate.weight"),
+        ("deit_distilled", {"head.weight": None}, "- head.weight is missing: give num_classes"),
+    ],
+)
+def test_tensors_that_do_not_fit(name, changed, what, tmp_path):
+    about = written(name, tmp_path, **changed)
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(tmp_path, num_heads=about["config"]["num_heads"])
+    assert_one_line(error, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["eva_giant_patch14_224", "vit_base_patch16_rope_224", "vit_pe_core_base_x"]
+)
+def test_positions_of_another_kind_are_refused_by_the_architecture(architecture, tmp_path):
+    written("dinov3", tmp_path)  # whose tensors of timm's would be alike
+    vitx.save(vitx.load(tmp_path), tmp_path / "own.safetensors")
+    tensors = load_file(tmp_path / "own.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    with pytest.raises(ValueError, match=f"architecture='{architecture}', which vitx") as error:
+        vitx.load(tmp_path, num_heads=4)
+    assert_one_line(error, str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    loaded = vitx.load(tmp_path, num_heads=4, image_size=64)
+    assert (loaded.design.rotary, loaded.design.pooling) == ("dinov3", "mean")
+
+
+# Files in shards.
+
+
+def in_shards(folder, *, changed=None):
+    """Dinov2's golden file in two shards, in a folder of its own."""
+    folder.mkdir()
+    written("dinov2", folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    map_ = {}
+    for number, part in enumerate((names[:20], names[20:]), 1):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / shard)
+        map_ |= dict.fromkeys(part, shard)
+    map_ |= changed or {}
+    index = {"metadata": {"total_size": 1}, "weight_map": map_}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_shards(tmp_path):
+    folder = in_shards(tmp_path / "shards")
+    (tmp_path / "whole").mkdir()
+    written("dinov2", tmp_path / "whole")
+    expected = vitx.load(tmp_path / "whole")
+    for path in (folder, folder / "model.safetensors.index.json"):
+        loaded = vitx.load(path)
+        assert_same_weights(loaded, expected)
+        assert nnx.graphdef(loaded) == nnx.graphdef(expected)
+    first = digest(folder)
+    assert first == digest(in_shards(tmp_path / "again"))
+    shard = folder / "model-00002-of-00002.safetensors"
+    save_file({name: 2 * array for name, array in load_file(shard).items()}, shard)
+    assert digest(folder) != first
+
+
+@pytest.mark.parametrize(
+    ("index", "what"),
+    [
+        ({}, "has no weight_map"),
+        ({"weight_map": []}, "has no weight_map"),
+        ({"weight_map": {"a": "../a.safetensors"}}, "is no name of a .safetensors file beside it"),
+        ({"weight_map": {"a": "x/a.safetensors"}}, "is no name of a .safetensors file beside it"),
+        ({"weight_map": {"a": "a.bin"}}, "is no name of a .safetensors file beside it"),
+        ({"weight_map": {"a": 3}}, "3 is no name of a .safetensors file"),
+        ({"weight_map": {"a": "b.safetensors"}}, "its shard b.safetensors is missing"),
+        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, "does not hold a"),
+    ],
+)
+def test_shards_that_are_refused(index, what, tmp_path):
+    folder = in_shards(tmp_path / "shards")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(folder)
+    assert_one_line(error, str(folder))
+
+
+# timm's own models.
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_small_patch14_dinov2", {"img_size": 56}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
+        ("vit_giant_patch14_dinov2", {"img_size": 56, "embed_dim": 48, "num_heads": 24}),
+        ("vit_small_patch16_dinov3", {"img_size": 64}),
+        ("vit_small_plus_patch16_dinov3", {"img_size": 64}),
+        ("vit_small_patch16_dinov3_qkvb", {"img_size": 64}),
+        ("vit_base_patch32_clip_224", {}),
+        ("vit_base_patch32_clip_quickgelu_224", {}),
+        ("vit_base_patch16_siglip_224", {"img_size": 64}),
+        ("vit_base_patch32_siglip_256", {"img_size": 64}),
+        ("vit_base_patch16_siglip_gap_224", {"img_size": 64}),
+        ("deit3_small_patch16_224", {"img_size": 64}),
+        ("deit_tiny_distilled_patch16_224", {"img_size": 64}),
+        ("eva02_tiny_patch14_336", {"img_size": 56}),
+        ("eva02_base_patch14_448", {"img_size": 56}),
+        ("vit_medium_patch16_reg4_gap_256", {"img_size": 64}),
+        ("vit_base_patch16_gap_224", {"img_size": 64}),
+    ],
+)
+def test_timms_own_files(name, options, tmp_path):
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"), torch.inference_mode():
+        theirs = timm.create_model(name, depth=2, **options).eval()
+        state = {
+            key: value + 0.02 * torch.randn_like(value)
+            for key, value in theirs.state_dict().items()
+        }
+        theirs.load_state_dict(state)
+        save_file({k: v.numpy() for k, v in state.items()}, tmp_path / "model.safetensors")
+        side = options.get("img_size", 224)
+        arguments = {"img_size": side, "num_heads": options.get("num_heads")}
+        cfg = {key: theirs.pretrained_cfg[key] for key in ("mean", "std", "num_classes")}
+        config = {"architecture": name, "global_pool": theirs.global_pool, "pretrained_cfg": cfg}
+        (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": arguments}))
+        images = np.random.default_rng(0).standard_normal((2, side, side, 3)).astype(np.float32)
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        features, output = theirs.forward_features(batch), theirs(batch)
+    ours = vitx.load(tmp_path)
+    assert_close(vitx.tokens(ours, images), features.numpy(), 1e-5)
+    assert_close(ours(jnp.asarray(images)), output.numpy(), 1e-5)
+    assert (ours.preprocess.mean, ours.preprocess.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))

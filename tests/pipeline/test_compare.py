@@ -18,6 +18,7 @@ from small_models import images_for as normal_images
 import vitx
 from configs import compare as compare_config
 from tests.runs import KNOWN, begun
+from tests.weights.test_family_files import written
 from tests.weights.test_weights import (
     google,
     hugging_face,
@@ -485,3 +486,97 @@ def test_files_that_cannot_be_compared(tmp_path: Path, library: str) -> None:
     save_file(tensors, tmp_path / "published.safetensors")
     with pytest.raises(ValueError, match=r"have neither timm's nor .* but \[Re\]'s"):
         report(tmp_path, tmp_path / "published.safetensors", reference=library)
+
+
+# Families of transformers, saved by itself with random weights.
+
+TOWER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 28,
+    "patch_size": 14,
+}
+FAMILIES = {
+    "DINOv2": ("Dinov2Config", "Dinov2Model", {}),
+    "DINOv2, gated": ("Dinov2Config", "Dinov2Model", {"use_swiglu_ffn": True}),
+    "DINOv2, registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {}),
+    "CLIP": ("CLIPVisionConfig", "CLIPVisionModelWithProjection", {"projection_dim": 10}),
+    "CLIP, no projection": ("CLIPVisionConfig", "CLIPVisionModel", {}),
+    "SigLIP": ("SiglipVisionConfig", "SiglipVisionModel", {}),
+}
+
+
+def of_transformers(name: str, folder: Path) -> Path:
+    """A folder as transformers writes it, of random weights that all matter."""
+    import torch
+    import transformers
+
+    of_config, of_model, options = FAMILIES[name]
+    config = getattr(transformers, of_config)(**TOWER | options)
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+        model = getattr(transformers, of_model)(config)
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@installed("torch", "transformers")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_are_equal_block_by_block(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = report(tmp_path, of_transformers(name, tmp_path))
+    assert result["verdict"] == "equal" and result["library"] == "transformers"
+    stages = ["embedding", "blocks.0", "blocks.1", "norm", "pooled"]
+    assert [stage["stage"] for stage in result["stages"]] == stages
+    assert 0 < max(stage["relative"] for stage in result["stages"]) < 1e-12
+    eps = 1e-5 if name.startswith("CLIP") else 1e-6
+    expected = {"num_heads": 3, "norm_eps": eps, "final_norm_eps": eps}
+    assert result["settings"] == {n: {"pytorch": v, "vitx": v} for n, v in expected.items()}
+    assert "without a head, so the pooled output is compared" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@installed("torch", "transformers")
+@pytest.mark.parametrize("name", ["clip_full", "siglip_full"])
+def test_towers_of_whole_models_are_equal(name: str, tmp_path: Path) -> None:
+    written(name, tmp_path)
+    result = report(tmp_path, tmp_path)
+    assert result["verdict"] == "equal" and result["stages"][-1]["stage"] == "pooled"
+
+
+@pytest.mark.slow
+@installed("torch", "transformers")
+def test_a_wrong_setting_of_a_family_shows(tmp_path: Path) -> None:
+    """transformers computes what its config.json says, whatever vitx reads there."""
+    folder = of_transformers("CLIP", tmp_path)
+    model = vitx.load(folder)
+    images = images_for(model, "", 2)
+    config = json.loads((folder / "config.json").read_text())
+    for activation, first in (("quick_gelu", None), ("gelu", "blocks.0")):
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_act": activation}))
+        theirs = build_reference(folder, model)(images)
+        ours = activations(model, jnp.asarray(images))
+        ours["norm"] = ours["norm"][:, 0]
+        assert first_off(ours, theirs) == first
+
+
+@pytest.mark.slow
+@installed("torch", "transformers")
+def test_families_that_are_not_compared(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.DINOv3ViTConfig(**TOWER | {"num_register_tokens": 2})
+    with warnings.catch_warnings(action="ignore"):
+        transformers.DINOv3ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its positions are rotary, which PyTorch's libraries"):
+        report(tmp_path, tmp_path)
+    folder = of_transformers("CLIP", tmp_path / "clip")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="only ViT, DINOv2, CLIP and SigLIP are compared"):
+        build_reference(folder, vitx.load(folder, num_heads=3))

@@ -79,8 +79,8 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
 def activations(model: VisionTransformer, images: jax.Array) -> dict[str, np.ndarray]:
     """The output of each part of the model for normalised images (B, H, W, 3), all tokens of every block.
 
-    stem (B, h, w, C) where there is one; embedding, blocks.<number> and norm (B, prefix + patches, D);
-    logits (B, classes) of the model called as users call it.
+    stem (B, h, w, C) where there is one; embedding, blocks.<number> and norm, where there is one, (B, prefix + patches,
+    D); logits (B, classes), or pooled (B, W) without a head, of the model called as users call it.
     """
     found: dict[str, jax.Array] = {}
     features = _features(model, images)
@@ -88,15 +88,16 @@ def activations(model: VisionTransformer, images: jax.Array) -> dict[str, np.nda
         found["stem"] = features
     tokens = found["embedding"] = _embed(model, features)
     for index, block in enumerate(model.blocks):
-        tokens = found[f"blocks.{index}"] = _block(block, tokens)
-    found["norm"] = _norm(model.norm, tokens)
-    found["logits"] = _predict(model, images)
+        tokens = found[f"blocks.{index}"] = _block(model, block, tokens)
+    if model.norm is not None:
+        found["norm"] = _norm(model.norm, tokens)
+    found["logits" if model.num_classes else "pooled"] = _predict(model, images)
     return {name: np.asarray(array) for name, array in found.items()}
 
 
 _features = jax.jit(lambda model, images: model.features(images, EXACT))
 _embed = jax.jit(lambda model, features: model.embed(features, EXACT))
-_block = jax.jit(lambda block, tokens: block(tokens, EXACT)[0])
+_block = jax.jit(lambda model, block, tokens: block(tokens, EXACT, rotate=model.rotation())[0])
 _norm = jax.jit(lambda norm, tokens: norm(tokens, EXACT))
 _predict = jax.jit(lambda model, images: model(images, EXACT))
 
@@ -142,6 +143,8 @@ def verdict(parity: Parity) -> str:
         return f"verdict: off, {'; '.join(parity.reasons)}"
     worst = max(parity.differences, key=lambda d: d.relative)
     classes = "logits not compared, as the file has no such head"
+    if parity.differences[-1].stage == "pooled":
+        classes = "without a head, so the pooled output is compared"
     if parity.predicted:
         classes = f"the same class predicted on all {len(parity.predicted)} images"
     return (
@@ -162,11 +165,12 @@ def _run_both(
             ours.append(activations(model, jnp.asarray(batch)))
             theirs.append(reference(batch))
             bar.advance(len(batch))
-    names = [name for name in ours[0] if reference.has_head or name != "logits"]
-    return (
-        {name: np.concatenate([batch[name] for batch in ours]) for name in names},
-        {name: np.concatenate([batch[name] for batch in theirs]) for name in theirs[0]},
-    )
+    names = [name for name in ours[0] if reference.output or name != "logits"]
+    arrays = {name: np.concatenate([batch[name] for batch in ours]) for name in names}
+    expected = {name: np.concatenate([batch[name] for batch in theirs]) for name in theirs[0]}
+    if "norm" in arrays and expected["norm"].ndim == 2:  # CLIP's, of the class token alone
+        arrays["norm"] = arrays["norm"][:, 0]
+    return arrays, expected
 
 
 COMMAND = Stage(

@@ -60,7 +60,7 @@ def timm_model(
         )
         built.norm.eps = metadata.final_norm_eps or norm_eps
     first = {"stem": built.patch_embed.backbone} if stem is not None else {}
-    return built, first | _blocks(built.blocks) | {"norm": built.norm}
+    return built, first | numbered(built.blocks) | {"norm": built.norm}
 
 
 def transformers_model(
@@ -75,10 +75,8 @@ def transformers_model(
     `native` is the config.json of a file with transformers' names, None for timm's names.
     """
     import torch
-    from transformers import ViTConfig, ViTForImageClassification, logging
+    from transformers import ViTConfig, ViTForImageClassification
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     width, hidden, heads = _sizes(model, metadata)
     norm_eps = metadata.norm_eps or 1e-6
     sizes = {
@@ -97,31 +95,42 @@ def transformers_model(
         state = _renamed(state, names)
     else:
         state = {n: array for n, array in state.items() if HUGGING_FACE.timm_name(n) is not None}
-    filled: Any = ViTForImageClassification.from_pretrained(
+    built = filled(ViTForImageClassification, vit, state)
+    if native is None:
+        built.vit.layernorm.eps = metadata.final_norm_eps or norm_eps
+    layers = (module for module in built.modules() if type(module).__name__ == "ViTLayer")
+    return built, numbered(layers) | {"norm": built.vit.layernorm}
+
+
+def filled(of_model: Any, config: Any, state: dict[str, Any]) -> Any:
+    """A model of transformers with the tensors `state`, none missing and none left over."""
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    built, report = of_model.from_pretrained(
         None,
-        config=vit,
+        config=config,
         state_dict=state,
         dtype=next(iter(state.values())).dtype,
         # The "eager" attention takes its softmax in float32 whatever the model's type.
         attn_implementation="sdpa",
         output_loading_info=True,
     )
-    built, report = filled
     if wrong := {*report["missing_keys"], *report["unexpected_keys"]}:
         raise ValueError(f"missing or unknown: {', '.join(sorted(wrong)[:3])}")
-    if native is None:
-        built.vit.layernorm.eps = metadata.final_norm_eps or norm_eps
-    layers = (module for module in built.modules() if type(module).__name__ == "ViTLayer")
-    return built, _blocks(layers) | {"norm": built.vit.layernorm}
+    return built
 
 
 def settings_of(built: Any, parts: Mapping[str, Any]) -> dict[str, float]:
     """Heads and epsilons that a PyTorch model has, whatever it was asked for."""
     block = parts["blocks.0"]
     timm = hasattr(block, "attn")
+    names = ("norm1", "layernorm_before", "layer_norm1")
+    first = next(getattr(block, name) for name in names if hasattr(block, name))
     settings = {
         "num_heads": block.attn.num_heads if timm else built.config.num_attention_heads,
-        "norm_eps": (block.norm1 if timm else block.layernorm_before).eps,
+        "norm_eps": first.eps,
         "final_norm_eps": parts["norm"].eps,
     }
     if "stem" in parts:
@@ -154,7 +163,8 @@ def torch_tensors(tensors: Mapping[str, Tensor], classes: int, precision: str) -
     }
 
 
-def _blocks(blocks: Iterable[Any]) -> dict[str, Any]:
+def numbered(blocks: Iterable[Any]) -> dict[str, Any]:
+    """Blocks under their names in a comparison."""
     return {f"blocks.{index}": block for index, block in enumerate(blocks)}
 
 

@@ -20,6 +20,7 @@ from vitx.weights import pytorch_models
 from vitx.weights.files import open_checkpoint
 from vitx.weights.metadata import read_metadata
 from vitx.weights.names import recognise
+from vitx.weights.pytorch_families import family_model
 from vitx.weights.schemes import HUGGING_FACE
 
 LIBRARIES: Final = ("timm", "transformers")
@@ -33,7 +34,7 @@ class Reference:
     versions: dict[str, str]  # of the library and of PyTorch
     settings: dict[str, float]  # heads and epsilons, which do not follow from the tensors' shapes
     assumed: tuple[str, ...]  # the settings that neither the file nor the library specifies
-    has_head: bool  # whether the file has a classifier to compare
+    output: str  # "logits" or, of a model without a head, "pooled"; "": the file has no such head to compare
     _model: Any = field(repr=False)
     _outputs: Mapping[str, np.ndarray] = field(repr=False)
 
@@ -43,12 +44,14 @@ class Reference:
 
         with warnings.catch_warnings(action="ignore"), torch.inference_mode():
             channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-            logits = self._model(torch.from_numpy(channels_first))
+            output = self._model(torch.from_numpy(channels_first))
         found = dict(self._outputs)
         if "stem" in found:
             found["stem"] = found["stem"].transpose(0, 2, 3, 1)  # (B, h, w, C)
-        if self.has_head:
-            found["logits"] = getattr(logits, "logits", logits).numpy()
+        if self.output:
+            names = ("logits", "image_embeds", "pooler_output")
+            values = (getattr(output, name, None) for name in names)
+            found[self.output] = next((v for v in values if v is not None), output).numpy()
         return found
 
 
@@ -100,6 +103,10 @@ def build_reference(
         named = recognise(checkpoint.tensors)
         project = named.scheme.project
         library = choose_library(library, project, model, architecture)
+        if model.pos_embed is None:
+            raise ValueError(
+                "its positions are rotary, which PyTorch's libraries compute in float32: not compared"
+            )
         if (positions := named.tensors["pos_embed"].shape) != model.pos_embed.shape:
             raise ValueError(
                 f"config.image_size resamples its position embedding, {positions} to "
@@ -114,7 +121,9 @@ def build_reference(
         metadata = read_metadata(checkpoint, named)
         assumed = metadata.num_heads is None and not (library == "timm" and architecture)
         try:
-            if library == "transformers":
+            if library == "transformers" and named.scheme.family not in ("", "vit"):
+                built, parts = family_model(named, checkpoint.config, precision)
+            elif library == "transformers":
                 native = checkpoint.config if project == HUGGING_FACE.project else None
                 tensors = named.tensors if native is None else named.original
                 state = pytorch_models.torch_tensors(tensors, classes, precision)
@@ -137,7 +146,7 @@ def build_reference(
         {module.__name__: str(module.__version__) for module in modules},
         pytorch_models.settings_of(built, parts),
         ("num_heads",) if assumed else (),
-        bool(classes),
+        "logits" if classes else "" if model.num_classes else "pooled",
         built.eval(),
         _recorded(parts),
     )

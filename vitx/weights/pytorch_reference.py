@@ -17,9 +17,9 @@ from vitx.models.resnet import ResNetV2
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import first_line
 from vitx.weights import pytorch_models
-from vitx.weights.files import open_checkpoint
-from vitx.weights.metadata import read_metadata
-from vitx.weights.names import recognise
+from vitx.weights.files import Checkpoint, open_checkpoint
+from vitx.weights.metadata import Metadata, read_metadata
+from vitx.weights.names import Named, recognise
 from vitx.weights.pytorch_families import family_model
 from vitx.weights.schemes import HUGGING_FACE
 
@@ -121,23 +121,9 @@ def build_reference(
         metadata = read_metadata(checkpoint, named)
         assumed = metadata.num_heads is None and not (library == "timm" and architecture)
         try:
-            if library == "transformers" and named.scheme.family not in ("", "vit"):
-                built, parts = family_model(named, checkpoint.config, precision)
-            elif library == "transformers":
-                native = checkpoint.config if project == HUGGING_FACE.project else None
-                tensors = named.tensors if native is None else named.original
-                state = pytorch_models.torch_tensors(tensors, classes, precision)
-                built, parts = pytorch_models.transformers_model(
-                    model, metadata, native, state, classes
-                )
-            else:
-                built, parts = pytorch_models.timm_model(model, metadata, architecture, classes)
-                if project == "Google":
-                    pytorch_models.fill_from_npz(built, checkpoint.path, precision)
-                else:
-                    built.load_state_dict(
-                        pytorch_models.torch_tensors(named.tensors, classes, precision), assign=True
-                    )
+            built, parts = _built(
+                library, model, checkpoint, named, metadata, architecture, classes, precision
+            )
         except Exception as error:  # of any kind, as the library pleases
             message = " ".join(str(error).split())
             raise ValueError(f"{library} does not take it: {message[:500]}") from error
@@ -150,6 +136,34 @@ def build_reference(
         built.eval(),
         _recorded(parts),
     )
+
+
+def _built(
+    library: str,
+    model: VisionTransformer,
+    checkpoint: Checkpoint,
+    named: Named,
+    metadata: Metadata,
+    architecture: str,
+    classes: int,
+    precision: str,
+) -> tuple[Any, dict[str, Any]]:
+    """The library's model with the checkpoint's weights, and its parts that are compared."""
+    project = named.scheme.project
+    if library == "transformers" and named.scheme.family not in ("", "vit"):
+        return family_model(named, checkpoint.config, precision)
+    if library == "transformers":
+        native = checkpoint.config if project == HUGGING_FACE.project else None
+        tensors = named.tensors if native is None else named.original
+        state = pytorch_models.torch_tensors(tensors, classes, precision)
+        return pytorch_models.transformers_model(model, metadata, native, state, classes)
+    built, parts = pytorch_models.timm_model(model, metadata, architecture, classes)
+    if project == "Google":
+        pytorch_models.fill_from_npz(built, checkpoint.path, precision)
+    else:
+        state = pytorch_models.torch_tensors(named.tensors, classes, precision)
+        built.load_state_dict(state, assign=True)
+    return built, parts
 
 
 def _recorded(parts: Mapping[str, Any]) -> dict[str, np.ndarray]:

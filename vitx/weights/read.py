@@ -41,32 +41,29 @@ def load(
     - LayerNorm's epsilon: 1e-12 for Hugging Face's ViT, 1e-5 for CLIP and DINOv3, else 1e-6.
     - Activation: SiLU in gated MLPs; quick GELU in Hugging Face's CLIP, GELU's tanh form in its SigLIP; else GELU. So a
       CLIP or SigLIP of timm needs its config.json, where it has another one.
-    - Pooling: the mean of the patches with a norm after it, without a class token, and in timm's DINOv3; attention
-      pooling, or the mean of class and distillation token, where there are such; else the class token.
-    - Positions: DINOv3's rotary ones (base 100) for Hugging Face's names, and for timm's without a table; EVA-02's
-      (base 10000) for a gated MLP and keys alone without bias. DINOv3's image size: 224, 256 in timm.
+    - Pooling: the patches' mean with a norm after it, without a class token, and in timm's DINOv3; attention pooling,
+      or the mean of class and distillation token, where there are such; else the class token.
+    - Positions: DINOv3's rotary ones (base 100) without a table; EVA-02's (base 10000) for a gated MLP and keys alone
+      without bias. DINOv3's image size: 224, 256 in timm.
 
     A file of a family that is published without a head (DINOv2, DINOv3, CLIP, SigLIP, EVA-02), or whose metadata or
     config has num_classes 0, gives a model with `num_classes` 0, whose output is what a head would read.
 
-    Numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
+    Numbers may be Python's, NumPy's or JAX's.
 
     Args:
       path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file, an index of shards
         (.safetensors.index.json), or a folder with model.safetensors, model.safetensors.index.json or
         pytorch_model.bin, here or in a bucket (gs://).
       num_heads: at least 1; default: the file's, else width / 64.
-      image_size: side or (H, W) in pixels; the position embedding is resampled as in the family's library (bicubic,
-        with antialias except in Hugging Face's DINOv2 without registers, CLIP and SigLIP), AffinityNet's grid scaled.
-        Default: that of preprocessor_config.json for Hugging Face's families other than ViT, else the file's, which for
-        AffinityNet of [Re] is 448.
-      num_classes: at least 1; replaces the head by a new one on the pooled output, unless the file's has as many
-        outputs.
+      image_size: side or (H, W) in pixels; positions are resampled as in the family's library (bicubic, with antialias
+        but for Hugging Face's DINOv2 without registers, CLIP and SigLIP), AffinityNet's grid scaled. Default: that of
+        Hugging Face's preprocessor_config.json (but ViT's); else the file's, 448 for [Re]'s AffinityNet.
+      num_classes: at least 1; a new head on the pooled output, unless the file's has as many outputs.
       norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
       final_norm_eps: epsilon of the last LayerNorm; default: `norm_eps` where it is given, else the file's.
       dtype: of the weights; default: float32, but float64 where the file has it and jax_enable_x64 is on.
-      head: what a new head reads, one of `vitx.models.heads.HEADS`; needs `num_classes`. Default: as in the file, but
-        "pooled" in place of distilled DeiT's two heads.
+      head: what a new head reads, one of `vitx.models.heads.HEADS`; needs `num_classes`. Default: as the file's.
 
     Raises:
       FileNotFoundError: if there is nothing at `path`.

@@ -41,6 +41,11 @@ def get_config() -> ConfigDict:
     config.model.final_norm_eps = 0.0
 
     config.classifier = ConfigDict()
+    config.classifier.head = ""  # the model's own kind; or one of vitx.models.heads.HEADS
+    config.classifier.best_patches = 8  # of the heads "best" and "pooled+best"
+    config.classifier.trainable = "all"  # or "block.10": this block and all above; or "head"
+    config.classifier.layer_decay = 1.0  # of the learning rate, from each layer to the one below
+    config.classifier.token_dropout = 0.0  # share of patches that a training step leaves out
     config.classifier.train_split = "train[:2000]"
     config.classifier.val_split = "train[2000:]"  # chooses the checkpoint
     config.classifier.epochs = 4

@@ -67,11 +67,13 @@ def multiply(x: Array, y: Array) -> Array:
 def rotate(x: Array, cosine: Array, sine: Array) -> Array:
     """Rotary positions (Su et al., 2021) of queries or keys x (B, H, N, D): channel i turns with channel i + D / 2.
 
-    Cosine and sine of the angles are (N, D); the sine's first half has the opposite sign.
+    Cosine and sine of the angles are (N, D), or (B, N, D) of each image's own tokens; the sine's first half has the
+    opposite sign.
     """
     half = x.shape[-1] // 2
     partner = jnp.concatenate([x[..., half:], x[..., :half]], -1)
-    return x * cosine[None, None] + partner * sine[None, None]
+    cosine, sine = (table.reshape(-1, 1, *table.shape[-2:]) for table in (cosine, sine))
+    return x * cosine + partner * sine
 
 
 @jax.custom_jvp

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -151,6 +152,20 @@ def test_extra_arrays_learn_of_the_flip():
 
     for batch in load(marked, preprocess=PLAIN, augment=Augment(flip=True), extra=extra):
         np.testing.assert_array_equal(batch["pairs"] / np.float32(255), batch["image"])
+
+
+def test_each_image_keeps_patches_of_its_own():
+    marked = Marked(20)
+    whole = load(marked, preprocess=PLAIN)
+    augment = dataclasses.replace(JITTER, patches=(4, 9))
+    batches = load(marked, preprocess=PLAIN, augment=augment)
+    rows = np.concatenate([batch.pop("patches") for batch in batches])
+    assert rows.shape == (60, 4) and rows.dtype == np.int32
+    assert rows.min() == 0 and rows.max() == 8 and (np.diff(rows, axis=1) > 0).all()
+    assert len(np.unique(rows, axis=0)) > 40  # of 126 choices
+    assert_same(batches, whole)  # the images are the same
+    again = load(marked, preprocess=PLAIN, augment=augment, start_step=5)
+    np.testing.assert_array_equal(np.concatenate([b["patches"] for b in again]), rows[25:])
 
 
 def test_training_resizes(source):

@@ -89,6 +89,24 @@ def test_gradient_is_clipped_as_a_whole() -> None:
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.3, -0.4], rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_scale_the_step_of_each_parameter(optimizer: str) -> None:
+    """Momentum, clipping and decay are as without them."""
+    config = _config(optimizer=optimizer, clip_norm=1.0)
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+    rates = {"a": 0.25, "b": 1.0}
+    plain = make_optimizer(config, steps_per_epoch=1000)
+    scaled = make_optimizer(config, steps_per_epoch=1000, rates=rates)
+    state, scaled_state = plain.init(params), scaled.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        for gradient in (0.5, -1.0, 0.125):
+            gradients = jax.tree.map(lambda x, g=gradient: x + g, params)
+            expected, state = plain.update(gradients, state, params)
+            found, scaled_state = scaled.update(gradients, scaled_state, params)
+            np.testing.assert_allclose(found["a"], 0.25 * expected["a"], rtol=1e-6)
+            np.testing.assert_array_equal(found["b"], expected["b"])
+
+
 @pytest.mark.parametrize("warmup", [-1, 4, 5])
 def test_warm_up_must_end_before_training_does(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"warmup_epochs must be in \[0, epochs\), not {warmup}"):

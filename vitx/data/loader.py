@@ -54,7 +54,8 @@ def training_loader(
     """Shuffled, augmented batches from step `start_step` to the last of `epochs` epochs.
 
     An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
-    (B, C) float32; and whatever arrays `extra(id, flipped)` returns, which mirrors them itself.
+    (B, C) float32; whatever arrays `extra(id, flipped)` returns, which mirrors them itself; and with
+    `augment.patches` = (K, N) patches (B, K) int32, ascending places of N, of each image its own.
 
     The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
     `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
@@ -150,7 +151,14 @@ class _Prepare:
             "image": transforms.normalise_fractions(pixels, self.preprocess),
             "labels": example.labels,
             **(self.extra(example.id, flipped) if self.extra else {}),
+            **self._patches(generator),
         }
+
+    def _patches(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.augment.patches is None:
+            return {}
+        kept, count = self.augment.patches
+        return {"patches": np.sort(generator.permutation(count)[:kept]).astype(np.int32)}
 
 
 @dataclasses.dataclass

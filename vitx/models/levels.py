@@ -24,7 +24,7 @@ class StemAlone(nnx.Module):
 
 
 Backbone = VisionTransformer | StemAlone
-_ABOVE_BLOCKS = (
+ABOVE_BLOCKS = (
     "norm",
     "attn_pool",
     "fc_norm",
@@ -95,7 +95,7 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
             head="pooled",
         )
         part.queries = part.design.queries
-        for name in _ABOVE_BLOCKS:
+        for name in ABOVE_BLOCKS:
             delattr(part, name)  # so that the part equals a model made without
             setattr(part, name, None)
         return part

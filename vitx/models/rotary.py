@@ -18,6 +18,10 @@ class Rotation(NamedTuple):
     sine: Array
     neighbours: bool
 
+    def at(self, places: Array) -> "Rotation":
+        """The rotation of the tokens at places (B, K), whose tables are (B, K, d)."""
+        return self._replace(cosine=self.cosine[places], sine=self.sine[places])
+
     def __call__(self, x: Array, ops: Ops) -> Array:
         """Turns queries or keys x (B, H, Q, d) of the first Q tokens.
 
@@ -27,7 +31,7 @@ class Rotation(NamedTuple):
         if self.neighbours:
             x = x.reshape(batch, heads, count, width // 2, 2).transpose(0, 1, 2, 4, 3)
             x = x.reshape(batch, heads, count, width)
-        return ops.rotate(x, self.cosine[:count], self.sine[:count])
+        return ops.rotate(x, self.cosine[..., :count, :], self.sine[..., :count, :])
 
 
 def rotation(

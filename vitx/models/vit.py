@@ -170,13 +170,14 @@ class VisionTransformer(nnx.Module):
         missing = jnp.zeros((1, self.prefix_tokens - entries, self.width), table.dtype)
         return jnp.concatenate([table[:, :entries], missing, table[:, entries:]], axis=1)
 
-    def rotation(self) -> Rotation | None:
-        """Rotary positions of all tokens, which every block takes; None where the model has none."""
+    def rotation(self, places: Array | None = None) -> Rotation | None:
+        """Rotary positions of the tokens, which every block takes; None where the model has none. See `encode`."""
         if self.design.rotary == "none":
             return None
         width = self.width // self.blocks[0].attn.heads
         kind, base = self.design.rotary, self.design.rotary_base
-        return rotation(kind, base, self.grid, self.prefix_tokens, width, self.dtype)
+        table = rotation(kind, base, self.grid, self.prefix_tokens, width, self.dtype)
+        return table if places is None else table.at(places)
 
     def encode(
         self,
@@ -184,15 +185,17 @@ class VisionTransformer(nnx.Module):
         ops: Ops = PLAIN,
         probes: Sequence[Array | None] | None = None,
         lean: bool = False,
+        places: Array | None = None,
     ) -> tuple[Array, list[Array]]:
         """Tokens (B, N, D) -> the tokens that `classify` reads (B, Q, D), and attention (B, heads, Q, N) of each block.
 
         Q is N, except in the last block, which computes the first `queries` tokens alone. `probes` has one entry a
         block. With `lean` a backward pass takes little memory, and the last block's attention alone is returned.
+        `places` (B, N): the tokens' places among those of `embed`, where some are left out.
         """
         *below, last = self.blocks
         *probes_below, last_probe = [None] * len(self.blocks) if probes is None else probes
-        attentions, rotate = [], self.rotation()
+        attentions, rotate = [], self.rotation(places)
         if lean:
             tokens = scan_blocks(below, tokens, ops, probes_below, rotate=rotate)
         else:

@@ -64,9 +64,17 @@ def train_affinity(run: Run, stage: StageFolder) -> None:
             weighted += float(validation_loss(net, padded)) * batch["valid"].sum()
         return {"loss": float(parallel.sum_over_processes(np.array(weighted))) / len(val)}
 
-    frozen = () if config.train_backbone else ("stem", "backbone")  # their names in either net
-    seed = run.config.seed + 1
-    training_stage.train(run, stage, net, loss, evaluate, seed=seed, extra=labels, frozen=frozen)
+    kept = () if config.train_backbone else ("stem", "backbone")  # their names in either net
+    training_stage.train(
+        run,
+        stage,
+        net,
+        loss,
+        evaluate,
+        seed=run.config.seed + 1,
+        extra=labels,
+        rate=lambda path: float(path[0] not in kept),
+    )
 
 
 def initial_net(run: Run) -> AffinityNet | MultiLevelAffinityNet:

@@ -1,8 +1,11 @@
-"""Stage `classifier`: a hybrid ViT learns which classes an image shows, from image-level labels."""
+"""Stage `classifier`: a Vision Transformer learns which classes an image shows, from image-level labels."""
 
 import functools
+import math
+import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,15 +16,24 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.evaluation.average_precision import average_precision_multilabel
 from vitx.evaluation.metrics import by_class
+from vitx.models.heads import HEADS
 from vitx.models.registry import create
+from vitx.models.tuning import (
+    first_trained,
+    kept_count,
+    logits_from_patches,
+    rate_factor,
+)
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.pipeline import training_stage
+from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import SCORES, read_scores
 from vitx.report.page import Section, Tile
 from vitx.report.parts import Table, percent
 from vitx.runtime.experiment import Run, Stage, wanted_stages
 from vitx.runtime.files import write_json
+from vitx.runtime.options import BELOW_ONE, Wanted, number, whole
 from vitx.runtime.paths import as_path
 from vitx.runtime.workdir import StageFolder, recorded_options
 from vitx.training.optimizer import at_least_float32
@@ -33,15 +45,22 @@ def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
 
 
 def image_loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
-    """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C)."""
-    losses = multilabel_soft_margin(at_least_float32(model(batch["image"])), batch["labels"])
+    """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C).
+
+    With patches (B, K) the model sees these alone, see `logits_from_patches`.
+    """
+    images, patches = batch["image"], batch.get("patches")
+    logits = model(images) if patches is None else logits_from_patches(model, images, patches)
+    losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
     return losses.sum() / parallel.sum_over_devices(jnp.ones_like(losses).sum(), axis)
 
 
 def train_classifier(run: Run, stage: StageFolder) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config, mode = run.config.classifier, run.config.parallel
-    model = initial_model(run, len(run.source(config.train_split).classes) - 1)
+    model = initial_model(run, len(run.source(config.train_split).classes) - 1, config.head)
+    if config.head:
+        model.design = replace(model.design, best_patches=config.best_patches)
     for name in wanted_stages(run.config, run.stages):
         run.stages[name].check_model(run.config, model)
     selection, val = run.source(config.val_split), run.source(run.config.data.val_split)
@@ -50,7 +69,19 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
         scores = validate(model, selection, config.batch_size, mode)
         return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
-    best = training_stage.train(run, stage, model, image_loss, evaluate, seed=run.config.seed)
+    depth, count = len(model.blocks), math.prod(model.grid)
+    first = first_trained(config.trainable, depth)
+    patches = (kept_count(count, config.token_dropout), count) if config.token_dropout else None
+    best = training_stage.train(
+        run,
+        stage,
+        model,
+        image_loss,
+        evaluate,
+        seed=run.config.seed,
+        rate=lambda path: rate_factor(path, depth, first, config.layer_decay),
+        patches=patches,
+    )
     scores = validate(best, val, config.batch_size, mode)
     if parallel.is_first_process():
         write_json(stage.folder / SCORES, scores)
@@ -95,8 +126,11 @@ def _predictor(mode: str) -> Callable[..., Any]:
     return parallel.per_example(predict, mode=mode)
 
 
-def initial_model(run: Run, num_classes: int) -> VisionTransformer:
-    """The checkpoint of the config with a fresh head, or a model of random weights."""
+def initial_model(run: Run, num_classes: int, head: str = "") -> VisionTransformer:
+    """The checkpoint of the config with a fresh head, or a model of random weights.
+
+    `head`: one of `vitx.models.heads.HEADS`; "": the model's own kind.
+    """
     config = run.config.model
     final_norm_eps = config.get("final_norm_eps") or None
     if config.checkpoint:
@@ -105,6 +139,7 @@ def initial_model(run: Run, num_classes: int) -> VisionTransformer:
             image_size=config.image_size,
             num_classes=num_classes,
             final_norm_eps=final_norm_eps,
+            head=head,
         )
     if parallel.is_first_process():
         print(
@@ -112,7 +147,12 @@ def initial_model(run: Run, num_classes: int) -> VisionTransformer:
             file=sys.stderr,
         )
     return create(
-        config.name, num_classes, config.image_size, run.config.seed, final_norm_eps=final_norm_eps
+        config.name,
+        num_classes,
+        config.image_size,
+        run.config.seed,
+        final_norm_eps=final_norm_eps,
+        head=head or None,
     )
 
 
@@ -146,6 +186,22 @@ def _check_options(config: Any) -> None:
         raise ValueError("config.model.image_size must be above 0 to train at, not 0")
 
 
+def _is_trainable(value: Any) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(r"all|head|block\.[1-9]\d*", value))
+
+
+def _check_model(config: Any, model: VisionTransformer) -> None:
+    options, patches = config.classifier, math.prod(model.grid)
+    if options.trainable.startswith("block."):
+        require_option("classifier.trainable", [options.trainable], model)
+    kept = kept_count(patches, options.token_dropout)
+    if "best" in model.design.head and kept < model.design.best_patches:
+        raise ValueError(
+            f"config.classifier.best_patches {model.design.best_patches} must be at most the {kept} patches that "
+            f"token_dropout={options.token_dropout:g} keeps of {patches}"
+        )
+
+
 def _tables(results: Mapping[str, Any]) -> list[str]:
     mean = results["classifier"]["map"]
     shown = "no image shows a class" if mean is None else f"mAP {100 * mean:.1f} %"
@@ -172,8 +228,18 @@ STAGE = Stage(
     keys=("seed", "data", "model", "classifier"),
     ignores=("data.root", "data.classes", "data.workers"),
     facts=_facts,
-    options=training_stage.ranges("classifier"),
+    options=training_stage.ranges("classifier")
+    | {
+        "classifier.trainable": Wanted(_is_trainable, "all, head, or a block such as block.10"),
+        "classifier.token_dropout": BELOW_ONE,
+        "classifier.layer_decay": number(0, 1, above=True),
+        "classifier.head": Wanted(
+            lambda head: head in ("", *HEADS), f"empty, or one of {', '.join(HEADS)}"
+        ),
+        "classifier.best_patches": whole(1),
+    },
     check_options=_check_options,
+    check_model=_check_model,
     splits=("classifier.train_split", "classifier.val_split", "data.val_split"),
     check=lambda run: training_stage.check_size(run, "classifier"),
     scores=lambda run: {"classifier": read_scores(run, "classifier")},

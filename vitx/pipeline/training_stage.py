@@ -1,20 +1,22 @@
 """Training for the two stages that train a model: data, options, weights, loss curves."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from vitx import parallel, weights
-from vitx.data.loader import Augment, training_loader
+from vitx.data.loader import Augment, Extra, training_loader
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.design import Preprocess
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
 from vitx.runtime.experiment import Run
 from vitx.runtime.metrics import read_metrics
-from vitx.runtime.options import POSITIVE, Wanted, among, number, whole
+from vitx.runtime.options import BELOW_ONE, POSITIVE, Wanted, among, number, whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import COMPUTE, OPTIMIZERS, check_batch, minimise
 
@@ -22,6 +24,7 @@ WEIGHTS = "model.safetensors"
 
 # (model, batch, axis of `jax.pmap`) -> the loss of the batch, or under pmap the device's share of it.
 ModelLoss = Callable[[Any, Mapping[str, Array], str | None], Array]
+ParameterPath = tuple[Any, ...]  # such as ("blocks", 0, "norm1", "scale")
 
 
 def ranges(stage: str) -> dict[str, Wanted]:
@@ -35,9 +38,7 @@ def ranges(stage: str) -> dict[str, Wanted]:
         "clip_norm": number(0),
         "optimizer": among(OPTIMIZERS),
         "compute": among(COMPUTE),
-        "average": Wanted(
-            lambda decay: number(0, 1).fits(decay) and decay < 1, "a number in [0, 1)"
-        ),
+        "average": BELOW_ONE,
         "jitter": Wanted(_is_jitter, "four numbers from 0 up, the last of at most 0.5"),
     }
     return {f"{stage}.{name}": range for name, range in wanted.items()}
@@ -76,8 +77,9 @@ def train(
     evaluate: Callable[[Any], Mapping[str, float]],
     *,
     seed: int,
-    extra: Callable[[str, bool], dict[str, np.ndarray]] | None = None,
-    frozen: Sequence[str] = (),
+    extra: Extra | None = None,
+    rate: Callable[[ParameterPath], float] = lambda path: 1.0,
+    patches: tuple[int, int] | None = None,
 ) -> Any:
     """Trains a model on the `train_split` of its stage; writes and returns the weights of least validation loss.
 
@@ -89,43 +91,56 @@ def train(
         evaluate: Model -> scores on the `val_split`, with "loss".
         seed: Decides order and augmentation.
         extra: (image id, whether flipped) -> further arrays of an example.
-        frozen: Attributes of the model whose weights stay as they are.
+        rate: Factor of a parameter's learning rate; 0: it stays as it is. Gradients are taken of the others alone, so
+            that nothing below them costs a backward.
+        patches: See `Augment`.
     """
     config = run.config[stage.folder.name]
-    source, augment = run.source(config.train_split), Augment(config.flip, *config.jitter)
-    graph, *states = nnx.split(model, lambda path, _: path[0] in frozen, ...)
+    augment = Augment(config.flip, *config.jitter, patches=patches)
+    graph, *states = nnx.split(model, lambda path, _: rate(path) == 0, ...)
     fixed, params = states
-
-    def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        return training_loader(
-            source,
-            preprocess=model.preprocess,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            seed=seed,
-            augment=augment,
-            workers=run.config.data.workers,
-            start_step=start_step,
-            extra=extra,
-            shard=parallel.process_shard(),
-        )
+    rates = nnx.map_state(lambda path, leaf: leaf.replace(rate(path)), params)
 
     params = minimise(
         config,
         params,
         lambda params, batch, axis: loss(nnx.merge(graph, params), batch, axis),
-        batches,
+        _batches(run, config, model.preprocess, seed, augment, extra),
         lambda params: evaluate(nnx.merge(graph, params, fixed)),
-        len(source) // config.batch_size,
+        len(run.source(config.train_split)) // config.batch_size,
         folder=stage.folder,
         stop=run.stop,
         mode=run.config.parallel,
         frozen=fixed,
+        rates=rates if set(jax.tree.leaves(rates)) != {1.0} else None,
     )
     best = nnx.merge(graph, params, fixed)
     if parallel.is_first_process():
         weights.save(best, stage.folder / WEIGHTS)
     return best
+
+
+def _batches(
+    run: Run,
+    config: Any,
+    preprocess: Preprocess,
+    seed: int,
+    augment: Augment,
+    extra: Extra | None,
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """First step -> this process's batches of a stage from that step on."""
+    return lambda start_step: training_loader(
+        run.source(config.train_split),
+        preprocess=preprocess,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=seed,
+        augment=augment,
+        workers=run.config.data.workers,
+        start_step=start_step,
+        extra=extra,
+        shard=parallel.process_shard(),
+    )
 
 
 def loss_charts(run: Run, stage: str) -> list[Chart]:

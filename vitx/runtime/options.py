@@ -91,6 +91,7 @@ def _are_levels(value: Any) -> bool:
 
 LEVELS = Wanted(_are_levels, "a tuple of different levels such as 'stem.2' and 'block.1'")
 POSITIVE = number(0, above=True)
+BELOW_ONE = Wanted(lambda value: number(0, 1).fits(value) and value < 1, "a number in [0, 1)")
 MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more
 
 # Ranges of options that no stage owns. The first pattern that fits a key counts, here and in a stage's ranges.

@@ -48,6 +48,7 @@ def minimise(
     stop: StopRequest,
     mode: str = "jit",
     frozen: nnx.State | None = None,
+    rates: Any = None,
 ) -> Any:
     """Trains `config.epochs` epochs, and returns the parameters, or their average, of least validation loss.
 
@@ -63,12 +64,13 @@ def minimise(
         stop: See `fit`.
         mode: See `parallel.data_parallel`.
         frozen: See `gradient_step`.
+        rates: See `make_optimizer`.
 
     Raises:
         ValueError: The split is smaller than a batch, or the batch does not divide over the devices.
     """
     check_batch(config, folder.name, steps_per_epoch * config.batch_size)
-    optimizer = make_optimizer(config, steps_per_epoch)
+    optimizer = make_optimizer(config, steps_per_epoch, rates)
     step = gradient_step(
         loss,
         optimizer,
@@ -195,7 +197,9 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict, steps_per_epoch: int, rates: Any = None
+) -> optax.GradientTransformation:
     """The optimiser that a stage's config names.
 
     Args:
@@ -203,6 +207,7 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
             "adamw"), learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (True as published;
             else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
         steps_per_epoch: Of the loader.
+        rates: Factors of the parameters' learning rates, a pytree like theirs; None: all 1.
 
     Raises:
         ValueError: The name is unknown.
@@ -219,6 +224,11 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
             rule = optax.adamw(rate, weight_decay=decay, mask=decayed)
         case other:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {other!r}")
+    if (
+        rates is not None
+    ):  # both rules end with the rate, so that a factor of the update is one of it
+        scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates))
+        rule = optax.chain(rule, scale)
     return (
         optax.chain(optax.clip_by_global_norm(config.clip_norm), rule) if config.clip_norm else rule
     )

@@ -35,7 +35,7 @@ def main(
     """Prints the figures of transformer attribution, and with `all` the table of methods."""
     print_figures("methods", figures(model, batch, runs, image_size))
     if all:
-        ratios = every_method(model, batch, runs)
+        ratios = every_method(model, batch, runs, image_size)
         print()
         print_table(
             ("method, classes", "forwards"), ((name, f"{r:.2f}") for name, r in ratios.items())
@@ -84,9 +84,11 @@ def figures(
     }
 
 
-def every_method(model: str, batch: int, runs: int) -> dict[str, float]:
+def every_method(
+    model: str, batch: int, runs: int, image_size: int | None = None
+) -> dict[str, float]:
     """Forwards each method takes for one class, and for two if it depends on the class: by "method, classes"."""
-    network = random_model(model)
+    network = random_model(model, num_classes=1000, image_size=image_size)
     images = random_images(network, batch)
     classes = jnp.broadcast_to(jnp.array([3, 7]), (batch, 2))
     sides: dict[str, Side] = {"forward": partial(forward, network, images)}

@@ -3,9 +3,9 @@
 Each row is transformer attribution with the published rules, except for those it names. Its float32 maps are compared
 with its own float64 maps, image by image: correlation, and the largest error over the largest value.
 
-python -m benchmarks.precision [--images 10] [--model vit_base_patch16_224] [--least]
+python -m benchmarks.precision [--images 10] [--model vit_base_patch16_224] [--ends]
 
---least leaves out what lies between the published and the stable rules.
+--ends leaves out what lies between the published and the stable rules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,13 +38,13 @@ RULE_SETS = {
 ENDS = {name: RULE_SETS[name] for name in ("published", "stable (all three)")}
 
 
-def main(images: int = 10, model: str = "vit_base_patch16_224", least: bool = False) -> None:
+def main(images: int = 10, model: str = "vit_base_patch16_224", ends: bool = False) -> None:
     """Prints a table in Markdown; `images` is how many are explained, one per call."""
     jax.config.update("jax_enable_x64", True)
     print(f"{model}, {images} images, {jax.devices()[0].device_kind}\n")
     print_table(
         ("rules", "correlation: least", "median", "largest error: worst", "median"),
-        rows(model, images, ENDS if least else RULE_SETS),
+        rows(model, images, ENDS if ends else RULE_SETS),
     )
 
 

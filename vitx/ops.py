@@ -277,6 +277,9 @@ class Explainable(Protocol):
         attention is returned.
         """
 
+    def below_last(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `embed` -> the tokens (B, N, D) that enter the last block."""
+
     def pooling_weights(self, tokens: Array) -> Array:
         """Tokens of `encode` (B, Q, D) -> the weight of each in the pooled output, (B, Q), with sum 1.
 

@@ -50,8 +50,8 @@ def stem_parameters(stem):
     return sum(9 * inputs * outputs + 2 * outputs for inputs, outputs in pairs)
 
 
-# Published: timm 1.0.31's counts of the models of these names; of CLIP's vision towers, with the projection and
-# without the bias that timm adds, transformers'.
+# Published: timm 1.0.31's counts of the models of these names (MAE's: those of the ViT's); of CLIP's vision towers,
+# with the projection and without the bias that timm adds, transformers'.
 KNOWN = {
     "vit_tiny_patch16_224": 5_717_416,
     "vit_tiny_patch16_384": 5_790_376,

@@ -1,6 +1,5 @@
 """Stage `classifier` where a part is trained; and configs/voc_dinov2.py through all stages on a tiny DINOv2."""
 
-import inspect
 import json
 import signal
 from pathlib import Path
@@ -140,10 +139,6 @@ TINY = {
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(
-    "head" not in inspect.signature(weights.load).parameters,
-    reason="load does not read designs yet",
-)
 @pytest.mark.parametrize("affinity", ["features", "affinitynet"])
 def test_a_plain_backbone_goes_through_all_stages(affinity, tmp_path, monkeypatch) -> None:
     """From a file of the backbone without a head, in training, seed maps at two scales, walk, controls and report."""

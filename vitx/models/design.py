@@ -102,6 +102,10 @@ class Design:
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.100}")
+        least = {"registers": 0, "projection": 0, "best_patches": 1}
+        for name, lowest in least.items():
+            if (value := getattr(self, name)) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, not {value}")
         read = {"class": 1, "class+mean": 1, "class+distillation": 2}.get(self.pooling, 0)
         if read > self.class_token + self.distillation_token:
             raise ValueError(f"pooling {self.pooling!r} needs a token that the design leaves out")

@@ -1,4 +1,10 @@
-"""The models that vitx creates by name: their sizes and designs. Names are timm's."""
+"""The models that vitx creates by name: their sizes and designs.
+
+Names are timm's, except for the fine-tuned MAE and for small hybrids. Where timm departs from those who published a
+family, the design is the publishers', as transformers has it: SigLIP's GELU is the approximation by tanh, DINOv3's
+output is the class token, and DINOv2's positions are resampled without antialias. `vitx.load` gives what the library of
+the file computes.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Final

@@ -37,16 +37,13 @@ class Rotation(NamedTuple):
 def rotation(
     kind: str, base: float, grid: tuple[int, int], prefix: int, width: int, dtype: np.dtype
 ) -> Rotation:
-    """The rotation of prefix tokens, by nothing, and of the patches of a grid (h, w), for heads of `width` channels.
+    """The rotation of prefix tokens, by nothing, and of the patches of a grid (h, w).
+
+    `width` is the number of channels of a head, a multiple of 4.
 
     Patch (y, x) turns channel pair j of the first half of the pairs by y f_j, of the second by x f_j, with
     f_j = base^(-4 j / width). Coordinates are 2 pi (2 (i + 0.5) / n - 1) in DINOv3, 16 i / n in EVA-02.
-
-    Raises:
-      ValueError: for a width that is no multiple of 4.
     """
-    if width % 4:
-        raise ValueError(f"rotary positions need heads of a multiple of 4 channels, not {width}")
     frequencies = base ** (-4 * np.arange(width // 4) / width)
     axes = []
     for side in grid:

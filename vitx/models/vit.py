@@ -37,7 +37,8 @@ class VisionTransformer(nnx.Module):
       design: the parts of the model; default: the ViT of 2021.
 
     Raises:
-      ValueError: where the width is no multiple of the heads, or the image size no multiple of the patch.
+      ValueError: where the width is no multiple of the heads, or the image size no multiple of the patch; for rotary
+        positions in heads whose channels are no multiple of 4, or more best patches than patches.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 f"image size {preprocess.size} is not a multiple of the patch, {cell} pixels"
             )
+        if design.rotary != "none" and width // heads % 4:
+            raise ValueError(
+                f"rotary positions need heads of a multiple of 4 channels, not {width // heads}"
+            )
         if not num_classes:
             design = replace(design, head="pooled")
         self.preprocess, self.num_classes = preprocess, num_classes
@@ -73,6 +78,10 @@ class VisionTransformer(nnx.Module):
         )
         self.width, self.patch = width, patch
         self.grid = (preprocess.size[0] // cell, preprocess.size[1] // cell)
+        if design.queries is None and design.best_patches > math.prod(self.grid):
+            raise ValueError(
+                f"best_patches {design.best_patches} is more than the {math.prod(self.grid)} patches"
+            )
         self.stem = stem
         channels = stem.channels if stem else 3
         self.patch_embed = Linear(channels * patch**2, width, design.patch_bias, rngs=rngs)
@@ -204,6 +213,12 @@ class VisionTransformer(nnx.Module):
                 attentions.append(attention)
         tokens, attention = last(tokens, ops, last_probe, self.queries, rotate)
         return tokens, [*attentions, attention]
+
+    def below_last(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `embed` -> the tokens (B, N, D) that enter the last block."""
+        for block in self.blocks[:-1]:
+            tokens, _ = block(tokens, ops, rotate=self.rotation())
+        return tokens
 
     def pooling_weights(self, tokens: Array) -> Array:
         """Tokens of `encode` (B, Q, D) -> the weight of each in the output (B, Q).

@@ -21,7 +21,9 @@ from vitx.ops import Array, Explainable, Ops
 from vitx.relevance import rulesets
 
 Forward = tuple[Array, Callable[[Array], Array]]
-"""Logits (B, C), and a function from one-hot rows (B, C) to raw maps (B, h, w)."""
+"""The output (B, C), and a function from a value's gradient at the output (B, C) to raw maps (B, h, w).
+
+The gradient of a class is a one-hot row."""
 Run = Callable[[Explainable, Array, Ops, int, bool], Forward]
 """(model, images (B, H, W, 3), operations, first block of the product, lean memory) -> `Forward`."""
 
@@ -123,7 +125,7 @@ def _rollout(model: Explainable, images: Array, ops: Ops, start_layer: int, lean
     means = [attention.mean(1) for attention in attentions[start_layer:]]
     row = rollout(means, model.pooling_weights(encoded))[:, model.prefix_tokens :]
     maps = on_grid(model, row)
-    return model.classify(encoded, ops), lambda hot: maps
+    return model.classify(encoded, ops), lambda gradient: maps
 
 
 @method("raw attention", by_class=False)
@@ -133,13 +135,13 @@ def _raw_attention(
     encoded, attentions = model.encode(_tokens(model, images), ops)
     weights = model.pooling_weights(encoded)
     maps = on_grid(model, _patches(model, attentions[-1], weights).mean(1))
-    return model.classify(encoded, ops), lambda hot: maps
+    return model.classify(encoded, ops), lambda gradient: maps
 
 
 @method("GradCAM")
 def _gradcam(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
     logits, attention, pullback = last_block(model, images, ops)
-    return logits, lambda hot: on_grid(model, gradcam(attention, pullback(hot)))
+    return logits, lambda gradient: on_grid(model, gradcam(attention, pullback(gradient)))
 
 
 @method("LRP", rule_sets=_LRP_RULES)
@@ -149,7 +151,7 @@ def _lrp(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bo
         return model.classify(encoded, ops)
 
     logits, pullback = jax.vjp(forward, model.features(images, rulesets.EXACT))
-    return _under_rules(model, images, logits, lambda hot: pullback(hot)[0].sum(-1))
+    return _under_rules(model, images, logits, lambda gradient: pullback(gradient)[0].sum(-1))
 
 
 @method("partial LRP", rule_sets=_LRP_RULES)
@@ -158,10 +160,10 @@ def _partial_lrp(
 ) -> Forward:
     logits, _, pullback = last_block(model, images, ops)
 
-    def one_class(hot: Array) -> Array:
-        return on_grid(model, partial_lrp(pullback(hot)))
+    def one_value(gradient: Array) -> Array:
+        return on_grid(model, partial_lrp(pullback(gradient)))
 
-    return _under_rules(model, images, logits, one_class)
+    return _under_rules(model, images, logits, one_value)
 
 
 @method("transformer attribution", rule_sets=_ATTRIBUTION_RULES, published_start_layer=0)
@@ -184,7 +186,7 @@ def attribution(
       lean: computes the blocks again on the way back.
 
     Returns:
-      logits (B, classes), and a function from one-hot rows (B, classes) to maps (B, h, w).
+      logits (B, classes), and a function from gradients at the output (B, classes) to maps (B, h, w).
     """
     tokens = _tokens(model, images)
 
@@ -198,20 +200,20 @@ def attribution(
     logits, pullback, encoded = jax.vjp(forward, probes, has_aux=True)
     weights = model.pooling_weights(encoded.gradient)
 
-    def one_class(hot: Array) -> Array:
+    def one_value(gradient: Array) -> Array:
         # Of a start whose sum is 0 the normalised adds leave rounding, hence its positive part.
-        (attributions,) = pullback(rulesets.Pair(hot, _positive(hot)))
+        (attributions,) = pullback(rulesets.Pair(gradient, _positive(gradient)))
         return on_grid(
             model, transformer_attribution(attributions, weights)[:, model.prefix_tokens :]
         )
 
-    return _under_rules(model, images, logits.gradient, one_class)
+    return _under_rules(model, images, logits.gradient, one_value)
 
 
 def last_block(
     model: Explainable, images: Array, ops: Ops
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """Logits, the last block's attention to patches (B, heads, patches), and the pullback of one-hot rows to it."""
+    """The output, the last block's attention to patches (B, heads, patches), and the pullback of gradients to it."""
     tokens = _tokens(model, images)
     *below, last = model.attention_shapes()
 
@@ -222,14 +224,16 @@ def last_block(
     probe = jnp.zeros((len(tokens), *last), tokens.dtype)
     logits, pullback, (attention, encoded) = jax.vjp(forward, probe, has_aux=True)
     patches = partial(_patches, model, weights=model.pooling_weights(encoded))
-    return logits, patches(attention), lambda hot: patches(pullback(hot)[0])
+    return logits, patches(attention), lambda gradient: patches(pullback(gradient)[0])
 
 
 def _under_rules(
-    model: Explainable, images: Array, logits: Array, one_class: Callable[[Array], Array]
+    model: Explainable, images: Array, logits: Array, one_value: Callable[[Array], Array]
 ) -> Forward:
     """Gives the logits the model's gradient, and the maps none: under relevance rules a cotangent is no gradient."""
-    return _with_gradient(model, images, logits), lambda hot: jax.lax.stop_gradient(one_class(hot))
+    return _with_gradient(model, images, logits), lambda gradient: jax.lax.stop_gradient(
+        one_value(gradient)
+    )
 
 
 @jax.custom_vjp

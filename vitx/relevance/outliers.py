@@ -4,12 +4,10 @@ Large models without registers turn a few patches of plain background into such 
 over the image, so that its value in a map says little about its patch.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from vitx.ops import Array
+from vitx.ops import Array, Explainable
 from vitx.relevance.rulesets import EXACT
 
 FACTOR = 10.0
@@ -17,22 +15,15 @@ _LEAST_SPREAD = 0.1  # of the median: where all norms are nearly one, none of th
 
 
 @jax.jit
-def patch_norms(model: Any, images: Array) -> Array:
+def patch_norms(model: Explainable, images: Array) -> Array:
     """Norms (B, h, w) of the patch tokens that enter a model's last block, of normalised images (B, H, W, 3).
 
     Above it, patches that the output does not read are not computed.
     """
     with jax.default_matmul_precision("highest"):
-        tokens = last_tokens(model, images)[:, model.prefix_tokens :]
+        tokens = model.embed(model.features(images, EXACT), EXACT)
+        tokens = model.below_last(tokens, EXACT)[:, model.prefix_tokens :]
         return jnp.linalg.norm(tokens, axis=-1).reshape(-1, *model.grid)
-
-
-def last_tokens(model: Any, images: Array) -> Array:
-    """The tokens (B, P + N, D) that enter the last block of a `VisionTransformer`."""
-    tokens = model.embed(model.features(images, EXACT), EXACT)
-    for block in model.blocks[:-1]:
-        tokens, _ = block(tokens, EXACT, rotate=model.rotation())
-    return tokens
 
 
 def high_norm_tokens(norms: Array, factor: float = FACTOR) -> Array:
@@ -79,7 +70,7 @@ def neighbours_median(maps: Array, mask: Array) -> Array:
     return jnp.where(mask & ~jnp.isnan(median), median, maps)
 
 
-def smoothed(model: Any, images: Array, maps: Array) -> Array:
+def smoothed(model: Explainable, images: Array, maps: Array) -> Array:
     """Maps of images with `neighbours_median` at the tokens of high norm.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Takes pictures of `shapes` with two objects and a trained classifier. The relevance of transformer attribution starts at
 the whole gradient e_a - e_b, at its positive part, or at e_a (the map of class a). The table has how well a map ranks
-the tokens on a over those on b (mean over pictures of the area under the ROC curve), and the greatest value of the maps.
+the tokens on a over those on b (mean over pictures of the area under the ROC curve), and the maps' greatest value.
 
 python -m benchmarks.differences [--model runs/shapes/classifier] [--data data] [--images 150]
 """

@@ -104,11 +104,12 @@ def passes(model, images, ops, hot):
 
 
 def row_of_product(matrices, normalised=False):
-    """The patches' mean row of the product of (I + A), by whole matrices, on the patches."""
+    """The patches' mean row of the product of (I + A), on the patches, by whole matrices; less I, unless normalised."""
     product = np.eye(TOKENS)
     for matrix in matrices:
         layer = np.eye(TOKENS) + matrix
         product = (layer / layer.sum(-1, keepdims=True) if normalised else layer) @ product
+    product = product if normalised else product - np.eye(TOKENS)
     return product[:, 2:, 2:].mean(1)
 
 

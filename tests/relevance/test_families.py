@@ -121,6 +121,49 @@ def test_stable_maps_in_float32_are_those_in_float64(family):
         assert np.corrcoef(a, b)[0, 1] >= 0.9999
 
 
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "mae" else pytest.mark.exhaustive) for f in FAMILIES],
+)
+def test_stable_maps_of_many_patches_and_blocks_keep_float32(family):
+    """A 14 x 14 grid, 12 blocks: what is explained must stand out from what every token gets."""
+    changes = {"depth": 12, "size": (56, 56), "width": 48, "hidden": 96}
+    model = small_family(family, **changes)
+    images = images_for(model, 1)
+    _, exact = vitx.explain(model, images, [1], rules="stable", memory="lean")
+    with jax.enable_x64(False):
+        low = small_family(family, **changes)
+        images = images.astype(jnp.float32)
+        _, maps = vitx.explain(low, images, [1], rules="stable", memory="lean")
+    assert np.corrcoef(exact.ravel(), maps.ravel())[0, 1] >= 0.9999
+    assert len(np.unique(maps)) > 180
+
+
+@pytest.mark.parametrize("family", ["siglip", "mae", "pooled+best", "clip"])
+def test_maps_follow_the_target_and_not_the_pooling(family):
+    model = small_family(family).without_head()
+    images = images_for(model, 1)
+    *_, weights, output = encoded_by(model, images)
+    query = np.random.default_rng(3).standard_normal(output.shape)
+    maps = [np.asarray(vitx.explain(model, images, target=q)[1]).ravel() for q in (query, -query)]
+    for found in maps:
+        assert found.max() > 0 and found.std() > 1e-3 * found.max()
+    assert np.corrcoef(*maps)[0, 1] < 0.99
+    if family == "siglip":  # whose weights differ from patch to patch
+        assert np.corrcoef(maps[0], np.asarray(weights)[0])[0, 1] < 0.99
+
+
+@pytest.mark.parametrize("family", ["siglip", "mae", "clip"])
+def test_a_value_that_every_output_lowers_has_a_map_of_zeros(family):
+    model = model_of(family)
+    _, maps = vitx.explain(model, images_for(model, 1), target=less)
+    np.testing.assert_array_equal(maps, 0)
+
+
+def less(logits):
+    return -logits.sum(-1)
+
+
 @each_family
 def test_tokens(family):
     model = model_of(family)

@@ -442,6 +442,14 @@ def test_a_mean_of_the_best_is_shared_among_them(seed, count):
     assert_close(found, expected, 1e-9)
 
 
+def test_the_stable_mean_of_the_best_is_bounded_by_the_size_of_those_chosen():
+    x = jnp.array([[[0.02], [0.01], [-20.0], [-30.0]]])
+    rule = rules.stabilised(ops.best_tokens, magnitude_of=ops.best_tokens_magnitude)
+    count = jnp.asarray(2.0)
+    found, _ = rule((x, count), ops.best_tokens(x, count))(jnp.ones((1, 1, 1)))
+    np.testing.assert_allclose(found[0, :, 0], np.array([2, 1, 0, 0]) / 3 / 1.001, rtol=1e-6)
+
+
 @given(SEEDS, KIND)
 def test_pooled_values_take_everything_and_their_attention_nothing(seed, kind):
     attention, value = draw(seed, "positive", 2, 2, 1, 3), draw(seed + 1, kind, 2, 2, 3, 4)

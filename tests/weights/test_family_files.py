@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import vitx
 from tests.small_models import filled, small_vit
 from tests.weights.test_weights import assert_one_line, assert_same_weights
+from vitx import weights
 from vitx.models.design import Design, Preprocess
 from vitx.models.families import CLIP, HALF, IMAGENET, MODELS
 from vitx.models.vit import VisionTransformer
@@ -471,3 +472,12 @@ def test_timms_own_files(name, options, tmp_path):
     assert_close(vitx.tokens(ours, images), features.numpy(), 1e-5)
     assert_close(ours(jnp.asarray(images)), output.numpy(), 1e-5)
     assert (ours.preprocess.mean, ours.preprocess.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def test_commands_refuse_a_model_without_a_head(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    vitx.save(small_vit(num_classes=0), path)
+    assert weights.load_classifier(path, headless=True).num_classes == 0
+    with pytest.raises(ValueError, match="its model has no head, and so no classes") as error:
+        weights.load_classifier(path)
+    assert_one_line(error, str(path))

@@ -23,7 +23,8 @@ from vitx.evaluation.perturbation import (
 )
 from vitx.evaluation.ranking import are_increasing
 from vitx.evaluation.segmentation import method_scores
-from vitx.ops import Array, Explainable
+from vitx.explainable import Explainable
+from vitx.ops import Array
 from vitx.relevance.explain import METHODS, explain
 from vitx.relevance.methods import REGISTRY, Method
 

@@ -134,6 +134,15 @@ class Design:
             return None
         return {"class": 1, "class+distillation": 2}.get(self.pooling)
 
+    def require_fit(self, channels: int, patches: int) -> None:
+        """Raises ValueError where a model with such heads and so many patches cannot have this design."""
+        if self.rotary != "none" and channels % 4:
+            raise ValueError(
+                f"rotary positions need heads of a multiple of 4 channels, not {channels}"
+            )
+        if self.head in ("best", "pooled+best") and self.best_patches > patches:
+            raise ValueError(f"best_patches {self.best_patches} is more than the {patches} patches")
+
     def differences(self) -> dict[str, Any]:
         """The parts that differ from the defaults, by name."""
         return {

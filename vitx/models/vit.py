@@ -25,7 +25,7 @@ from vitx.ops import PLAIN, Array, Ops
 class VisionTransformer(nnx.Module):
     """A Vision Transformer; a hybrid where `stem` turns images into a feature map that is embedded in patches.
 
-    Its tokens and parts: `vitx.ops.Explainable`.
+    Its tokens and parts: `vitx.explainable.Explainable`.
 
     Args:
       width, depth, heads, hidden: sizes of the transformer; hidden is the MLP's.
@@ -64,10 +64,6 @@ class VisionTransformer(nnx.Module):
             raise ValueError(
                 f"image size {preprocess.size} is not a multiple of the patch, {cell} pixels"
             )
-        if design.rotary != "none" and width // heads % 4:
-            raise ValueError(
-                f"rotary positions need heads of a multiple of 4 channels, not {width // heads}"
-            )
         if not num_classes:
             design = replace(design, head="pooled")
         self.preprocess, self.num_classes = preprocess, num_classes
@@ -78,10 +74,7 @@ class VisionTransformer(nnx.Module):
         )
         self.width, self.patch = width, patch
         self.grid = (preprocess.size[0] // cell, preprocess.size[1] // cell)
-        if design.queries is None and design.best_patches > math.prod(self.grid):
-            raise ValueError(
-                f"best_patches {design.best_patches} is more than the {math.prod(self.grid)} patches"
-            )
+        design.require_fit(width // heads, math.prod(self.grid))
         self.stem = stem
         channels = stem.channels if stem else 3
         self.patch_embed = Linear(channels * patch**2, width, design.patch_bias, rngs=rngs)
@@ -92,10 +85,9 @@ class VisionTransformer(nnx.Module):
             [Block(width, heads, hidden, norm_eps, design, rngs=rngs) for _ in range(depth)]
         )
         self.norm = LayerNorm(width, norm_last) if design.final_norm else None
-        pool = design.pooling == "attention"
         self.attn_pool = (
             AttentionPool(width, heads, hidden, norm_last, design.activation, rngs=rngs)
-            if pool
+            if design.pooling == "attention"
             else None
         )
         self.fc_norm = LayerNorm(width, norm_last) if design.pooled_norm else None

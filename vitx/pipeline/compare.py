@@ -45,7 +45,7 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
     size = config.image_size[0] if len(config.image_size) == 1 else config.image_size
     overrides = {name: config[name] for name in _OVERRIDES} | {"dtype": config.precision}
     with jax.enable_x64(config.precision == "float64"):
-        model = load_classifier(config.checkpoint, image_size=size, **overrides)
+        model = load_classifier(config.checkpoint, headless=True, image_size=size, **overrides)
         reference = build_reference(
             config.checkpoint, model, config.reference, config.architecture, config.precision
         )

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from vitx.data.transforms import Maps, resize_maps
+from vitx.explainable import Explainable
 from vitx.models.vit import VisionTransformer
-from vitx.ops import Array, Explainable
+from vitx.ops import Array
 from vitx.pseudomasks.attention import box_mask, patch_affinity, spread
 from vitx.pseudomasks.label_values import require_byte_classes
 from vitx.relevance.explain import explain

@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vitx import parallel
-from vitx.ops import Array, Explainable
+from vitx.explainable import Explainable
+from vitx.ops import Array
 from vitx.relevance import outliers, targets
 from vitx.relevance.methods import REGISTRY
 
@@ -41,7 +42,7 @@ def explain(
     gradient: `jax.lax.stop_gradient`.
 
     Args:
-      model: a classifier, such as a `VisionTransformer`; see `vitx.ops.Explainable`.
+      model: a classifier, such as a `VisionTransformer`; see `vitx.explainable.Explainable`.
       images: normalised, (B, H, W, 3).
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
       method: one of `METHODS`.

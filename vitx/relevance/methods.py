@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vitx.ops import Array, Explainable, Ops
+from vitx.explainable import Explainable
+from vitx.ops import Array, Ops
 from vitx.relevance import rulesets
 
 Forward = tuple[Array, Callable[[Array], Array]]
@@ -29,16 +30,36 @@ Run = Callable[[Explainable, Array, Ops, int, bool], Forward]
 
 
 def transformer_attribution(attributions: Sequence[Array], weights: Array) -> Array:
-    """Row (B, N) of the product of (I + A_l), A_l = mean over heads of relu(gradient * relevance), (B, Q, N).
+    """Row (B, N) of the product of (I + A_l) minus I, A_l = mean over heads of relu(gradient * relevance), (B, Q, N).
 
-    Chefer et al., CVPR 2021, eq. 13-14. Rows are not normalised.
+    Chefer et al., CVPR 2021, eq. 13-14. Rows are not normalised. I alone would give each token its weight, whatever
+    is explained: with a class token in that token's own column, which no map has, but where patches are pooled in every
+    column of a map, and far greater than the rest.
     """
-    return _row_of_product(attributions, weights, row_normalised=False)
+    tokens = attributions[-1].shape[-1]
+    start = jnp.pad(weights, ((0, 0), (0, tokens - weights.shape[1])))
+    row = jnp.zeros_like(start)
+    for matrix in reversed(attributions):
+        queries = matrix.shape[1]  # the row is 0 beyond them
+        row = row + jnp.einsum(
+            "bq,bqn->bn", (start + row)[:, :queries], matrix, precision="highest"
+        )
+    return row
 
 
 def rollout(attentions: Sequence[Array], weights: Array) -> Array:
     """Attention rollout (Abnar & Zuidema, 2020): row (B, N) of the product of the row-normalised (I + A_l)."""
-    return _row_of_product(attentions, weights, row_normalised=True)
+    # A row of a product of matrices is a chain of vector-matrix products: N^2 a block, not N^3.
+    tokens = attentions[-1].shape[-1]
+    row = jnp.pad(weights, ((0, 0), (0, tokens - weights.shape[1])))
+    for matrix in reversed(attentions):
+        queries = matrix.shape[1]  # the row is 0 beyond them
+        sums = jnp.pad(
+            1 + matrix.sum(-1), ((0, 0), (0, tokens - queries)), constant_values=1
+        )  # of the rows of I + A
+        row = row / sums
+        row = row + jnp.einsum("bq,bqn->bn", row[:, :queries], matrix, precision="highest")
+    return row
 
 
 def partial_lrp(relevance: Array) -> Array:
@@ -54,19 +75,6 @@ def gradcam(attention: Array, gradient: Array) -> Array:
 def _positive(x: Array) -> Array:
     """The positive part; NaN stays NaN, which XLA's maximum, and so `jax.nn.relu`, may lose on a CPU."""
     return jnp.where(x < 0, 0, x)
-
-
-def _row_of_product(matrices: Sequence[Array], weights: Array, *, row_normalised: bool) -> Array:
-    # A row of a product of matrices is a chain of vector-matrix products: N^2 a block, not N^3.
-    _, queries, tokens = matrices[-1].shape
-    row = jnp.pad(weights, ((0, 0), (0, tokens - queries)))
-    for matrix in reversed(matrices):
-        queries = matrix.shape[1]  # the row is 0 beyond them
-        if row_normalised:  # rows of I + A sum to 1 + sum(A)
-            sums = 1 + matrix.sum(-1)
-            row = row / jnp.pad(sums, ((0, 0), (0, tokens - queries)), constant_values=1)
-        row = row + jnp.einsum("bq,bqn->bn", row[:, :queries], matrix, precision="highest")
-    return row
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ over the image, so that its value in a map says little about its patch.
 import jax
 import jax.numpy as jnp
 
-from vitx.ops import Array, Explainable
+from vitx.explainable import Explainable
+from vitx.ops import Array
 from vitx.relevance.rulesets import EXACT
 
 FACTOR = 10.0

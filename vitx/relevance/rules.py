@@ -45,11 +45,17 @@ def z_rule(op: Operation) -> Rule:
     return rule
 
 
-def stabilised(op: Operation, strength: float = 1e-3) -> Rule:
-    """The z-rule with denominator z + strength * sign(z) * op(|inputs|): bounded where summands cancel."""
+def stabilised(
+    op: Operation, strength: float = 1e-3, magnitude_of: Operation | None = None
+) -> Rule:
+    """The z-rule with denominator z + strength * sign(z) * op(|inputs|): bounded where summands cancel.
+
+    `magnitude_of` gives the sum of the summands' sizes from the inputs where op(|inputs|) is something else.
+    """
 
     def rule(inputs: Sequence[Array], output: Array) -> Pullback:
-        magnitude = op(*(jnp.abs(x) for x in inputs))
+        absolute = [jnp.abs(x) for x in inputs]
+        magnitude = op(*absolute) if magnitude_of is None else magnitude_of(*inputs)
         sign = jnp.where(output < 0, -1.0, 1.0).astype(output.dtype)
         return Partial(partial(_share, op), inputs, inverse(output + strength * sign * magnitude))
 

@@ -178,7 +178,9 @@ STABLE_RULES: dict[str, Rule] = {
     "apply_attention": rules.halved(rules.stabilised(_apply_attention)),
     "rotate": rules.only_first(rules.stabilised(plain.rotate)),
     "mean_tokens": rules.stabilised(plain.mean_tokens),
-    "best_tokens": rules.only_first(rules.stabilised(plain.best_tokens)),
+    "best_tokens": rules.only_first(
+        rules.stabilised(plain.best_tokens, magnitude_of=plain.best_tokens_magnitude)
+    ),
     "pool_values": rules.only_last(rules.stabilised(_pool_values)),
 }
 """The rules of STABLE that differ from CHEFER."""

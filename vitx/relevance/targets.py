@@ -18,6 +18,7 @@ from vitx.ops import Array
 
 Target = ArrayLike | tuple[Any, ...] | Callable[[Array], Array]
 
+_ROUNDING = 100  # times the type's epsilon: a direction that differs by less is the same
 _FORMS = (
     'an int, ints (B,) or (B, K), ("difference", a, b), ("probability", a), an embedding of floats '
     "or a function"
@@ -85,6 +86,8 @@ def of_probability(classes: Array, output: Array) -> Array:
 def of_similarity(embedding: Array, output: Array) -> Array:
     """(u - cos n) / |y|: of the cosine similarity of the output y = |y| n and an embedding's direction u.
 
+    It vanishes where u and n are one direction; there only rounding would be left, so that it is set to 0.
+
     Raises:
       ValueError: for an embedding of another length than the output's.
     """
@@ -100,7 +103,10 @@ def of_similarity(embedding: Array, output: Array) -> Array:
         for x in (embedding.astype(output.dtype), output)
     )
     cosine = (towards * direction).sum(-1, keepdims=True)
-    return (towards - cosine * direction) / jnp.linalg.norm(output, axis=-1, keepdims=True)
+    across = towards - cosine * direction
+    rounding = _ROUNDING * jnp.finfo(output.dtype).eps
+    across = jnp.where(jnp.linalg.norm(across, axis=-1, keepdims=True) > rounding, across, 0)
+    return across / jnp.linalg.norm(output, axis=-1, keepdims=True)
 
 
 def of_function(function: Partial, output: Array) -> Array:

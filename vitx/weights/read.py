@@ -79,8 +79,13 @@ def load(
         return model
 
 
-def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
-    """`load` for files that must hold a classifier; options of 0, () or "" mean: use the file's own value."""
+def load_classifier(
+    path: str | Path, *, headless: bool = False, **options: Any
+) -> VisionTransformer:
+    """`load` for files that must hold a classifier; options of 0, () or "" mean: use the file's own value.
+
+    With `headless` it may also be a backbone without a head.
+    """
     given: dict[str, Any] = {
         n: v for n, v in options.items() if not isinstance(v, Real | Sequence) or v
     }
@@ -89,6 +94,11 @@ def load_classifier(path: str | Path, **options: Any) -> VisionTransformer:
         raise ValueError(
             f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a "
             "classifier's weights"
+        )
+    if not model.num_classes and not headless:
+        raise ValueError(
+            f"{path}: its model has no head, and so no classes: give a classifier's weights "
+            "(vitx.explain explains an embedding)"
         )
     return model
 

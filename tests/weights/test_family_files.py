@@ -1,6 +1,7 @@
 """Files of today's backbones: numbers of the libraries that publish them, ways in and out, what is refused."""
 
 import json
+import re
 import warnings
 import zlib
 from dataclasses import replace
@@ -18,9 +19,21 @@ from tests.small_models import filled, small_vit
 from tests.weights.test_weights import assert_one_line, assert_same_weights
 from vitx import weights
 from vitx.models.design import Design, Preprocess
-from vitx.models.families import CLIP, HALF, IMAGENET, MODELS
+from vitx.models.families import (
+    CLIP,
+    CLIP_VISION,
+    DEIT3,
+    DINOV2_REGISTERS,
+    HALF,
+    IMAGENET,
+    MAE,
+    MEAN_WITH_REGISTERS,
+    MODELS,
+)
+from vitx.models.variants import at_size
 from vitx.models.vit import VisionTransformer
 from vitx.weights import digest, load_classifier
+from vitx.weights.build import usual_heads
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
@@ -162,6 +175,101 @@ def test_designs_that_do_not_fit_are_refused(design, what, tmp_path):
     assert_one_line(error, str(path))
 
 
+def bare(model, folder, config=None, **changed):
+    """A model's file without vitx's metadata, and a config.json of timm's."""
+    vitx.save(model, folder)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | changed, path)
+    (folder / "config.json").write_text(json.dumps(config or {}))
+    return folder
+
+
+# Which tokens a position table covers.
+
+
+@pytest.mark.parametrize("config", [{}, {"pretrained_cfg": {"input_size": "own"}}])
+@pytest.mark.parametrize(
+    ("design", "side", "grid"),
+    [
+        (DEIT3, 14, (13, 15)),
+        (MEAN_WITH_REGISTERS, 16, (14, 18)),
+        (DINOV2_REGISTERS, 37, (31, 44)),
+    ],
+    ids=["deit3", "reg4_gap", "reg4_dinov2"],
+)
+def test_the_wanted_size_does_not_decide_what_a_table_covers(design, side, grid, config, tmp_path):
+    """The wanted grid has as many cells as the table has entries after the prefix tokens."""
+    assert grid[0] * grid[1] == side**2 - design.prefix_tokens
+    model = tiny(design, size=(4 * side, 4 * side))
+    if config:
+        config = {"pretrained_cfg": {"input_size": [3, 4 * side, 4 * side]}}
+    wanted = (4 * grid[0], 4 * grid[1])
+    loaded = vitx.load(bare(model, tmp_path, config), num_heads=2, image_size=wanted)
+    assert loaded.design.position_prefix == 0
+    expected = at_size(model, wanted).pos_embed[...]
+    np.testing.assert_allclose(loaded.pos_embed[...], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"architecture": "deit3_small_patch16_224"}, "patches"),
+        ({"architecture": "vit_small_patch16_224"}, "all"),
+        ({"model_args": {"no_embed_class": True}}, "patches"),
+        ({"model_args": {"no_embed_class": False}}, "all"),
+    ],
+)
+def test_timms_config_specifies_what_a_table_covers(config, positions, tmp_path):
+    """196 entries are those of 14 x 14 patches, or of a class token and the 13 x 15 of `img_size`."""
+    model = tiny(
+        replace(DEIT3, positions=positions), size=(56, 56) if positions == "patches" else (52, 60)
+    )
+    config["model_args"] = config.get("model_args", {}) | {"img_size": [52, 60]}
+    loaded = vitx.load(bare(model, tmp_path, config), num_heads=2)
+    assert loaded.design.positions == positions
+    expected = at_size(model, (52, 60)).pos_embed[...]
+    np.testing.assert_allclose(loaded.pos_embed[...], expected, atol=1e-6)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_names_the_next(tmp_path):
+    written("dinov2", tmp_path)
+    for size, give in ((60, "56"), ((60, 30), r"\(56, 28\)"), (5, "14")):
+        with pytest.raises(ValueError, match=f"patch, 14 pixels: give image_size={give}$") as error:
+            vitx.load(tmp_path, image_size=size)
+        assert_one_line(error, str(tmp_path))
+
+
+# Numbers of heads.
+
+
+@pytest.mark.parametrize(
+    ("width", "design", "heads"),
+    [
+        (768, Design(), 12),
+        (1280, Design(), 16),
+        (1280, MAE, 16),
+        (1280, CLIP_VISION, 16),
+        (1280, MODELS["vit_large_patch16_dinov3"].design, 20),
+        (1536, MODELS["vit_giant_patch14_dinov2"].design, 24),
+        (1536, MODELS["vit_base_patch16_siglip_224"].design, None),
+        *((width, Design(), None) for width in (100, 1152, 1408, 1664, 4096)),
+    ],
+)
+def test_usual_heads(width, design, heads):
+    assert usual_heads(width, design) == heads
+
+
+def test_heads_of_a_bare_huge_vit(tmp_path):
+    bare(tiny(MAE, size=(8, 8), width=1280, depth=1), tmp_path)
+    assert vitx.load(tmp_path).blocks[0].attn.heads == 16
+    bare(tiny(Design(), size=(8, 8), width=1152, depth=1), tmp_path)
+    what = r"its width, 1152 \(16 in SO400M\), specifies the number of heads: give num_heads"
+    with pytest.raises(ValueError, match=what) as error:
+        vitx.load(tmp_path)
+    assert_one_line(error, str(tmp_path))
+    assert vitx.load(tmp_path, num_heads=16).blocks[0].attn.heads == 16
+
+
 # New heads.
 
 
@@ -230,7 +338,7 @@ def test_a_classifier_on_class_and_mean_is_recognised(tmp_path):
     np.testing.assert_allclose(model(images)[0], expected, atol=1e-4)
 
 
-# What stands beside the tensors.
+# What is beside the tensors.
 
 
 @pytest.mark.parametrize(
@@ -277,6 +385,137 @@ def test_clip_without_projection(tmp_path):
     assert model.projection is None
     images = golden_images(about, 1, 56).astype(np.float32)
     np.testing.assert_allclose(model(images), vitx.tokens(model, images)[:, 0], atol=1e-6)
+
+
+def test_the_head_of_timms_clip_is_the_projection(tmp_path):
+    model = tiny(replace(CLIP_VISION, projection=0), num_classes=10, size=(8, 8))
+    trained = vitx.load(bare(model, tmp_path), num_heads=2)
+    assert (trained.num_classes, trained.projection) == (10, None)
+    bare(model, tmp_path, **{"head.bias": np.zeros(10, np.float32)})
+    loaded = vitx.load(tmp_path, num_heads=2)
+    assert (loaded.num_classes, loaded.design.projection, loaded.head) == (0, 10, None)
+    np.testing.assert_array_equal(loaded.projection.kernel[...], model.head.kernel[...])
+    assert vitx.load(tmp_path, num_heads=2, num_classes=3).head.kernel.shape == (10, 3)
+
+
+def test_a_new_head_of_clip_in_vitxs_own_file_stays_a_head(tmp_path):
+    written("clip", tmp_path, **{"visual_projection.weight": None})
+    model = vitx.load(tmp_path, num_classes=7)  # whose bias is zero
+    vitx.save(model, tmp_path / "own.safetensors")
+    loaded = vitx.load(tmp_path / "own.safetensors")
+    assert (loaded.num_classes, loaded.projection) == (7, None)
+    assert_same_weights(loaded, model)
+
+
+# The same tensors under other names.
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers", "dinov2_swiglu"])
+def test_metas_names_of_dinov2(name, tmp_path):
+    about, numbers = golden(name)
+    theirs = golden_weights(about)
+    ours = {
+        "cls_token": theirs["embeddings.cls_token"],
+        "pos_embed": theirs["embeddings.position_embeddings"],  # of class token and patches
+        "mask_token": theirs["embeddings.mask_token"],
+    }
+    if "embeddings.register_tokens" in theirs:
+        ours["register_tokens"] = theirs["embeddings.register_tokens"]
+    for kind in ("weight", "bias"):
+        ours[f"patch_embed.proj.{kind}"] = theirs[f"embeddings.patch_embeddings.projection.{kind}"]
+        ours[f"norm.{kind}"] = theirs[f"layernorm.{kind}"]
+        for index in range(about["config"]["depth"]):
+            block, layer = f"blocks.{index}.", f"encoder.layer.{index}."
+            parts = (
+                f"{layer}attention.attention.{part}.{kind}" for part in ("query", "key", "value")
+            )
+            ours[f"{block}attn.qkv.{kind}"] = np.concatenate([theirs[part] for part in parts])
+            ours[f"{block}attn.proj.{kind}"] = theirs[f"{layer}attention.output.dense.{kind}"]
+            mlp = ("w12", "weights_in"), ("w3", "weights_out"), ("fc1", "fc1"), ("fc2", "fc2")
+            for new, old in mlp:
+                if f"{layer}mlp.{old}.{kind}" in theirs:
+                    ours[f"{block}mlp.{new}.{kind}"] = theirs[f"{layer}mlp.{old}.{kind}"]
+            for n in "12":
+                ours[f"{block}norm{n}.{kind}"] = theirs[f"{layer}norm{n}.{kind}"]
+                ours[f"{block}ls{n}.gamma"] = theirs[f"{layer}layer_scale{n}.lambda1"]
+    save_file(ours, tmp_path / "pretrain.safetensors")
+    model = vitx.load(tmp_path / "pretrain.safetensors", num_heads=4)
+    assert model.num_classes == 0
+    assert (model.preprocess.mean, model.preprocess.std) == IMAGENET
+    images = golden_images(about, about["n_images"], about["config"]["image_size"])
+    assert_close(vitx.tokens(model, images), numbers["tokens"])
+    assert_close(model(images), numbers["pooled"])
+
+
+@pytest.mark.usefixtures("x64")
+def test_hugging_faces_names_of_distilled_deit(tmp_path):
+    """The names in facebook/deit-base-distilled-patch16-224."""
+    about, numbers = golden("deit_distilled")
+    names = (
+        (r"^cls_token", "deit.embeddings.cls_token"),
+        (r"^dist_token", "deit.embeddings.distillation_token"),
+        (r"^pos_embed", "deit.embeddings.position_embeddings"),
+        (r"^patch_embed\.proj", "deit.embeddings.patch_embeddings.projection"),
+        (r"^norm", "deit.layernorm"),
+        (r"^head\.", "cls_classifier."),
+        (r"^head_dist\.", "distillation_classifier."),
+        (r"^blocks\.", "deit.encoder.layer."),
+        (r"norm1\.", "layernorm_before."),
+        (r"norm2\.", "layernorm_after."),
+        (r"attn\.proj", "attention.output.dense"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+    )
+    theirs = {}
+    for name, array in golden_weights(about).items():
+        for old, new in names:
+            name = re.sub(old, new, name)
+        if "attn.qkv" in name:
+            for part, third in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+                theirs[name.replace("attn.qkv", f"attention.attention.{part}")] = third.copy()
+        else:
+            theirs[name] = array
+    save_file(theirs, tmp_path / "model.safetensors")
+    config = {"model_type": "deit", "num_attention_heads": 4, "layer_norm_eps": 1e-6}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_size": 64}))
+    model = vitx.load(tmp_path)
+    assert (model.preprocess.mean, model.preprocess.std) == IMAGENET
+    assert_close(model(golden_images(about, about["n_images"], 64)), numbers["logits"])
+    (tmp_path / "config.json").unlink()
+    assert vitx.load(tmp_path, num_heads=4).norm.epsilon == 1e-12
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("ForImageClassificationWithTeacher", "logits"),
+        ("ForImageClassification", "logits"),
+        ("Model", "last_hidden_state"),
+    ],
+)
+def test_transformers_own_deit(kind, name, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 96, "image_size": 64, "num_labels": 5}
+    config = transformers.DeiTConfig(**sizes)
+    config._attn_implementation = "sdpa"
+    with warnings.catch_warnings(action="ignore"), torch.inference_mode():
+        theirs = getattr(transformers, f"DeiT{kind}")(config).eval().double()
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        theirs.save_pretrained(tmp_path)
+        for size in ((64, 64), (96, 80)):
+            images = torch.randn(2, 3, *size, dtype=torch.float64)
+            expected = theirs(images, interpolate_pos_encoding=True)[name].numpy()
+            ours = vitx.load(tmp_path, image_size=size)
+            found = jnp.asarray(images.numpy().transpose(0, 2, 3, 1))
+            assert_close(ours(found) if name == "logits" else vitx.tokens(ours, found), expected)
+    assert ours.num_classes == (5 if name == "logits" else 0)
+    assert ours.norm.epsilon == 1e-12
 
 
 @pytest.mark.parametrize(
@@ -363,6 +602,20 @@ def test_positions_of_another_kind_are_refused_by_the_architecture(architecture,
     (tmp_path / "config.json").write_text("{}")
     loaded = vitx.load(tmp_path, num_heads=4, image_size=64)
     assert (loaded.design.rotary, loaded.design.pooling) == ("dinov3", "mean")
+
+
+def test_norms_after_attention_and_mlp_are_refused(tmp_path):
+    """timm's vit_base_patch16_rpn_224, whose tensors are named as those of a ViT with norms before."""
+    model = tiny(replace(MAE, class_token=False, qkv_bias="none"), size=(8, 8))
+    config = {"architecture": "vit_base_patch16_rpn_224"}
+    cases = (config, "architecture='vit_base_patch16_rpn_224', which vitx"), ({}, "norms after")
+    for config, what in cases:
+        bare(model, tmp_path, config)
+        with pytest.raises(ValueError, match=what) as error:
+            vitx.load(tmp_path, num_heads=2)
+        assert_one_line(error, str(tmp_path))
+    bare(model, tmp_path, {"model_args": {"qkv_bias": False}})
+    assert vitx.load(tmp_path, num_heads=2).design.qkv_bias == "none"
 
 
 # Files in shards.
@@ -458,6 +711,8 @@ def test_timms_own_files(name, options, tmp_path):
             key: value + 0.02 * torch.randn_like(value)
             for key, value in theirs.state_dict().items()
         }
+        if name == "vit_base_patch32_clip_224":  # as in the files of the hub: it is the projection
+            state["head.bias"].zero_()
         theirs.load_state_dict(state)
         save_file({k: v.numpy() for k, v in state.items()}, tmp_path / "model.safetensors")
         side = options.get("img_size", 224)

@@ -773,7 +773,6 @@ def test_dtype(tmp_path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["deit.embeddings.distillation_token"], "distilled DeiT"),
         (["layers.0.blocks.0.attn.relative_position_bias_table"], "Swin"),
         (["swin.encoder.layers.0.blocks.0.layernorm_before.weight"], "Swin"),
         (["blocks.0.attn.q_bias", "blocks.0.attn.relative_position_bias_table"], "BEiT"),

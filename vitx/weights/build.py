@@ -8,7 +8,7 @@ from typing import Final
 from flax import nnx
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
-from vitx.models.design import Preprocess
+from vitx.models.design import Design, Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ConvStem, ResNetV2, Stem
 from vitx.models.vit import VisionTransformer
@@ -18,7 +18,15 @@ from vitx.weights.fit import Table, fit_head, shape_of
 from vitx.weights.layout import BACKBONE, Model
 from vitx.weights.metadata import Metadata, Overrides
 
-HEAD_WIDTH: Final = 64  # of one attention head, where nothing else specifies the number of heads
+_HEAD_WIDTH: Final = 64  # of one attention head, where nothing else specifies the number of heads
+# Widths that have been published with other heads, as in timm's vision_transformer.py; ViT-H is in `usual_heads`.
+_OTHER_HEADS: Final = {
+    1152: "16 in SO400M",
+    1408: "16 in ViT-g/14",
+    1536: "24 in DINOv2 g, 16 in SigLIP giant",
+    1664: "16 in ViT-bigG/14",
+    4096: "32 in DINOv3 7B",
+}
 _AFFINITY_SIZE: Final = (448, 448)
 _AFFINITY_CELL: Final = 8
 _STAGES: Final = 3
@@ -43,13 +51,17 @@ def _vision_transformer(
     hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     stem, stride = _stem(tensors, "patch_embed.backbone", metadata)
     table = Table.of(tensors, patch * stride, metadata, overrides.image_size)
-    design = design_of(tensors, metadata.design or {}, table.fits)
+    specified = metadata.design or {}
+    if "projection" not in specified:
+        _head_to_projection(tensors)
+    design = design_of(tensors, specified, table.first_fit)
     size = table.fit(tensors, design)
     design, num_classes = fit_head(tensors, design, width, metadata, overrides)
-    heads = overrides.num_heads or metadata.num_heads
-    if heads is None and width % HEAD_WIDTH:
+    heads = overrides.num_heads or metadata.num_heads or usual_heads(width, design)
+    if heads is None:
+        known = f" ({_OTHER_HEADS[width]})" if width in _OTHER_HEADS else ""
         raise ValueError(
-            f"neither the file nor its width, {width}, tells the number of heads: give num_heads"
+            f"neither the file nor its width, {width}{known}, specifies the number of heads: give num_heads"
         )
     # A norm_eps that the caller gives is meant for the last LayerNorm too.
     final_norm_eps = None if overrides.norm_eps else metadata.final_norm_eps
@@ -57,7 +69,7 @@ def _vision_transformer(
         lambda: VisionTransformer(
             width=width,
             depth=_count(tensors, r"blocks\.(\d+)\."),
-            heads=heads or width // HEAD_WIDTH,
+            heads=heads,
             hidden=hidden // 2 if design.mlp == "gated" else hidden,
             patch=patch,
             num_classes=num_classes,
@@ -69,6 +81,27 @@ def _vision_transformer(
             rngs=nnx.Rngs(0),
         )
     )
+
+
+def usual_heads(width: int, design: Design) -> int | None:
+    """The number of heads of published models of a width; None where they differ, or there are none."""
+    if width == 1280 and design.rotary == "none":
+        return 16  # of ViT-H, also MAE's, DeiT-III's and CLIP's; DINOv3's H+ has 20
+    dinov2 = width == 1536 and design.layer_scale
+    if width % _HEAD_WIDTH or (width in _OTHER_HEADS and not dinov2):
+        return None
+    return width // _HEAD_WIDTH
+
+
+def _head_to_projection(tensors: dict[str, Tensor]) -> None:
+    """Renames the head of timm's CLIP, whose bias of zeros timm adds to the projection of OpenAI or open_clip.
+
+    A head that was trained has another bias.
+    """
+    clip = {"norm_pre.weight", "head.weight", "head.bias"} <= tensors.keys()
+    if clip and "projection.weight" not in tensors and not tensors["head.bias"].read().any():
+        tensors["projection.weight"] = tensors.pop("head.weight")
+        del tensors["head.bias"]
 
 
 def _affinity_net(

@@ -1,24 +1,27 @@
 """Infers the design of a Vision Transformer from its tensors, and from what is specified beside them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vitx.models.design import Design
 from vitx.weights.files import Tensor
 
+FirstFit = Callable[[Iterable[int]], int | None]
+
 
 def design_of(
-    tensors: Mapping[str, Tensor], specified: Mapping[str, Any], fits: Callable[[int], bool]
+    tensors: Mapping[str, Tensor], specified: Mapping[str, Any], first_fit: FirstFit
 ) -> Design:
     """The design of a model.
 
     Args:
       tensors: with timm's names.
       specified: parts of the design that the file or a config beside it specifies; they count first.
-      fits: whether the position table has one entry for each patch and so many more.
+      first_fit: the first of some numbers of tokens such that the position table has one entry for each patch and so
+        many more; None where none fits.
 
     Raises:
-      ValueError: for parts that do not fit together, or positions that the tensors do not tell.
+      ValueError: for parts that do not fit together, or positions or norms that the tensors do not show.
     """
     names = {name.split(".", 2)[2] if name.startswith("blocks.") else name for name in tensors}
     gated = _is_gated(tensors)
@@ -41,12 +44,17 @@ def design_of(
         "head": "each" if "head_dist.weight" in names else "pooled",
     }
     parts |= specified
+    if "qkv_bias" not in specified and _may_have_post_norms(parts):
+        raise ValueError(
+            "this looks like a ViT with norms after attention and MLP (fc_norm.weight, but no blocks.0.attn.qkv.bias), "
+            "which vitx does not have; timm's config.json of any other has qkv_bias in model_args"
+        )
     if "rotary" not in specified:
         parts |= _rotary(names, parts)
     if "pos_embed" not in names and parts.get("rotary", "none") == "none" != parts.get("positions"):
         raise ValueError("- pos_embed is missing, without which the model's sizes are not known")
     if "positions" not in specified:
-        parts["positions"] = _positions(parts, "pos_embed" in names, fits)
+        parts["positions"] = _positions(parts, "pos_embed" in names, first_fit)
     return Design(**parts)
 
 
@@ -95,10 +103,17 @@ def _rotary(names: set[str], parts: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _positions(parts: Mapping[str, Any], table: bool, fits: Callable[[int], bool]) -> str:
+def _may_have_post_norms(parts: Mapping[str, Any]) -> bool:
+    """Whether the tensors are named as those of timm's vit_base_patch16_rpn_224, and of no other published file."""
+    others = parts["layer_scale"] or parts["registers"]
+    return parts["pooled_norm"] and parts["qkv_bias"] == "none" and not others
+
+
+def _positions(parts: Mapping[str, Any], table: bool, first_fit: FirstFit) -> str:
     """The tokens that the position table has entries for, by its length."""
     if not table:
         return "none"
     tokens = parts["class_token"] + parts["distillation_token"]
     entries = {"all": tokens + parts["registers"], "no registers": tokens, "patches": 0}
-    return next((kind for kind, count in entries.items() if fits(count)), "all")
+    fitting = first_fit(entries.values())
+    return next((kind for kind, count in entries.items() if count == fitting), "all")

@@ -133,7 +133,7 @@ def _is_index(path: Path) -> bool:
 
 
 def _shards(path: Path) -> dict[str, list[str]]:
-    """The files that an index of shards names, which stand beside it, and the tensors in each."""
+    """The files that an index of shards names, which are beside it, and the tensors in each."""
     weights = _read_json(path).get("weight_map")
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{path.name} has no weight_map, which says where each tensor is")

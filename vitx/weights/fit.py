@@ -1,7 +1,7 @@
 """Fits a file's tensors to what the caller asks for: positions for another image size, a head for other classes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -74,6 +74,15 @@ class Table:
         """Cells of an image of some size."""
         return size[0] // self.cell, size[1] // self.cell
 
+    def first_fit(self, prefixes: Iterable[int]) -> int | None:
+        """The first number of prefix tokens whose entries leave those of a grid; None where none does.
+
+        The wanted size is not that of the table: it counts only where no other grid fits.
+        """
+        prefixes = tuple(prefixes)
+        tables = (replace(self, wanted=None), self)
+        return next((n for table in tables for n in prefixes if table.fits(n)), None)
+
     def fits(self, prefix: int) -> bool:
         """Whether there is an entry for each cell of a grid and `prefix` more."""
         cells = self.entries - prefix
@@ -86,7 +95,7 @@ class Table:
             size = self.wanted or self.own or self.trained
             if size is None:
                 raise ValueError(
-                    "it has no position table, which would tell its size: give image_size"
+                    "it has no position table, whose length would show its size: give image_size"
                 )
             self._check(size)
             return size
@@ -106,10 +115,11 @@ class Table:
         return size
 
     def _check(self, size: Size) -> None:
-        rows, columns = self.grid(size)
-        if 0 in (rows, columns) or size != (rows * self.cell, columns * self.cell):
+        rows, columns = (max(side // self.cell, 1) * self.cell for side in size)
+        if size != (rows, columns):
+            give = rows if rows == columns else (rows, columns)
             raise ValueError(
-                f"image_size {size} is not a multiple of the patch, {self.cell} pixels"
+                f"image_size {size} is not a multiple of the patch, {self.cell} pixels: give image_size={give}"
             )
 
 
@@ -165,6 +175,6 @@ def _array(parameter: nnx.Param) -> np.ndarray:
 
 
 def _comes_without(design: Design, metadata: Metadata) -> bool:
-    """Whether a file without a head is whole: it says so, or its family is published without."""
+    """Whether a file without a head is whole: its num_classes is 0, or its family is published without."""
     family = design.layer_scale or design.pre_norm or design.rotary != "none"
     return metadata.num_classes == 0 or family or design.pooling == "attention"

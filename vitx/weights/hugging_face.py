@@ -37,6 +37,14 @@ class Family:
 _BICUBIC: Final = {"resampling": "bicubic"}
 FAMILIES: Final = {
     "vit": Family((), 1e-12, usual={"qkv_bias": True}),
+    "deit": Family(  # distilled; the others are ViTs there too
+        ("deit",),
+        1e-12,
+        IMAGENET,
+        heads=12,
+        usual={"qkv_bias": True},
+        design=_BICUBIC | {"positions": "all"},
+    ),
     "dinov2": Family(
         ("dinov2", "dinov2_with_registers"),
         1e-6,
@@ -114,6 +122,10 @@ def read_hugging_face(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:
 def _refined(design: dict[str, Any], section: Mapping[str, Any], named: Named) -> dict[str, Any]:
     """The design of a family by what its members differ in."""
     names = named.original.keys()
+    if named.scheme.family == "deit" and "classifier.weight" in names:
+        design["pooling"] = (
+            "class"  # DeiTForImageClassification leaves the distillation token unread
+        )
     if named.scheme.family == "dinov2":
         if "reg_token" not in named.tensors:
             design |= _BICUBIC

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitx.models.vit import VisionTransformer
-from vitx.weights.build import HEAD_WIDTH
+from vitx.weights.build import usual_heads
 from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata
 from vitx.weights.schemes import HUGGING_FACE
@@ -171,7 +171,7 @@ def numbered(blocks: Iterable[Any]) -> dict[str, Any]:
 def _sizes(model: VisionTransformer, metadata: Metadata) -> tuple[int, int, int]:
     """Width, hidden width and heads: the file's, else the usual number, else vitx's (then reported as assumed)."""
     width = model.width
-    usual = model.blocks[0].attn.heads if width % HEAD_WIDTH else width // HEAD_WIDTH
+    usual = usual_heads(width, model.design) or model.blocks[0].attn.heads
     return width, model.blocks[0].mlp.fc2.kernel.shape[0], metadata.num_heads or usual
 
 

@@ -114,7 +114,10 @@ def build_reference(
             )
         modules = _imported("torch"), _imported(library)
         head = named.tensors.get("head.weight")
-        classes = model.num_classes if head and head.shape[0] == model.num_classes else 0
+        # The head of timm's CLIP is vitx's projection.
+        projects = model.projection is not None and "projection.weight" not in named.tensors
+        outputs = model.design.projection if projects else model.num_classes
+        classes = outputs if head and head.shape[0] == outputs else 0
         if project == "timm":
             architecture = architecture or checkpoint.config.get("architecture", "")
             checkpoint = replace(checkpoint, config={})  # whose heads timm knows, and not vitx
@@ -132,7 +135,7 @@ def build_reference(
         {module.__name__: str(module.__version__) for module in modules},
         pytorch_models.settings_of(built, parts),
         ("num_heads",) if assumed else (),
-        "logits" if classes else "" if model.num_classes else "pooled",
+        "pooled" if not model.num_classes else "logits" if classes and not projects else "",
         built.eval(),
         _recorded(parts),
     )

@@ -29,8 +29,8 @@ def load(
 ) -> Model:
     """Reads a checkpoint, of any of the known projects, into the model it describes.
 
-    It recognises the names of timm and DeiT, Hugging Face's ViT, DINOv2, DINOv3, CLIP and SigLIP (also out of files of
-    whole models, whose text tower is left aside), Google's .npz files of ViT and R50+ViT, the hybrid and the
+    It recognises the names of timm and DeiT, Hugging Face's ViT, distilled DeiT, DINOv2, DINOv3, CLIP and SigLIP (also
+    out of files of whole models, without their text tower), Google's .npz files of ViT and R50+ViT, the hybrid and the
     AffinityNet of [Re], and the files that `save` writes. Sizes and the parts of the model follow from the tensors.
     Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which
     `save` writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`,
@@ -38,7 +38,7 @@ def load(
 
     - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III and
       distilled DeiT; CLIP's for CLIP and EVA-02.
-    - LayerNorm's epsilon: 1e-12 for Hugging Face's ViT, 1e-5 for CLIP and DINOv3, else 1e-6.
+    - LayerNorm's epsilon: 1e-12 for Hugging Face's ViT and DeiT, 1e-5 for CLIP and DINOv3, else 1e-6.
     - Activation: SiLU in gated MLPs; quick GELU in Hugging Face's CLIP, GELU's tanh form in its SigLIP; else GELU. So a
       CLIP or SigLIP of timm needs its config.json, where it has another one.
     - Pooling: the patches' mean with a norm after it, without a class token, and in timm's DINOv3; attention pooling,
@@ -47,18 +47,18 @@ def load(
       without bias. DINOv3's image size: 224, 256 in timm.
 
     A file of a family that is published without a head (DINOv2, DINOv3, CLIP, SigLIP, EVA-02), or whose metadata or
-    config has num_classes 0, gives a model with `num_classes` 0, whose output is what a head would read.
-
-    Numbers may be Python's, NumPy's or JAX's.
+    config has num_classes 0, gives a model with `num_classes` 0, whose output is what a head would read. So does timm's
+    CLIP whose head has a bias of zeros: it is read as the projection. Numbers may be Python's, NumPy's or JAX's.
 
     Args:
       path: a .safetensors, .pth/.pt/.bin (needs torch, loaded with weights_only=True) or .npz file, an index of shards
         (.safetensors.index.json), or a folder with model.safetensors, model.safetensors.index.json or
         pytorch_model.bin, here or in a bucket (gs://).
-      num_heads: at least 1; default: the file's, else width / 64.
+      num_heads: at least 1; default: the file's, else width / 64, 16 for ViT-H's 1280 (not rotary). Needed for widths
+        published with other heads (1152, 1408, 1664, 4096, and 1536 without LayerScale).
       image_size: side or (H, W) in pixels; positions are resampled as in the family's library (bicubic, with antialias
-        but for Hugging Face's DINOv2 without registers, CLIP and SigLIP), AffinityNet's grid scaled. Default: that of
-        Hugging Face's preprocessor_config.json (but ViT's); else the file's, 448 for [Re]'s AffinityNet.
+        except in Hugging Face's DINOv2 without registers, CLIP, SigLIP and DeiT), AffinityNet's grid scaled. Default:
+        that of Hugging Face's preprocessor_config.json (but ViT's); else the file's, 448 for [Re]'s AffinityNet.
       num_classes: at least 1; a new head on the pooled output, unless the file's has as many outputs.
       norm_eps: LayerNorm's epsilon, above 0; default: the file's, see above.
       final_norm_eps: epsilon of the last LayerNorm; default: `norm_eps` where it is given, else the file's.

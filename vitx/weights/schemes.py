@@ -64,22 +64,24 @@ _ATTENTION: Final = (
     (rf"{_LAYER}\.attention\.(?:output\.dense|o_proj)", r"blocks.\1.attn.proj"),
 )
 
+_PLAIN: Final = (
+    (r"pooler\..*", None),
+    *_EMBEDDINGS,
+    (rf"{_LAYER}\.layernorm_before", r"blocks.\1.norm1"),
+    (rf"{_LAYER}\.layernorm_after", r"blocks.\1.norm2"),
+    *_ATTENTION,
+    (rf"{_LAYER}\.(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
+    (rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
+    (r"layernorm", "norm"),
+    (r"classifier", "head"),
+)
 HUGGING_FACE: Final = Scheme(
-    "Hugging Face",
-    r"embeddings\.patch_embeddings\.",
-    (
-        (r"pooler\..*", None),
-        *_EMBEDDINGS,
-        (rf"{_LAYER}\.layernorm_before", r"blocks.\1.norm1"),
-        (rf"{_LAYER}\.layernorm_after", r"blocks.\1.norm2"),
-        *_ATTENTION,
-        (rf"{_LAYER}\.(?:intermediate\.dense|mlp\.fc1)", r"blocks.\1.mlp.fc1"),
-        (rf"{_LAYER}\.(?:output\.dense|mlp\.fc2)", r"blocks.\1.mlp.fc2"),
-        (r"layernorm", "norm"),
-        (r"classifier", "head"),
-    ),
-    prefix=r"vit\.",
-    family="vit",
+    "Hugging Face", r"embeddings\.patch_embeddings\.", _PLAIN, prefix=r"vit\.", family="vit"
+)
+_DISTILLED: Final = (
+    (r"embeddings\.distillation_token", "dist_token"),
+    (r"cls_classifier", "head"),
+    (r"distillation_classifier", "head_dist"),
 )
 _DINO: Final = (
     *_EMBEDDINGS,
@@ -143,6 +145,13 @@ SCHEMES: Final = (
         r"dinov2(?:_with_registers)?\.",
         family="dinov2",
     ),
+    Scheme(
+        "Hugging Face",
+        r"(^|\.)embeddings\.distillation_token$",
+        (*_PLAIN, *_DISTILLED),
+        r"deit\.",
+        family="deit",
+    ),
     HUGGING_FACE,
     Scheme("Hugging Face", r"(^|\.)pre_layrnorm\.", _WITH_TEXT, r"vision_model\.", family="clip"),
     Scheme(
@@ -176,7 +185,6 @@ SCHEMES: Final = (
 
 # Models that share names with those above but compute something else: the first pattern found counts.
 REFUSED: Final = (
-    (r"distillation_", "a distilled DeiT with Hugging Face's names, not timm's"),
     (r"(^|\.)layers\.\d+\.blocks\.", "a Swin Transformer"),
     (r"relative_position_bias|\.lambda_[12]$", "a BEiT"),
     (r"conv_dw|dwconv|depthwise_conv|downsample_layers", "a ConvNeXt"),

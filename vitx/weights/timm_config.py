@@ -31,8 +31,8 @@ _ACTIVATION_NAMES: Final = {
     "silu": "silu",
 }
 _POOLING: Final = {"token": "class", "avg": "mean", "map": "attention"}
-# Architectures with tensors like those of vitx's families, but other positions.
-_OTHER_POSITIONS: Final = r"rope|_pe_|naflex|^(eva|beit)"
+# Architectures with tensors like those of vitx's families, but other positions, or norms elsewhere.
+_NOT_COMPUTED: Final = r"rope|_pe_|naflex|_rpn_|^(eva|beit)"
 
 # Arguments of timm's VisionTransformer and Eva, and the values that vitx computes; () is any value, for arguments that
 # are read below, or change nothing in inference. None is timm's default everywhere. A hybrid's patch is in cells of its
@@ -92,7 +92,7 @@ def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         raise ValueError(f"config.json: {listed(wrong)}, which vitx does not compute")
     architecture = _get({**pretrained, **config}, "architecture", str, "a text") or ""
     name, _, _ = architecture.partition(".")  # after it, the data that it was trained on
-    if re.search(_OTHER_POSITIONS, name) and not name.startswith("eva02"):
+    if re.search(_NOT_COMPUTED, name) and not name.startswith("eva02"):
         raise ValueError(f"config.json: architecture={name!r:.100}, which vitx does not have")
     usual = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
     if name in MODELS:
@@ -125,7 +125,19 @@ def _design(
         pooling = "mean"  # of timm's DINOv3
     if "dist_token" in tensors:  # of timm's distilled class, whatever the argument
         pooling = None
-    return {k: v for k, v in {"activation": activation, "pooling": pooling}.items() if v}
+    parts = {"activation": activation, "pooling": pooling}
+    if "pos_embed" in tensors:
+        parts["positions"] = _positions(arguments, architecture)
+    if arguments.get("qkv_bias") is False:
+        parts["qkv_bias"] = "none"
+    return {k: v for k, v in parts.items() if v}
+
+
+def _positions(arguments: Mapping[str, Any], architecture: str) -> str | None:
+    """The tokens that have positions, where an argument or an architecture that vitx has specifies them."""
+    if isinstance(only_patches := arguments.get("no_embed_class"), bool):
+        return "patches" if only_patches else "all"
+    return MODELS[architecture].design.positions if architecture in MODELS else None
 
 
 def _statistics(tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
@@ -139,7 +151,7 @@ def _statistics(tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
 
 
 def _no_classes(*sections: Mapping[str, Any]) -> int | None:
-    """0 where the last section that has num_classes says so."""
+    """0 where the last section that has num_classes has 0."""
     found = [section["num_classes"] for section in sections if "num_classes" in section]
     return 0 if found and type(found[-1]) is int and found[-1] == 0 else None
 

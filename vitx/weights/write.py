@@ -26,10 +26,10 @@ def save(model: Model, path: str | Path) -> None:
     (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT), each
     value as JSON. AffinityNet has the names of [Re]; stems that timm does not have keep vitx's.
 
-    timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, CLIP's and
-    SigLIP's towers, EVA-02 tiny and small, and DINOv2 (with registers only those that came from
-    timm: Hugging Face's have a position of the class token). Only vitx reads a projection (of
-    Hugging Face's CLIP), the heads "best", "pooled+best" and "class+mean", DINOv3 (timm's name of
+    timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, SigLIP's
+    tower, CLIP's without a projection, EVA-02 tiny and small, and DINOv2 (with registers only those
+    that came from timm: Hugging Face's have a position of the class token). Only vitx reads a
+    projection (CLIP's), the heads "best", "pooled+best" and "class+mean", DINOv3 (timm's name of
     its LayerScale is another one) and EVA-02 base and large (whose gated MLPs vitx packs into one
     layer).
 

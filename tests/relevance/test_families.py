@@ -27,6 +27,13 @@ def float64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def programs_of_one_test() -> Iterator[None]:
+    """Every test compiles programs of its own, which would fill the memory."""
+    yield
+    jax.clear_caches()
+
+
 @cache
 def model_of(family):
     return small_family(family)

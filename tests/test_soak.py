@@ -19,6 +19,7 @@ OPTIONS = (
     "--config.affinity.batch_size=4",
     "--config.affinity.features=32",
     "--config.walk.log2_steps=3",
+    "--config.walk.levels=('stem.2',)",
 )
 
 

@@ -15,6 +15,7 @@ import vitx
 from tests.small_models import images_for, small_vit
 from vitx.evaluation import faithfulness as f
 from vitx.evaluation.localisation import energy_inside, pointing_game
+from vitx.evaluation.perturbation import area_under_curve
 from vitx.evaluation.randomisation import randomisation_curve, randomised, rank_correlation
 from vitx.models.tuning import layer_of
 
@@ -70,7 +71,7 @@ def test_curves_by_loops(insert, highest_first, patch):
                 changed[place] = images[place] if insert else -1.0
         np.testing.assert_allclose(found[:, column], scores(model, jnp.asarray(changed)), rtol=1e-9)
     expected = np.trapezoid(np.asarray(found), FRACTIONS, axis=-1)
-    np.testing.assert_allclose(f.area(found, FRACTIONS), expected, rtol=1e-12)
+    np.testing.assert_allclose(area_under_curve(found, FRACTIONS), expected, rtol=1e-12)
 
 
 def removed_at_random(share=0.6):

@@ -37,14 +37,15 @@ def score_curve(
     """Scores (B, F) as more and more of each image is removed, or inserted into the filled image.
 
     Deletion and insertion (Petsiuk et al., BMVC 2018) take pixels, the highest first. MoRF and LeRF (Samek et al.,
-    2017; Achtibat et al., ICML 2024) take patches, the highest and the lowest first.
+    2017; Achtibat et al., ICML 2024) take patches, the highest and the lowest first. `perturbation.area_under_curve` is
+    the area; that between LeRF and MoRF is the difference of two.
 
     Args:
       model: normalised images -> logits (B, C).
       images: normalised, (B, H, W, 3).
       maps: (B, H, W).
       classes: ints (B,).
-      fill: what stands where an image is removed; create it once, a new one per call triggers recompilation.
+      fill: what replaces the removed parts; create it once, a new one per call triggers recompilation.
       fractions: of the pixels or patches, increasing within [0, 1].
       highest_first: the order of the map.
       insert: begins with the filled image, and puts the image's own pixels in.
@@ -92,12 +93,7 @@ def probabilities(model: Callable[[Array], Array], images: Array, classes: Array
     return jnp.take_along_axis(jax.nn.softmax(model(images)), classes[:, None], 1)[:, 0]
 
 
-def area(curve: Array, fractions: Sequence[float] = FRACTIONS) -> Array:
-    """Area under curves (B, F) by the trapezoid, (B,). The area between LeRF and MoRF is the difference of two."""
-    return jnp.trapezoid(curve, jnp.asarray(fractions, curve.dtype)[None], axis=-1)
-
-
-# What stands in for removed pixels.
+# Fills of removed pixels.
 
 
 def with_value(value: tuple[float, float, float]) -> Fill:

@@ -17,7 +17,7 @@ from vitx.ops import Array
 
 
 def randomised(model: VisionTransformer, layer: int, seed: int = 0) -> VisionTransformer:
-    """The model with all parameters from `layer` up drawn anew, each normal with its tensor's own mean and deviation.
+    """The model with random parameters from `layer` up: normal numbers with the mean and deviation of each tensor.
 
     Args:
       model: stays as it is.

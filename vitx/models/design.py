@@ -134,6 +134,16 @@ class Design:
             return None
         return {"class": 1, "class+distillation": 2}.get(self.pooling)
 
+    def heads(self, width: int) -> dict[str, int]:
+        """The names of the linear heads, and how many channels each reads in a model of some width."""
+        pooled = self.projection or width * (2 if self.pooling == "class+mean" else 1)
+        read = {"head": pooled} if self.head != "best" else {}
+        if self.head == "each":
+            read["head_dist"] = width
+        if self.head in ("best", "pooled+best"):
+            read["head_patches"] = width
+        return read
+
     def require_fit(self, channels: int, patches: int) -> None:
         """Raises ValueError where a model with such heads and so many patches cannot have this design."""
         if self.rotary != "none" and channels % 4:

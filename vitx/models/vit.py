@@ -109,14 +109,13 @@ class VisionTransformer(nnx.Module):
         self.pos_embed = table(patches and design.position_prefix + patches)
 
     def _add_heads(self, design: Design, num_classes: int, rngs: nnx.Rngs) -> None:
-        pooled = design.projection or self.width * (2 if design.pooling == "class+mean" else 1)
+        read = design.heads(self.width) if num_classes else {}
 
-        def head(inputs: int, wanted: bool) -> Any:
-            return Linear(inputs, num_classes, rngs=rngs) if wanted and num_classes else None
+        def head(name: str) -> Any:
+            return Linear(read[name], num_classes, rngs=rngs) if name in read else None
 
-        self.head = head(pooled, design.head != "best")
-        self.head_dist = head(self.width, design.head == "each")
-        self.head_patches = head(self.width, design.head in ("best", "pooled+best"))
+        self.head, self.head_dist = head("head"), head("head_dist")
+        self.head_patches = head("head_patches")
 
     @property
     def dtype(self) -> Any:
@@ -208,8 +207,9 @@ class VisionTransformer(nnx.Module):
 
     def below_last(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens of `embed` -> the tokens (B, N, D) that enter the last block."""
+        rotate = self.rotation()
         for block in self.blocks[:-1]:
-            tokens, _ = block(tokens, ops, rotate=self.rotation())
+            tokens, _ = block(tokens, ops, rotate=rotate)
         return tokens
 
     def pooling_weights(self, tokens: Array) -> Array:

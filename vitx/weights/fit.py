@@ -157,10 +157,7 @@ def fit_head(
     for name in [name for name in tensors if name.startswith(tuple(gone))]:
         del tensors[name]
     rngs = nnx.Rngs(0)
-    pooled = wanted.projection or width * (2 if wanted.pooling == "class+mean" else 1)
-    heads = {"head": pooled} if wanted.head != "best" else {}
-    heads |= {"head_patches": width} if wanted.head in ("best", "pooled+best") else {}
-    for name, inputs in heads.items():
+    for name, inputs in wanted.heads(width).items():
         head = Linear(inputs, count, rngs=rngs)
         tensors[f"{name}.weight"] = Tensor((count, inputs), partial(_array, head.kernel))
         tensors[f"{name}.bias"] = Tensor((count,), partial(_array, head.bias))

@@ -6,12 +6,8 @@ Prints docs/parity.md; exit code 1 if a figure exceeds the limit.
 python -m benchmarks.parity > docs/parity.md
 """
 
-import json
 import sys
-import tempfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +16,9 @@ import numpy as np
 import optax
 from flax import nnx
 from numpy.typing import ArrayLike
-from safetensors.numpy import save_file
 
 import vitx
+from benchmarks.golden import Numbers, images, load, numbers, weights
 from benchmarks.tables import print_table
 from vitx.evaluation.metrics import confusion_matrix, mean_iou, segmentation_scores
 from vitx.evaluation.perturbation import perturbation_curve
@@ -33,8 +29,6 @@ from vitx.pipeline.classifier import multilabel_soft_margin
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.pseudomasks.walk import random_walk
 
-Numbers = dict[str, np.ndarray]
-GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
 LIMIT = 1e-6
 MAPS = (
     "transformer_attribution_start0",
@@ -45,6 +39,21 @@ MAPS = (
     "partial_lrp",
     "gradcam",
     "lrp",
+)
+_LEVELS = ("pixels", "tokens")
+NEWER_MAPS = (
+    "generic_attention",
+    "attention_gradient",
+    *(f"beyond_intuition_{kind}_start{n}" for kind in ("head", "token") for n in (0, 1)),
+    *(f"attn_lrp_{level}" for level in _LEVELS),
+    *(f"attn_lrp_gamma_{level}" for level in _LEVELS),
+    *(f"cp_lrp_{level}" for level in _LEVELS),
+    "libragrad",
+    "legrad_start0",
+    "legrad_start1",
+    "attcat",
+    *(f"input_x_gradient_{level}" for level in _LEVELS),
+    *(f"integrated_gradients_{level}" for level in _LEVELS),
 )
 
 
@@ -75,6 +84,22 @@ def vit_tiny() -> Iterator[Row]:
     for block, attention in enumerate(attentions):
         queries = attention.shape[2]  # of the last block only the class token is computed
         yield compare(f"attention, block {block}", attention, stored[:, block, :, :queries])
+
+
+def methods_tiny() -> Iterator[Row]:
+    """The methods since 2021 on the tiny ViT, two images, five classes in one call."""
+    golden = numbers("methods_tiny")
+    model, pixels = load("vit_tiny", num_heads=3, final_norm_eps=1e-5), images(2, 32)
+    classes = jnp.tile(jnp.arange(5), (2, 1))
+    for key in NEWER_MAPS:
+        name, _, start_layer = key.partition("_start")
+        method = name.removesuffix("_pixels").removesuffix("_tokens")
+        options = {"level": name.removeprefix(f"{method}_")} if method != name else {}
+        _, maps = vitx.explain(
+            model, pixels, classes, method, int(start_layer or 0), options=options
+        )
+        stored = golden[key]
+        yield compare(key, maps.reshape(stored.shape), stored)
 
 
 def vit_base() -> Iterator[Row]:
@@ -219,45 +244,17 @@ def training() -> Iterator[Row]:
     yield compare("logits", trained(batch), golden["logits"])
 
 
-_GROUPS = (vit_tiny, vit_base, hybrid_base, affinity, affinity_head, metrics, training)
+_GROUPS = (
+    vit_tiny,
+    methods_tiny,
+    vit_base,
+    hybrid_base,
+    affinity,
+    affinity_head,
+    metrics,
+    training,
+)
 GROUPS = {group.__name__: group for group in _GROUPS}
-
-
-def numbers(name: str) -> Numbers:
-    """The published code's numbers in one file of tests/golden."""
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
-        return dict(file)
-
-
-def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Every tensor by its name, in float64 and PyTorch's layout."""
-    tensors = {}
-    for name, shape in shapes.items():
-        random = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
-        values = random.standard_normal(shape)
-        if ("norm" in name or name.startswith("gn.")) and name.endswith("weight"):
-            values = 1 + 0.1 * values
-        elif name.endswith("bias") or len(shape) < 2 or name in ("pos_embed", "cls_token"):
-            values = 0.02 * values
-        else:
-            values = values / np.sqrt(np.prod(shape[1:]))
-        tensors[name] = values
-    return tensors
-
-
-def images(count: int, size: int) -> jax.Array:
-    """Normally distributed images (count, size, size, 3)."""
-    values = np.random.RandomState(1000).standard_normal((count, 3, size, size))
-    return jnp.asarray(values.transpose(0, 2, 3, 1))
-
-
-def load(name: str, **options: Any) -> Any:
-    """A golden model, through a file with timm's names."""
-    description = json.loads((GOLDEN / f"{name}.json").read_text())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name}.safetensors"
-        save_file(weights(description["shapes"], description["seed"]), path)
-        return vitx.load(path, dtype="float64", **options)
 
 
 def _window(pairs: jax.Array) -> np.ndarray:

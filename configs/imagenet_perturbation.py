@@ -27,7 +27,7 @@ Run time: about 3 hours on one H100, 22 minutes on eight (estimated, docs/perfor
 from ml_collections import ConfigDict
 
 from vitx.evaluation.perturbation import DIRECTIONS, FRACTIONS
-from vitx.relevance.explain import METHODS
+from vitx.relevance.methods import TABLE_METHODS
 
 
 def get_config() -> ConfigDict:
@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
 
     config.methods = ConfigDict()
     config.methods.images = config.get_ref("limit")
-    config.methods.compared = METHODS  # all six; "lrp/stable" uses the stable rules
+    config.methods.compared = (
+        TABLE_METHODS  # [Re]'s six, or any of vitx.METHODS; "lrp/stable" uses the stable rules
+    )
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation",)
     config.methods.directions = DIRECTIONS  # positive and negative

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict, FieldReference
 
 from vitx.evaluation.perturbation import DIRECTIONS, FRACTIONS
-from vitx.relevance.explain import METHODS
+from vitx.relevance.methods import TABLE_METHODS
 
 
 def get_config() -> ConfigDict:
@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.seeds = ConfigDict()
     config.seeds.train_split = "train[2000:]"  # training images that get seeds, labels and masks
     config.seeds.batch_size = 16
-    config.seeds.method = "transformer_attribution"  # or another of METHODS
+    config.seeds.method = "transformer_attribution"  # or another of vitx.METHODS
     config.seeds.start_layer = 0
     config.seeds.root = 3
     config.seeds.rules = "published"
@@ -158,10 +158,16 @@ def get_config() -> ConfigDict:
     config.methods = ConfigDict()
     config.methods.images = 128  # number of val images that show one class; 0: all of them
     config.methods.compared = (
-        *METHODS,
+        *TABLE_METHODS,
         "lrp/stable",
         "partial_lrp/stable",
         "transformer_attribution/stable",
+        "generic_attention",
+        "attn_lrp_gamma",
+        "libragrad",
+        "legrad",
+        "random",
+        "centre",
     )
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation", "segmentation")

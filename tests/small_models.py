@@ -1,18 +1,21 @@
 """Small models for tests: weights drawn with NumPy, which compiles nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import vitx
 from vitx.models import families
 from vitx.models.design import VIT, Design, Preprocess
 from vitx.models.vit import VisionTransformer
+from vitx.relevance.explain import METHODS
+from vitx.relevance.methods import TABLE_METHODS
 
 
 def filled(make: Callable[[], Any], seed: int = 0) -> Any:
@@ -53,6 +56,17 @@ FAMILIES = {
     "eva02 base": replace(families.EVA02, mlp_norm=True),
 }
 """A small design of each family."""
+
+
+USUAL_METHODS = (*TABLE_METHODS, "generic_attention", "legrad", "attn_lrp_gamma", "libragrad")
+
+
+def each_method(methods: Sequence[str] = METHODS) -> list[Any]:
+    """Parameters of a test of some methods; those that share their code with a usual one are exhaustive."""
+    return [
+        pytest.param(name, marks=[] if name in USUAL_METHODS else pytest.mark.exhaustive)
+        for name in methods
+    ]
 
 
 def small_family(name: str, **changes: Any) -> VisionTransformer:

@@ -18,6 +18,8 @@ class Explainable(Protocol):
       grid: rows and columns of patches.
       prefix_tokens: number of tokens before those of the patches.
       width: channels of a token, D.
+      blocks: functions (tokens, ops, probe, queries, rotate) -> the first `queries` tokens, or all, and attention.
+      queries: how many tokens the last block computes in `encode`; None for all.
     """
 
     preprocess: Any
@@ -25,6 +27,8 @@ class Explainable(Protocol):
     grid: tuple[int, int]
     prefix_tokens: int
     width: int
+    blocks: Any
+    queries: int | None
 
     @property
     def dtype(self) -> Any:
@@ -38,6 +42,9 @@ class Explainable(Protocol):
 
     def embed(self, features: Array, ops: Ops = PLAIN) -> Array:
         """Features -> tokens (B, N, D)."""
+
+    def rotation(self) -> Any:
+        """What `blocks` take as `rotate`: rotary positions, or None."""
 
     def encode(
         self,

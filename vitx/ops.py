@@ -235,6 +235,14 @@ class Ops:
     relu: Callable[..., Any] = relu
     max_pool: Callable[..., Any] = max_pool
 
+    def affine(self, x: Array, weight: Array, b: Array | None, *, pixels: bool = False) -> Array:
+        """A linear layer with its bias, if it has one; `pixels`: whether it reads the image itself.
+
+        A set whose rule counts the bias as an input overrides it.
+        """
+        y = (self.pixels if pixels else self.linear)(x, weight)
+        return y if b is None else self.bias(y, b)
+
 
 PLAIN = Ops()
 """Ordinary arithmetic, at the backend's default matrix precision, for training and prediction."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import parity
+from benchmarks import golden
 from configs import imagenet_perturbation, imagenet_segmentation, shapes
 from tests.small_models import small_hybrid, small_vit
 from vitx import parallel
@@ -24,7 +24,7 @@ from vitx.pipeline.methods_section import (
     methods_section,
     methods_table,
 )
-from vitx.relevance import methods
+from vitx.relevance import methods, registry
 from vitx.relevance.explain import explain
 from vitx.report.page import write_report
 from vitx.report.parts import DASH
@@ -78,41 +78,41 @@ def test_pixel_maps_bring_all_to_pixels():
 @pytest.mark.usefixtures("x64")
 def test_golden_areas_through_the_whole_path():
     """Explained, ranked, perturbed and summed up: the published accuracies, from the images alone."""
-    golden = parity.numbers("perturbation")
-    model = parity.load("vit_tiny", num_heads=3, final_norm_eps=1e-5)
+    stored = golden.numbers("perturbation")
+    model = golden.load("vit_tiny", num_heads=3, final_norm_eps=1e-5)
     comparison = Comparison(
         ("transformer_attribution",),
         measures=("perturbation",),
         start_layers=(("transformer_attribution", 1),),
     )
-    pixels = golden["pixels"].transpose(0, 2, 3, 1)
+    pixels = stored["pixels"].transpose(0, 2, 3, 1)
     batches = [
         measure(
             comparison,
-            program(comparison)(model, pixels[part], golden["target"][part].astype(np.int32)),
+            program(comparison)(model, pixels[part], stored["target"][part].astype(np.int32)),
         )
         for part in (slice(0, 8), slice(8, 12))
     ]
     figures = summary(comparison, batches)["perturbation"]["transformer_attribution"]
     assert len(figures) == 4
     for name, figure in figures.items():
-        np.testing.assert_allclose(figure["accuracy"], golden[f"accuracy_{name}"], atol=1e-9)
-        np.testing.assert_allclose(figure["auc"], golden[f"auc_{name}"], atol=1e-9)
+        np.testing.assert_allclose(figure["accuracy"], stored[f"accuracy_{name}"], atol=1e-9)
+        np.testing.assert_allclose(figure["auc"], stored[f"auc_{name}"], atol=1e-9)
         assert figure["interval"][0] <= figure["auc"] <= figure["interval"][1]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_golden_segmentation_scores_from_maps_through_batches_to_figures():
-    golden = parity.numbers("segmentation_metrics")
+    stored = golden.numbers("segmentation_metrics")
     comparison = Comparison(("rollout",), ("predicted",), ("segmentation",))
     batches = [
-        measure(comparison, {"maps": golden["maps"][part, None]}, golden["masks"][part])
+        measure(comparison, {"maps": stored["maps"][part, None]}, stored["masks"][part])
         for part in (slice(0, 4), slice(4, 6))
     ]
     figures = summary(comparison, batches)["segmentation"]["rollout"]
     for name in ("pixel_accuracy", "miou", "map"):
-        np.testing.assert_allclose(figures[name]["value"], golden[name], atol=1e-12)
+        np.testing.assert_allclose(figures[name]["value"], stored[name], atol=1e-12)
 
 
 @pytest.mark.slow
@@ -280,6 +280,12 @@ def test_tables_show_every_figure_and_the_papers(figures):
     assert rows[1][headers.index("mIoU")] == f"{100 * scores['miou']:.1f}"
     assert methods["constant_maps"] == {"lrp, predicted": 1}
     assert methods["accuracy"] == 0.75
+    many = methods | {"constant_maps": {"lrp, predicted": methods["images"] // 10 + 1}}
+    assert [row[0] for row in methods_table(many)[1]] == [
+        "rollout",
+        "LRP (constant)",
+        "LRP, stable",
+    ]
 
     headers, rows = beside_published(methods)
     assert len(rows) == 2 + 4 + 2 * 3, "LRP's stable rules were never printed"
@@ -297,10 +303,10 @@ def test_tables_show_every_figure_and_the_papers(figures):
 def test_a_method_is_one_function(monkeypatch, tmp_path):
     """No table but a method's own definition knows it: it is explained, compared, and shown by its title."""
     monkeypatch.setitem(
-        methods._REGISTERED, "toy", None
+        registry._REGISTERED, "toy", None
     )  # what the decorator puts there is taken out again
 
-    @methods.method("toy: <the last attention>", by_class=False)
+    @registry.method("toy: <the last attention>", by_class=False)
     def _toy(model, images, ops, start_layer, lean):
         logits, attention, _ = methods.last_block(model, images, ops)
         return logits, lambda hot: methods.on_grid(model, attention.mean(1))

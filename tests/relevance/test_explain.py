@@ -14,18 +14,21 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import vitx
-from tests.small_models import images_for, small_hybrid, small_vit
+from tests.small_models import USUAL_METHODS, each_method, images_for, small_hybrid, small_vit
 from vitx.relevance import explain as module
 from vitx.relevance import methods, rulesets, targets
 from vitx.relevance.explain import METHODS, RULES
-from vitx.relevance.methods import REGISTRY
+from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import CHEFER, EXACT
 
 pytestmark = pytest.mark.slow  # nearly every test compiles a model
 CLASSES = np.array([[0, 2], [1, 1], [2, 0]])
 IMAGES, GRID, PIXELS = 3, (2, 3), (8, 12)
-by_class = pytest.mark.parametrize("method", [m for m in METHODS if REGISTRY[m].by_class])
-every_method = pytest.mark.parametrize("method", METHODS)
+by_class = pytest.mark.parametrize(
+    "method", each_method([m for m in METHODS if REGISTRY[m].by_class])
+)
+RULES_OF_PIXELS = ("lrp", "attn_lrp", "attn_lrp_gamma", "cp_lrp")
+every_method = pytest.mark.parametrize("method", each_method())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,7 +140,9 @@ def test_maps_of_the_last_block():
 def test_shapes(make, method, rules):
     model = make()
     images = images_for(model, 2)
-    size = images.shape[1:3] if method == "lrp" and model.stem is None else model.grid
+    rules_end_at_the_stem = model.stem is not None and method in RULES_OF_PIXELS
+    of_pixels = REGISTRY[method].pixels and not rules_end_at_the_stem
+    size = images.shape[1:3] if of_pixels else model.grid
     for classes, expected in ((None, ()), ((2,), ()), ((2, 3), (3,)), ((2, 1), (1,))):
         chosen = None if classes is None else np.ones(classes, np.int32)
         logits, maps = jax.eval_shape(
@@ -150,11 +155,11 @@ def test_shapes(make, method, rules):
 @pytest.mark.slow
 def test_logits_are_the_model_s_and_maps_are_finite():
     expected = jax.jit(lambda m, x: m(x))(the_model(), images_for(the_model(), IMAGES))
-    for method in METHODS:
+    for method in USUAL_METHODS:
         logits, maps = explained(method)
         np.testing.assert_allclose(logits, expected, rtol=1e-12)
         assert np.all(np.isfinite(maps)) and np.abs(maps).max() > 0
-        assert maps.shape == (IMAGES, 2, *(PIXELS if method == "lrp" else GRID))
+        assert maps.shape == (IMAGES, 2, *(PIXELS if REGISTRY[method].pixels else GRID))
 
 
 def test_stable_rules_change_the_maps_a_little():
@@ -188,7 +193,7 @@ def test_many_classes_in_one_call_are_as_many_calls(method):
 
 
 def test_image_1_has_one_class_twice():
-    for method in METHODS:
+    for method in USUAL_METHODS:
         _, maps = explained(method)
         np.testing.assert_array_equal(maps[1, 0], maps[1, 1])
         same = np.array_equal(maps[0, 0], maps[0, 1])
@@ -263,7 +268,7 @@ def test_no_rule_set_is_built_in_a_call(monkeypatch):
     for name in ("with_rule", "paired", "probing", "_rule_set"):
         monkeypatch.setattr(rulesets, name, forbidden)
     model = small_vit(depth=1, hidden=8)
-    for method in METHODS:
+    for method in USUAL_METHODS:
         for rules in RULES:
             jax.eval_shape(
                 lambda m, x, a=method, b=rules: vitx.explain(m, x, None, a, rules=b),
@@ -413,7 +418,7 @@ LEAN_METHODS = ("lrp", "transformer_attribution")
 
 
 @pytest.mark.parametrize(
-    ("method", "memory"), [(m, "fast") for m in METHODS] + [(m, "lean") for m in LEAN_METHODS]
+    ("method", "memory"), [(m, "fast") for m in USUAL_METHODS] + [(m, "lean") for m in LEAN_METHODS]
 )
 def test_logits_carry_the_gradient_of_the_model(method, memory):
     model = small_vit()
@@ -433,12 +438,13 @@ def test_logits_carry_the_gradient_of_the_model(method, memory):
 
 @by_class
 def test_maps_under_rules_are_cut_off(method):
-    """Differentiating a rule gives no gradient of the map, and so none is given."""
+    """Differentiating a rule gives no gradient of the map, and so none is given; gradients have theirs."""
+    under_rules = (*RULES_OF_PIXELS, "partial_lrp", "transformer_attribution", "libragrad")
     model = the_model()
     gradient = jax.grad(lambda x: vitx.explain(model, x, [0], method)[1].sum())(
         images_for(model, 1)
     )
-    assert bool(gradient.any()) == (method == "gradcam")
+    assert bool(gradient.any()) == (method not in under_rules)
 
 
 @pytest.mark.parametrize("method", ["raw_attention", "gradcam"])
@@ -470,7 +476,7 @@ BAD = {
     "images must be normalised floats, not object": {"images": np.zeros((3, 8, 12, 3), object)},
     "high_norm must be one of keep, median, not 'mean'": {"high_norm": "mean"},
     "memory must be one of auto, fast, lean, not 'small'": {"memory": "small"},
-    "method must be one of rollout, .*transformer_attribution, not 'saliency'": {
+    "method must be one of rollout, .*transformer_attribution, .*centre, not 'saliency'": {
         "method": "saliency"
     },
     "rules must be one of published, stable, not 'exact'": {"rules": "exact"},
@@ -511,8 +517,8 @@ def test_bad_input_is_named(message):
         vitx.explain(the_model(), **given)
 
 
-def test_methods_are_the_public_six():
-    assert vitx.METHODS == (
+def test_methods_are_the_public_ones():
+    assert methods.TABLE_METHODS == (
         "rollout",
         "raw_attention",
         "gradcam",
@@ -520,3 +526,22 @@ def test_methods_are_the_public_six():
         "partial_lrp",
         "transformer_attribution",
     )
+    assert (
+        *methods.TABLE_METHODS,
+        "generic_attention",
+        "attention_gradient",
+        "legrad",
+        "attcat",
+        "input_x_gradient",
+        "integrated_gradients",
+        "smoothgrad",
+        "beyond_intuition_head",
+        "beyond_intuition_token",
+        "attn_lrp",
+        "attn_lrp_gamma",
+        "cp_lrp",
+        "libragrad",
+        "rise",
+        "random",
+        "centre",
+    ) == vitx.METHODS

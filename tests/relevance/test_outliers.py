@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitx
-from tests.small_models import images_for, small_hybrid, small_vit
+from tests.small_models import each_method, images_for, small_hybrid, small_vit
 from vitx.models.design import Design
 from vitx.relevance.outliers import (
     high_norm_tokens,
     neighbours_median,
     patch_norms,
 )
+from vitx.relevance.registry import REGISTRY
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
 seeds = st.integers(0, 2**32 - 1)
@@ -118,7 +119,7 @@ def test_what_is_not_finite_elsewhere_stays():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in vitx.METHODS if m != "lrp"])
+@pytest.mark.parametrize("method", each_method([m for m in vitx.METHODS if not REGISTRY[m].pixels]))
 def test_explain_puts_the_median_where_it_is_wanted(method):
     model = outlying(small_vit(size=(12, 12)))
     images, classes = images_for(model, 2), [[0, 1], [2, 0]]

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import vitx
-from tests.small_models import images_for, small_vit
+from tests.small_models import each_method, images_for, small_vit
 from vitx.models.design import Design
 from vitx.relevance import explain as module
 from vitx.relevance import targets
 from vitx.relevance.explain import METHODS
-from vitx.relevance.methods import REGISTRY, gradcam, last_block
+from vitx.relevance.methods import gradcam, last_block
+from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import EXACT
 
 WIDTH, IMAGES = 12, 3
@@ -151,7 +152,7 @@ def test_embeddings_are_of_images_or_of_all_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_method())
 def test_many_embeddings_in_one_call_are_as_many_calls(method):
     queries = embeddings(2)
     maps = explained(queries, method, backbone())
@@ -212,7 +213,7 @@ def test_a_function_s_map_by_hand():
     assert_close(explained(first_minus_square), np.asarray(expected))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_method())
 @pytest.mark.slow
 def test_a_class_is_explained_alike_however_it_is_given(method):
     images, classes = images_for(classifier(), IMAGES), [2, 0, 1]
@@ -251,7 +252,7 @@ def test_attribution_of_a_difference_is_no_rounding():
     assert np.abs(swapped - found).max() > 1e-2 * np.abs(found).max()
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in with_classes])
+@pytest.mark.parametrize("method", each_method([m for m in METHODS if m not in with_classes]))
 def test_maps_that_depend_on_no_class_depend_on_no_target(method):
     expected = explained(0, method)
     for target in (first_minus_square, ("difference", 0, 1), ("probability", [1, 2, 0])):
@@ -305,7 +306,7 @@ def test_a_classifier_is_compared_without_its_head():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_method())
 def test_other_designs_are_compared(method):
     """Mean pooling after a projection: the output has another width than the tokens."""
     design = Design(pooling="mean", projection=7, registers=2)

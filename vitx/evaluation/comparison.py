@@ -25,8 +25,9 @@ from vitx.evaluation.ranking import are_increasing
 from vitx.evaluation.segmentation import method_scores
 from vitx.explainable import Explainable
 from vitx.ops import Array
-from vitx.relevance.explain import METHODS, explain
-from vitx.relevance.methods import REGISTRY, Method
+from vitx.relevance.explain import explain
+from vitx.relevance.methods import TABLE_METHODS
+from vitx.relevance.registry import REGISTRY, Method
 
 MEASURES = ("perturbation", "segmentation")
 EXPLAINED = ("predicted", "target")
@@ -51,7 +52,7 @@ class Comparison:
       ValueError: for an unknown or repeated name, nothing to compare, or numbers out of range.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = TABLE_METHODS
     explained: tuple[str, ...] = EXPLAINED
     measures: tuple[str, ...] = MEASURES
     directions: tuple[str, ...] = DIRECTIONS

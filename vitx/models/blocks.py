@@ -1,5 +1,7 @@
 """The blocks of a transformer: attention, MLPs, and the block that joins them."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -52,8 +54,8 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, biases: str = "all", *, rngs: nnx.Rngs):
         self.qkv = Linear(width, 3 * width, biases == "all", rngs=rngs)
-        self.q_bias = nnx.Param(jnp.zeros(width)) if biases == "no key" else None
-        self.v_bias = nnx.Param(jnp.zeros(width)) if biases == "no key" else None
+        self.q_bias: Any = nnx.Param(jnp.zeros(width)) if biases == "no key" else None
+        self.v_bias: Any = nnx.Param(jnp.zeros(width)) if biases == "no key" else None
         self.proj = Linear(width, width, rngs=rngs)
         self.heads = heads
 
@@ -67,11 +69,10 @@ class Attention(nnx.Module):
     ) -> tuple[Array, Array]:
         """X (B, N, D) -> output (B, Q, D) of the first `queries` tokens, and attention (B, heads, Q, N)."""
         width = x.shape[-1]
-        query = self.qkv(x[:, :queries], ops, slice(0, width))  # (B, Q, D)
+        q_bias = None if self.q_bias is None else self.q_bias[...]
+        query = self.qkv(x[:, :queries], ops, slice(0, width), q_bias)  # (B, Q, D)
         key = self.qkv(x, ops, slice(width, 2 * width))  # (B, N, D)
-        value = self.qkv(x, ops, slice(2 * width, None))  # (B, N, D)
-        if self.q_bias is not None and self.v_bias is not None:
-            query, value = ops.bias(query, self.q_bias[...]), ops.bias(value, self.v_bias[...])
+        value = self.values(x, ops)  # (B, N, D)
         query, key, value = self._split(query), self._split(key), self._split(value)
         if rotate is not None:
             query, key = rotate(query, ops), rotate(key, ops)  # (B, heads, Q or N, d)
@@ -81,6 +82,11 @@ class Attention(nnx.Module):
         attention = ops.probe(ops.softmax(logits), probe)
         mixed = ops.apply_attention(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
         return self.proj(mixed.reshape(*mixed.shape[:2], width), ops), attention
+
+    def values(self, x: Array, ops: Ops = PLAIN) -> Array:
+        """The heads' values of X (B, N, D), side by side: (B, N, D)."""
+        bias = None if self.v_bias is None else self.v_bias[...]
+        return self.qkv(x, ops, slice(2 * x.shape[-1], None), bias)
 
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)

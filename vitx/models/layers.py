@@ -17,10 +17,13 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.xavier_uniform()(rngs(), (inputs, outputs)))
         self.bias: Any = nnx.Param(jnp.zeros(outputs)) if bias else None
 
-    def __call__(self, x: Array, ops: Ops = PLAIN, outputs: slice = ALL) -> Array:
-        """X (..., in) -> (..., out), or only the slice `outputs` of the output channels."""
-        y = ops.linear(x, self.kernel[:, outputs])
-        return y if self.bias is None else ops.bias(y, self.bias[outputs])
+    def __call__(
+        self, x: Array, ops: Ops = PLAIN, outputs: slice = ALL, bias: Array | None = None
+    ) -> Array:
+        """X (..., in) -> (..., out), or only the slice `outputs` of the output channels; `bias` in place of its own."""
+        if bias is None and self.bias is not None:
+            bias = self.bias[outputs]
+        return ops.affine(x, self.kernel[:, outputs], bias)
 
 
 class LayerScale(nnx.Module):

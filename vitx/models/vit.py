@@ -144,10 +144,9 @@ class VisionTransformer(nnx.Module):
         (rows, columns), batch, p = self.grid, len(features), self.patch
         patches = features.reshape(batch, rows, p, columns, p, -1).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, rows * columns, -1)  # (B, N, p p C)
-        product = ops.pixels if self.stem is None else ops.linear
-        tokens = product(patches, self.patch_embed.kernel[...])
-        if self.patch_embed.bias is not None:
-            tokens = ops.bias(tokens, self.patch_embed.bias[...])  # (B, N, D)
+        b = None if self.patch_embed.bias is None else self.patch_embed.bias[...]
+        kernel, pixels = self.patch_embed.kernel[...], self.stem is None
+        tokens = ops.affine(patches, kernel, b, pixels=pixels)  # (B, N, D)
         prefix = self.prefix().astype(tokens.dtype)
         prefix = jnp.broadcast_to(prefix, (batch, *prefix.shape[1:]))
         tokens = jnp.concatenate([prefix, tokens], axis=1)  # (B, P + N, D)

@@ -23,7 +23,7 @@ from vitx.pipeline.explainer import (
     input_size,
 )
 from vitx.relevance.explain import HIGH_NORM, RULES
-from vitx.relevance.methods import REGISTRY
+from vitx.relevance.registry import REGISTRY
 from vitx.report.figure import Picture, draw_figure, load_font, nothing_in, panel
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_npz

@@ -21,8 +21,8 @@ from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.parallel import pad_batch
 from vitx.relevance.explain import explain
-from vitx.relevance.methods import REGISTRY
 from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
+from vitx.relevance.registry import REGISTRY
 from vitx.runtime.files import parse_json
 from vitx.weights.files import FOLDER_FILES
 

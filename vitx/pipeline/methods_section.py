@@ -7,7 +7,8 @@ import numpy as np
 
 from vitx.evaluation.comparison import STABLE, Comparison, method_of
 from vitx.evaluation.published import PUBLISHED
-from vitx.relevance.methods import REGISTRY
+from vitx.relevance.methods import TABLE_METHODS
+from vitx.relevance.registry import REGISTRY
 from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
 from vitx.report.parts import Fold, Table, percent
@@ -44,8 +45,15 @@ def methods_table(
     rows = []
     for method in _names(methods):
         figures = [methods[measure][method].get(key, {}) for measure, key in shown]
-        rows.append([title(method), *(_cell(figure, intervals) for figure in figures)])
+        name = title(method) + (" (constant)" if _mostly_nothing(methods, method) else "")
+        rows.append([name, *(_cell(figure, intervals) for figure in figures)])
     return ["method", *shown.values()], rows
+
+
+def _mostly_nothing(methods: dict[str, Any], method: str) -> bool:
+    """Whether a method's maps have no contrast on more than a tenth of the images, so that its figures rank ties."""
+    counts = [n for name, n in methods["constant_maps"].items() if name.split(", ")[0] == method]
+    return max(counts, default=0) > methods["images"] / 10
 
 
 def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -71,8 +79,8 @@ def departures(config: Any) -> list[str]:
     if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
         found = [text for text in found if not text.startswith("explained")]
     starts = dict(ours.start_layers)
-    for name, method in REGISTRY.items():
-        if method.published_start_layer not in (None, start := starts.get(name, 0)):
+    for name in TABLE_METHODS:
+        if REGISTRY[name].published_start_layer not in (None, start := starts.get(name, 0)):
             found.append(f"start layer of {name} {start}")
     if (epsilon := config.model.get("final_norm_eps")) != _PUBLISHED_FINAL_NORM_EPS:
         found.append(f"epsilon of the final norm {epsilon or 'as in the file'}")
@@ -101,7 +109,10 @@ def methods_section(
         body.append(Table(*beside_published(methods), "Beside the published figures, %", texts=2))
     if methods["constant_maps"]:
         counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
-        body.append(f"Maps without any contrast, which show nothing: {counts}.")
+        body.append(
+            f"Maps without any contrast, which show nothing: {counts}. A method with more than a tenth of such maps is "
+            "marked as constant: its figures are those of a fixed order of the pixels."
+        )
     body.append(_curves(methods))
     if "perturbation" in methods:
         accuracies = Table(*accuracies_table(methods), "Accuracy, %", texts=2)

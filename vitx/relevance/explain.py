@@ -1,6 +1,6 @@
 """`explain`: logits and maps from a model, images and classes, by one forward and one backward pass a class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,18 @@ from jax.typing import ArrayLike
 from vitx import parallel
 from vitx.explainable import Explainable
 from vitx.ops import Array
-from vitx.relevance import outliers, targets
-from vitx.relevance.methods import REGISTRY
+from vitx.relevance import (
+    beyond_intuition,
+    gradients,
+    lrp,
+    methods,
+    model_agnostic,
+    outliers,
+    targets,
+)
+from vitx.relevance.registry import REGISTRY
 
+_REGISTERING = methods, gradients, beyond_intuition, lrp, model_agnostic  # at import, in this order
 METHODS = tuple(REGISTRY)
 RULES = ("published", "stable")
 MEMORY = ("auto", "fast", "lean")
@@ -34,12 +43,13 @@ def explain(
     memory: str = "auto",
     target: targets.Target | None = None,
     high_norm: str = "keep",
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Array, Array]:
     """Explains a value of a model's output, such as a logit, by a map over the image.
 
     Runs under `jit`, and may be called inside another. The logits have the model's own gradient, for every method, so
-    that they may be part of a loss. Maps of relevance rules ("lrp", "partial_lrp", "transformer_attribution") have no
-    gradient: `jax.lax.stop_gradient`.
+    that they may be part of a loss. Maps of relevance rules (the LRP family and LibraGrad) have no gradient:
+    `jax.lax.stop_gradient`.
 
     Args:
       model: a classifier, such as a `VisionTransformer`; see `vitx.explainable.Explainable`.
@@ -57,6 +67,7 @@ def explain(
         the pooled output with it: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D) where K may
         be B; or (B, K, D).
       high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
+      options: parameters of the method by name, such as {"steps": 50}; docs/methods.md has them and their defaults.
 
     Returns:
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
@@ -78,9 +89,8 @@ def explain(
         f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
         'give memory="lean", class_chunk=1 or fewer images at once'
     ):
-        return _explain(
-            model, images, explained, method, start_layer, rules, class_chunk, memory, high_norm
-        )
+        static = method, start_layer, rules, class_chunk, memory, high_norm
+        return _explain(model, images, explained, *static, REGISTRY[method].checked(options or {}))
 
 
 def _check_options(
@@ -143,7 +153,15 @@ def _kept_bytes(model: Explainable) -> int:
 
 @partial(
     jax.jit,
-    static_argnames=("method", "start_layer", "rules", "class_chunk", "memory", "high_norm"),
+    static_argnames=(
+        "method",
+        "start_layer",
+        "rules",
+        "class_chunk",
+        "memory",
+        "high_norm",
+        "options",
+    ),
 )
 def _explain(
     model: Explainable,
@@ -155,12 +173,14 @@ def _explain(
     class_chunk: int,
     memory: str,
     high_norm: str = "keep",
+    options: tuple[tuple[str, Any], ...] = (),
 ) -> tuple[Array, Array]:
     chosen = REGISTRY[method]
     # What runs outside a rule set has the precision of the rule sets.
     with jax.default_matmul_precision("highest"):
         ops = chosen.operations(rules)
-        output, one_value = chosen.run(model, images, ops, start_layer, memory == "lean")
+        lean = memory == "lean"
+        output, one_value = chosen.run(model, images, ops, start_layer, lean, **dict(options))
         gradients = target(output)  # (B, [K,] C)
         if gradients.ndim == 2:
             maps = one_value(gradients)

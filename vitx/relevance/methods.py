@@ -4,14 +4,12 @@ The first half has the maps as pure functions of attention, gradient and relevan
 attention that the output reads, the mean of its rows with the weights (B, Q) of `Explainable.pooling_weights`, without
 the prefix tokens' columns.
 
-The second half has one function for each method: it runs the forward pass, and `method` registers it with what the
-comparison, the tables and the reports need. A new method is one such function.
+The second half has one function for each of the six methods of the published tables, which `registry.method` registers.
+A new method is one such function.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,13 +18,7 @@ import jax.numpy as jnp
 from vitx.explainable import Explainable
 from vitx.ops import Array, Ops
 from vitx.relevance import rulesets
-
-Forward = tuple[Array, Callable[[Array], Array]]
-"""The output (B, C), and a function from a value's gradient at the output (B, C) to raw maps (B, h, w).
-
-The gradient of a class is a one-hot row."""
-Run = Callable[[Explainable, Array, Ops, int, bool], Forward]
-"""(model, images (B, H, W, 3), operations, first block of the product, lean memory) -> `Forward`."""
+from vitx.relevance.registry import REGISTRY, Forward, method
 
 
 def transformer_attribution(attributions: Sequence[Array], weights: Array) -> Array:
@@ -64,72 +56,26 @@ def rollout(attentions: Sequence[Array], weights: Array) -> Array:
 
 def partial_lrp(relevance: Array) -> Array:
     """Positive part of the last block's relevance (B, heads, patches), mean over heads (Voita et al., 2019)."""
-    return _positive(relevance).mean(1)
+    return positive(relevance).mean(1)
 
 
 def gradcam(attention: Array, gradient: Array) -> Array:
     """GradCAM on the last block's attention (B, heads, patches): heads weighted by their mean gradient, then ReLU."""
-    return _positive((attention * gradient.mean(-1, keepdims=True)).mean(1))
+    return positive((attention * gradient.mean(-1, keepdims=True)).mean(1))
 
 
-def _positive(x: Array) -> Array:
+def positive(x: Array) -> Array:
     """The positive part; NaN stays NaN, which XLA's maximum, and so `jax.nn.relu`, may lose on a CPU."""
     return jnp.where(x < 0, 0, x)
 
-
-@dataclass(frozen=True)
-class Method:
-    """An explanation method.
-
-    Attributes:
-      name: as in `vitx.explain`.
-      title: in tables and on pages.
-      run: the forward pass, and what goes back from a class.
-      by_class: whether its maps depend on the class.
-      rule_sets: its operations by the name of the rules; empty where it needs no relevance rules.
-      published_start_layer: the first block of its product in the published tables; None where it has no product.
-    """
-
-    name: str
-    title: str
-    run: Run
-    by_class: bool
-    rule_sets: Mapping[str, Ops]
-    published_start_layer: int | None
-
-    def operations(self, rules: str) -> Ops:
-        """The operations under "published" or "stable" rules; plain ones at full precision where it has no rules."""
-        return self.rule_sets[rules] if self.rule_sets else rulesets.EXACT
-
-
-_REGISTERED: dict[str, Method] = {}
-REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
-"""All methods by name, in the order of the published tables."""
 
 _LRP_RULES = {"published": rulesets.LRP, "stable": rulesets.STABLE_LRP}
 _ATTRIBUTION_RULES = {"published": rulesets.CHEFER_PAIRS, "stable": rulesets.STABLE_PAIRS}
 
 
-def method(
-    title: str,
-    *,
-    by_class: bool = True,
-    rule_sets: Mapping[str, Ops] = MappingProxyType({}),
-    published_start_layer: int | None = None,
-) -> Callable[[Run], Run]:
-    """Registers a function as the method of its name, without the leading underscore; see `Method`."""
-
-    def register(run: Run) -> Run:
-        name = run.__name__.removeprefix("_")
-        _REGISTERED[name] = Method(name, title, run, by_class, rule_sets, published_start_layer)
-        return run
-
-    return register
-
-
 @method("rollout", by_class=False, published_start_layer=1)
 def _rollout(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
-    encoded, attentions = model.encode(_tokens(model, images), ops)
+    encoded, attentions = model.encode(embedded(model, images), ops)
     means = [attention.mean(1) for attention in attentions[start_layer:]]
     row = rollout(means, model.pooling_weights(encoded))[:, model.prefix_tokens :]
     maps = on_grid(model, row)
@@ -140,9 +86,9 @@ def _rollout(model: Explainable, images: Array, ops: Ops, start_layer: int, lean
 def _raw_attention(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool
 ) -> Forward:
-    encoded, attentions = model.encode(_tokens(model, images), ops)
+    encoded, attentions = model.encode(embedded(model, images), ops)
     weights = model.pooling_weights(encoded)
-    maps = on_grid(model, _patches(model, attentions[-1], weights).mean(1))
+    maps = on_grid(model, patches_of(model, attentions[-1], weights).mean(1))
     return model.classify(encoded, ops), lambda gradient: maps
 
 
@@ -152,14 +98,14 @@ def _gradcam(model: Explainable, images: Array, ops: Ops, start_layer: int, lean
     return logits, lambda gradient: on_grid(model, gradcam(attention, pullback(gradient)))
 
 
-@method("LRP", rule_sets=_LRP_RULES)
+@method("LRP", rule_sets=_LRP_RULES, pixels=True)
 def _lrp(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
     def forward(features: Array) -> Array:
         encoded, _ = model.encode(model.embed(features, ops), ops, lean=lean)
         return model.classify(encoded, ops)
 
     logits, pullback = jax.vjp(forward, model.features(images, rulesets.EXACT))
-    return _under_rules(model, images, logits, lambda gradient: pullback(gradient)[0].sum(-1))
+    return under_rules(model, images, logits, lambda gradient: pullback(gradient)[0].sum(-1))
 
 
 @method("partial LRP", rule_sets=_LRP_RULES)
@@ -171,7 +117,7 @@ def _partial_lrp(
     def one_value(gradient: Array) -> Array:
         return on_grid(model, partial_lrp(pullback(gradient)))
 
-    return _under_rules(model, images, logits, one_value)
+    return under_rules(model, images, logits, one_value)
 
 
 @method("transformer attribution", rule_sets=_ATTRIBUTION_RULES, published_start_layer=0)
@@ -179,6 +125,10 @@ def _transformer_attribution(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool
 ) -> Forward:
     return attribution(model, images, start_layer, ops, lean=lean)
+
+
+TABLE_METHODS = tuple(REGISTRY)
+"""The methods of [Re]'s tables."""
 
 
 def attribution(
@@ -196,7 +146,7 @@ def attribution(
     Returns:
       logits (B, classes), and a function from gradients at the output (B, classes) to maps (B, h, w).
     """
-    tokens = _tokens(model, images)
+    tokens = embedded(model, images)
 
     def forward(probes: list[Array]) -> tuple[Any, Any]:
         all_probes = [*[None] * start_layer, *probes]
@@ -210,19 +160,19 @@ def attribution(
 
     def one_value(gradient: Array) -> Array:
         # Of a start whose sum is 0 the normalised adds leave rounding, hence its positive part.
-        (attributions,) = pullback(rulesets.Pair(gradient, _positive(gradient)))
+        (attributions,) = pullback(rulesets.Pair(gradient, positive(gradient)))
         return on_grid(
             model, transformer_attribution(attributions, weights)[:, model.prefix_tokens :]
         )
 
-    return _under_rules(model, images, logits.gradient, one_value)
+    return under_rules(model, images, logits.gradient, one_value)
 
 
 def last_block(
     model: Explainable, images: Array, ops: Ops
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
     """The output, the last block's attention to patches (B, heads, patches), and the pullback of gradients to it."""
-    tokens = _tokens(model, images)
+    tokens = embedded(model, images)
     *below, last = model.attention_shapes()
 
     def forward(probe: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -231,11 +181,11 @@ def last_block(
 
     probe = jnp.zeros((len(tokens), *last), tokens.dtype)
     logits, pullback, (attention, encoded) = jax.vjp(forward, probe, has_aux=True)
-    patches = partial(_patches, model, weights=model.pooling_weights(encoded))
+    patches = partial(patches_of, model, weights=model.pooling_weights(encoded))
     return logits, patches(attention), lambda gradient: patches(pullback(gradient)[0])
 
 
-def _under_rules(
+def under_rules(
     model: Explainable, images: Array, logits: Array, one_value: Callable[[Array], Array]
 ) -> Forward:
     """Gives the logits the model's gradient, and the maps none: under relevance rules a cotangent is no gradient."""
@@ -262,11 +212,12 @@ def _logits_backward(pullback: Any, cotangent: Array) -> tuple[Any, ...]:
 _with_gradient.defvjp(_logits_forward, _logits_backward)
 
 
-def _tokens(model: Explainable, images: Array) -> Array:
+def embedded(model: Explainable, images: Array) -> Array:
+    """The tokens (B, P + N, D) that enter the first block."""
     return model.embed(model.features(images, rulesets.EXACT), rulesets.EXACT)
 
 
-def _patches(model: Explainable, attention: Array, weights: Array) -> Array:
+def patches_of(model: Explainable, attention: Array, weights: Array) -> Array:
     """Attention (B, heads, Q, N) -> the patches' part of the row that the output reads, (B, heads, patches)."""
     row = (attention * weights[:, None, :, None]).sum(-2)
     return row[..., model.prefix_tokens :]

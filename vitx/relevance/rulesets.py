@@ -137,6 +137,23 @@ def probing(readout: Callable[[Any], Array]) -> Operation:
     return lambda attention, probe: attention if probe is None else apply(attention, probe)
 
 
+def probing_with_value(readout: Callable[[Array, Array], Array]) -> Operation:
+    """As `probing`, of arrays: the zeros receive readout(cotangent, attention)."""
+
+    @jax.custom_vjp
+    def apply(attention: Array, probe: Array) -> Array:
+        return attention
+
+    def forward(attention: Array, probe: Array) -> tuple[Array, Array]:
+        return attention, attention
+
+    def backward(attention: Array, cotangent: Array) -> tuple[Array, Array]:
+        return cotangent, readout(cotangent, attention)
+
+    apply.defvjp(forward, backward)
+    return lambda attention, probe: attention if probe is None else apply(attention, probe)
+
+
 def _no_rule(op: Operation) -> Rule:
     def pullback(*_: Any) -> tuple[Any, ...]:
         raise NotImplementedError(

@@ -1,0 +1,113 @@
+"""The explanation methods by name, and the decorator that registers one.
+
+A method is a function that runs the forward pass. What else the comparison, the tables and the reports need are the
+arguments of `method`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from vitx.ops import Array, Ops
+from vitx.relevance import rulesets
+
+Forward = tuple[Array, Callable[[Array], Array]]
+"""The output (B, C), and a function from a value's gradient at the output (B, C) to raw maps (B, h, w).
+
+The gradient of a class is a one-hot row."""
+LEVELS = ("pixels", "tokens")
+"""A map of x times a gradient is taken at the image, or at the tokens that enter the first block."""
+Run = Callable[..., Forward]
+"""(model, images (B, H, W, 3), operations, first block of the product, lean memory, options) -> `Forward`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An explanation method.
+
+    Attributes:
+      name: as in `vitx.explain`.
+      title: in tables and on pages.
+      run: the forward pass, and what goes back from a class.
+      by_class: whether its maps depend on the class.
+      rule_sets: its operations by the name of the rules; empty where it needs no relevance rules.
+      published_start_layer: the first block of its product in the published tables; None where it has no product.
+      pixels: whether its maps are of pixels, by default; those of relevance rules only on a model without a stem.
+      options: its parameters by name, with their defaults: the keyword-only ones of `run`.
+    """
+
+    name: str
+    title: str
+    run: Run
+    by_class: bool
+    rule_sets: Mapping[str, Ops]
+    published_start_layer: int | None
+    pixels: bool
+    options: Mapping[str, Any]
+
+    def operations(self, rules: str) -> Ops:
+        """The operations under "published" or "stable" rules; plain ones at full precision where it has no rules."""
+        return self.rule_sets[rules] if self.rule_sets else rulesets.EXACT
+
+    def checked(self, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """The options in an order of their own, as static arguments; ValueError for an unknown one or a wrong value."""
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ValueError(f"{self.name} has no option {name!r:.100}; it has {known}")
+            if wanted := _unfit(name, value, self.options[name]):
+                raise ValueError(
+                    f"{self.name}'s option {name} must be {wanted}, not {value!r:.100}"
+                )
+        return tuple(sorted(options.items()))
+
+
+def _unfit(name: str, value: Any, default: Any) -> str:
+    """What an option must be, where the value is something else than its default's kind; otherwise ""."""
+    if isinstance(default, str):
+        return "" if value in LEVELS else f"one of {', '.join(LEVELS)}"
+    number = isinstance(value, int | float | np.integer | np.floating)
+    fits = number and not isinstance(value, bool) and bool(np.isfinite(value))
+    if isinstance(default, float):
+        return "" if fits and value >= 0 else "a number from 0 up"
+    least = 0 if name == "seed" else 1
+    fits = fits and isinstance(value, int | np.integer) and bool(value >= least)
+    return "" if fits else f"a whole number from {least} up"
+
+
+_REGISTERED: dict[str, Method] = {}
+REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
+"""All methods by name, in the order of the published tables."""
+
+
+def method(
+    title: str,
+    *,
+    by_class: bool = True,
+    rule_sets: Mapping[str, Ops] = MappingProxyType({}),
+    published_start_layer: int | None = None,
+    pixels: bool = False,
+) -> Callable[[Run], Run]:
+    """Registers a function as the method of its name, without the leading underscore; see `Method`."""
+
+    def register(run: Run) -> Run:
+        name = run.__name__.removeprefix("_")
+        parameters = inspect.signature(run).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        _REGISTERED[name] = Method(
+            name=name,
+            title=title,
+            run=run,
+            by_class=by_class,
+            rule_sets=rule_sets,
+            published_start_layer=published_start_layer,
+            pixels=pixels or options.get("level") == "pixels",
+            options=options,
+        )
+        return run
+
+    return register

@@ -141,11 +141,12 @@ _NEIGHBOURS = {
 }
 
 
-def with_neighbours(noise: float = 0.01, seed: int = 0, iterations: int = 500) -> Fill:
+def with_neighbours(noise: float = 0.01, seed: int = 0, iterations: int = 1000) -> Fill:
     """Noisy linear interpolation (ROAD; Rong et al., ICML 2022): each removed pixel is the mean of its neighbours.
 
     Direct neighbours weigh twice as much as diagonal ones. The equations are solved by conjugate gradients, in at most
-    `iterations` steps, and normal noise of standard deviation `noise` is added where pixels were removed.
+    `iterations` steps (some 700 for nine tenths of 224 x 224 pixels in one piece), and normal noise of standard
+    deviation `noise` is added where pixels were removed.
     """
 
     def fill(images: Array, removed: Array) -> Array:

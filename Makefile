@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN := runs/shapes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-exhaustive lint audit format docs bench faults soak clean
+.PHONY: help demo test test-fast test-exhaustive lint audit format docs bench bench-peers faults soak clean
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN); takes minutes, resumes"
@@ -17,9 +17,10 @@ help:
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation: build/docs/index.html"
 	@echo "make bench      measure the performance targets: about 13 minutes, a table in runs/bench"
+	@echo "make bench-peers  time explanations beside lxt, zennit and captum, which it installs in .peers: a table"
 	@echo "make faults     run the small pipeline under kills at 30 random moments, full disks and other faults: half an hour"
 	@echo "make soak       run the pipeline of VOC at 448, killed in every stage: an hour on two cores"
-	@echo "make clean      remove .venv, caches and builds; keep runs/ and data/"
+	@echo "make clean      remove .venv, .peers, caches and builds; keep runs/ and data/"
 
 demo: .venv/demo-stamp
 	$(BIN)/python train.py --config configs/shapes.py --workdir $(RUN)
@@ -65,8 +66,18 @@ soak: .venv/dev-stamp
 bench: .venv/dev-stamp
 	$(BIN)/python -m benchmarks
 
+# PyTorch's packages have their own environment: lxt wants an older transformers than the tests.
+bench-peers: .venv/dev-stamp .peers/stamp
+	$(BIN)/python -m benchmarks.peers --python .peers/bin/python
+
+.peers/stamp: benchmarks/peers.txt
+	@echo "Installing benchmarks/peers.txt in .peers"
+	$(PYTHON) -m venv .peers
+	@.peers/bin/python -m pip install -qq --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than the requirements it installed, so a second call does nothing.

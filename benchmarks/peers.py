@@ -58,10 +58,8 @@ class Side:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self.process.stdin
         with suppress(BrokenPipeError):  # of a process that has ended
-            self.process.stdin.close()
-        self.process.wait()
+            self.process.__exit__(None, None, None)
 
     def seconds(self, name: str, batch: int, file: str | None = None) -> list[float]:
         """How long a call takes; its result goes to `file`."""

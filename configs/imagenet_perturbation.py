@@ -54,11 +54,15 @@ def get_config() -> ConfigDict:
 
     config.methods = ConfigDict()
     config.methods.images = config.get_ref("limit")
-    config.methods.compared = (
-        TABLE_METHODS  # [Re]'s six, or any of vitx.METHODS; "lrp/stable" uses the stable rules
-    )
+    # [Re]'s six and two controls, or any of vitx.METHODS; "lrp/stable" uses the stable rules.
+    config.methods.compared = (*TABLE_METHODS, "random", "centre")
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation",)
+    # Further scores of the maps, of vitx.evaluation.scores.SCORES; docs/methods.md says what each costs.
+    config.methods.scores = ()
+    config.methods.reference = (
+        "transformer_attribution"  # all others are compared with it, image by image; "": none
+    )
     config.methods.directions = DIRECTIONS  # positive and negative
     config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
     config.methods.fill = 0.0  # value of removed pixels, in [0, 1]

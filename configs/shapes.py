@@ -171,6 +171,11 @@ def get_config() -> ConfigDict:
     )
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation", "segmentation")
+    # Further scores of the maps, of vitx.evaluation.scores.SCORES; docs/methods.md says what each costs.
+    config.methods.scores = ("deletion", "insertion", "saco", "pointing", "energy")
+    config.methods.reference = (
+        "transformer_attribution"  # all others are compared with it, image by image; "": none
+    )
     config.methods.directions = DIRECTIONS  # positive and negative
     config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
     config.methods.fill = 0.0  # value of removed pixels, in [0, 1]

@@ -92,7 +92,7 @@ def test_inside_an_object_neighbours_differ_more_than_outside(drawings):
 @pytest.mark.parametrize("kind", range(1, 6))
 def test_textures_have_a_period_of_a_few_pixels(kind):
     for seed in range(10):
-        texture = shapes._texture(np.random.default_rng(seed), kind)
+        texture = shapes.draw_texture(np.random.default_rng(seed), kind)
         assert texture.min() >= 0 and texture.max() <= 1 and 0.2 < texture.mean() < 0.8
         power = np.abs(np.fft.fft2(texture - texture.mean())) ** 2
         frequency = np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(48))
@@ -134,14 +134,14 @@ def test_objects_stay_visible():
     owner[12:36, 12:36] = 1  # leaves hardly a place that touches none of it
     placed = 0
     for seed in range(20):
-        coverage = shapes._place(np.random.default_rng(seed), 1, owner, [2304, 576])
+        coverage = shapes.find_place(np.random.default_rng(seed), 1, owner, [2304, 576])
         if coverage is not None:
             placed += 1
             assert (owner[coverage < 0.5] == 1).sum() >= 0.85 * 576
     assert placed
     owner[...] = 1
     generator = np.random.default_rng(0)
-    assert shapes._place(generator, 1, owner, [2304, 2304 / 0.8]) is None  # covered already
+    assert shapes.find_place(generator, 1, owner, [2304, 2304 / 0.8]) is None  # covered already
 
 
 BUILD = """

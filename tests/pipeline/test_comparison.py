@@ -14,8 +14,9 @@ from tests.small_models import small_hybrid, small_vit
 from vitx import parallel
 from vitx.data.records import Records
 from vitx.data.source import Source
-from vitx.evaluation.comparison import Comparison, measure, program, summary
+from vitx.evaluation.comparison import Comparison, measure, program
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
+from vitx.evaluation.summary import summary
 from vitx.pipeline.compared_model import chosen_images, pixel_batches, require_classes, targets
 from vitx.pipeline.methods_section import (
     accuracies_table,

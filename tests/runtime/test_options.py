@@ -46,6 +46,8 @@ ELSEWHERE = [
     "methods.fractions",
     "methods.fill",
     "methods.threshold",
+    "methods.scores",
+    "methods.reference",
     "image_size",
 ]
 

@@ -1,4 +1,4 @@
-"""The comparison of explanation methods: measurements on batches, and the figures of a whole set."""
+"""The comparison of explanation methods: what is compared, and measurements on batches; `summary` has the figures."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +12,14 @@ from numpy.typing import ArrayLike
 
 from vitx import parallel
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.bootstrap import bootstrap_interval
-from vitx.evaluation.metrics import SegmentationCounts
 from vitx.evaluation.perturbation import (
     DIRECTIONS,
     FRACTIONS,
-    area_under_curve,
     explain_and_perturb,
     explain_pixels,
 )
 from vitx.evaluation.ranking import are_increasing
+from vitx.evaluation.scores import SCORES, Judged, scores_of
 from vitx.evaluation.segmentation import method_scores
 from vitx.explainable import Explainable
 from vitx.ops import Array
@@ -47,6 +45,8 @@ class Comparison:
       fill: value of removed pixels, in [0, 1].
       threshold: a pixel is foreground where its map, in [0, 1], exceeds it; None: the mean of the map.
       start_layers: (method, first block of its product) pairs, 0 for a method that is not named.
+      scores: names of `scores.SCORES`, for every map.
+      reference: the method that all others are compared with, image by image; "": none.
 
     Raises:
       ValueError: for an unknown or repeated name, nothing to compare, or numbers out of range.
@@ -60,6 +60,8 @@ class Comparison:
     fill: float = 0.0
     threshold: float | None = None
     start_layers: tuple[tuple[str, int], ...] = ()
+    scores: tuple[str, ...] = ()
+    reference: str = ""
 
     def __post_init__(self) -> None:
         stable = tuple(name + STABLE for name, method in REGISTRY.items() if method.rule_sets)
@@ -67,6 +69,10 @@ class Comparison:
         _check("explained", self.explained, EXPLAINED)
         _check("measures", self.measures, MEASURES)
         _check("directions", self.directions, DIRECTIONS)
+        if self.scores:
+            _check("scores", self.scores, tuple(SCORES))
+        if self.reference and self.reference not in self.methods:
+            raise ValueError(f"methods.reference {self.reference!r} is not in methods.compared")
         products = [n for n, method in REGISTRY.items() if method.published_start_layer is not None]
         if unknown := [name for name, _ in self.start_layers if name not in products]:
             raise ValueError(
@@ -84,11 +90,12 @@ class Comparison:
         threshold = config.get("threshold", "mean")
         if threshold != "mean" and not isinstance(threshold, int | float):
             raise ValueError(f'methods.threshold is {threshold!r}: "mean", or a number in [0, 1]')
-        names = ("explained", "measures", "directions", "fractions")
+        names = ("explained", "measures", "directions", "fractions", "scores")
         return cls(
             methods=tuple(config.compared),
             **{name: tuple(config[name]) for name in names if name in config},
             fill=config.get("fill", 0.0),
+            reference=config.get("reference", ""),
             threshold=None if threshold == "mean" else float(threshold),
             start_layers=tuple(sorted(config.start_layer.to_dict().items())),
         )
@@ -107,24 +114,40 @@ class Comparison:
         """Whether images need a true class among the model's outputs."""
         return "perturbation" in self.measures or "target" in self.explained
 
+    @property
+    def needs_masks(self) -> bool:
+        """Whether images need a mask of the object."""
+        return "segmentation" in self.measures or any(SCORES[name].masks for name in self.scores)
+
     def __call__(self, model: Explainable, images: Array, targets: Array) -> tuple[Array, Array]:
         """Normalised images (B, H, W, 3), targets (B,) -> logits (B, C), raw maps (B, M, h, w), M as `columns`.
 
         The maps are on the token grid, but all in pixels where one of them is ("lrp" without a stem).
         """
+        logits, classes = self.classes(model, images, targets)
+        return logits, self.maps(model, images, classes)
+
+    def classes(self, model: Explainable, images: Array, targets: Array) -> tuple[Array, Array]:
+        """Logits (B, C), and the classes (B, E) that are explained, E as `explained`."""
         logits, _ = explain(model, images, method="raw_attention")
         classes = {"predicted": logits.argmax(-1), "target": targets}
-        wanted = jnp.stack([classes[name].astype(jnp.int32) for name in self.explained], 1)
-        by_method = {method: self._maps(model, images, method, wanted) for method in self.methods}
+        return logits, jnp.stack([classes[name].astype(jnp.int32) for name in self.explained], 1)
+
+    def maps(self, model: Explainable, images: Array, classes: Array) -> Array:
+        """Raw maps (B, M, h, w) of the classes (B, E), see `classes`."""
+        by_method = {
+            method: self.maps_of(method, model, images, classes) for method in self.methods
+        }
         maps = [
             by_method[method][:, self.explained.index(explained)]
             for method, explained in self.columns
         ]
         if len({x.shape for x in maps}) > 1:
             maps = [resize_maps(x, (images.shape[1], images.shape[2])) for x in maps]
-        return logits, jnp.stack(maps, 1)
+        return jnp.stack(maps, 1)
 
-    def _maps(self, model: Explainable, images: Array, method: str, classes: Array) -> Array:
+    def maps_of(self, method: str, model: Explainable, images: Array, classes: Array) -> Array:
+        """Raw maps (B, E, h, w) of one method, E 1 where they do not depend on the class."""
         chosen, rules = method_of(method), "stable" if method.endswith(STABLE) else "published"
         wanted = classes if chosen.by_class else classes[:, :1]
         start = dict(self.start_layers).get(chosen.name, 0)
@@ -174,6 +197,46 @@ def program(
     return parallel.per_example(run, mode=mode, over=over)
 
 
+@functools.cache
+def score_program(
+    comparison: Comparison, mode: str = "jit", over: Mesh | None = None
+) -> Callable[..., dict[str, np.ndarray]]:
+    """The scores of a batch's maps, compiled as `program` is.
+
+    Returns:
+      a function of a model, pixels, true classes, the raw maps (B, M, h, w) of `program`, and masks of the object, bool
+      (B, H, W), which may be arbitrary where no score reads them. It returns "score_<name>" (B, M), and where true
+      classes are needed "clean" (B,), whether the model is right.
+    """
+    places = np.array(
+        [comparison.explained.index(explained) for _, explained in comparison.columns]
+    )
+
+    def run(
+        model: Explainable, pixels: Array, targets: Array, raw: Array, masks: Array
+    ) -> dict[str, Array]:
+        mean, std = (
+            jnp.asarray(value, pixels.dtype)[None, None, None]
+            for value in (model.preprocess.mean, model.preprocess.std)
+        )
+        images = (pixels - mean) / std
+        logits, classes = comparison.classes(model, images, targets)
+        judged = Judged(
+            model,
+            images,
+            raw,
+            resize_maps(raw, (pixels.shape[1], pixels.shape[2])),
+            classes[:, places],
+            lambda model, images: comparison.maps(model, images, classes),
+            masks,
+        )
+        found = {f"score_{n}": x for n, x in scores_of(comparison.scores, judged).items()}
+        right = logits.argmax(-1).astype(jnp.int32) == targets
+        return found | {"clean": right} if comparison.needs_classes else found
+
+    return parallel.per_example(run, mode=mode, over=over)
+
+
 def measure(
     comparison: Comparison, found: Mapping[str, np.ndarray], masks: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
@@ -209,80 +272,3 @@ def measure(
             counts = method_scores(maps[:, index], masks, threshold=comparison.threshold)
             measured |= {f"{name}_{index}": values for name, values in counts.arrays().items()}
     return measured
-
-
-def summary(comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """The figures of all images from the measurements of each batch; fractions, for JSON.
-
-    Each figure's "interval" is its 95 % bootstrap interval over the images.
-    """
-    columns = [f"{title}, {explained}" for title, explained in comparison.columns]
-    constant = sum(batch["constant"].sum(0) for batch in batches)
-    results: dict[str, Any] = {
-        "images": sum(len(batch["constant"]) for batch in batches),
-        "constant_maps": {
-            column: int(count) for column, count in zip(columns, constant, strict=True) if count
-        },
-    }
-    if "perturbation" in comparison.measures:
-        clean = np.concatenate([batch["clean"] for batch in batches])
-        results["accuracy"] = float(clean.mean())
-        results["fractions"] = list(comparison.fractions)
-        results["perturbation"] = _perturbation(comparison, batches)
-    if "segmentation" in comparison.measures:
-        results["segmented"] = comparison.explained[0]
-        results["segmentation"] = {
-            method: _segmentation(
-                SegmentationCounts.concatenate([_counts(batch, index) for batch in batches])
-            )
-            for index, method in enumerate(comparison.methods)
-        }
-    return results
-
-
-def _perturbation(
-    comparison: Comparison, batches: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
-    figures: dict[str, Any] = {method: {} for method in comparison.methods}
-    for direction in comparison.directions:
-        right = np.concatenate([batch[direction] for batch in batches]).astype(np.float64)
-
-        def statistics(weights: np.ndarray, right: np.ndarray = right) -> dict[str, np.ndarray]:
-            accuracy = np.tensordot(weights, right, 1) / weights.sum(-1)[:, None, None]
-            return {  # (S, M, F), (S, M)
-                "accuracy": accuracy,
-                "auc": area_under_curve(accuracy, comparison.fractions),
-            }
-
-        found = statistics(np.ones((1, len(right))))
-        intervals = bootstrap_interval(statistics, len(right))  # (2, M, F), (2, M)
-        for index, (method, explained) in enumerate(comparison.columns):
-            figures[method][f"{direction}_{explained}"] = {
-                "accuracy": found["accuracy"][0, index].tolist(),
-                "accuracy_interval": intervals["accuracy"][:, index].tolist(),
-                "auc": float(found["auc"][0, index]),
-                "interval": intervals["auc"][:, index].tolist(),
-            }
-    return figures
-
-
-def _segmentation(counts: SegmentationCounts) -> dict[str, Any]:
-    def statistics(weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        scores = counts.scores(weights)
-        iou = scores.pop("iou")
-        return scores | {"iou_background": iou[..., 0], "iou_foreground": iou[..., 1]}
-
-    intervals = bootstrap_interval(statistics, len(counts))
-    figures: dict[str, Any] = {
-        name: {"value": float(value), "interval": intervals[name].tolist()}
-        for name, value in statistics().items()
-    }
-    curve = counts.precision_recall()
-    return figures | {"precision_recall": {name: x.tolist() for name, x in curve.items()}}
-
-
-def _counts(batch: Mapping[str, np.ndarray], index: int) -> SegmentationCounts:
-    suffix = f"_{index}"
-    return SegmentationCounts(
-        **{k.removesuffix(suffix): v for k, v in batch.items() if k.endswith(suffix)}
-    )

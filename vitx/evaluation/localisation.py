@@ -1,10 +1,12 @@
 """How well a map finds an object whose mask is known: pointing game and energy."""
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from vitx.ops import Array
 
 
-def pointing_game(maps: ArrayLike, masks: ArrayLike, tolerance: int = 15) -> NDArray[np.bool_]:
+def pointing_game(maps: ArrayLike, masks: ArrayLike, tolerance: int = 15) -> Array:
     """Whether a map's greatest value lies on the object, or within `tolerance` pixels of it (Zhang et al., IJCV 2018).
 
     Args:
@@ -13,19 +15,17 @@ def pointing_game(maps: ArrayLike, masks: ArrayLike, tolerance: int = 15) -> NDA
       tolerance: in pixels, Euclidean; 0 for on the object alone.
 
     Returns:
-      (N,), False where there is no object.
+      bool (N,), False where there is no object.
     """
-    maps, masks = np.asarray(maps), np.asarray(masks, bool)
-    hits = np.zeros(len(maps), bool)
-    for number, (one, mask) in enumerate(zip(maps, masks, strict=True)):
-        row, column = np.unravel_index(one.argmax(), one.shape)
-        rows, columns = np.nonzero(mask)
-        distances = (rows - row) ** 2 + (columns - column) ** 2
-        hits[number] = bool(len(rows)) and distances.min() <= tolerance**2
-    return hits
+    maps, masks = jnp.asarray(maps), jnp.asarray(masks, bool)
+    place = maps.reshape(len(maps), -1).argmax(-1)[:, None, None]
+    rows, columns = jnp.indices(maps.shape[1:])
+    row, column = place // maps.shape[2], place % maps.shape[2]
+    near = (rows[None] - row) ** 2 + (columns[None] - column) ** 2 <= tolerance**2
+    return (masks & near).any((1, 2))
 
 
-def energy_inside(maps: ArrayLike, masks: ArrayLike) -> NDArray[np.float64]:
+def energy_inside(maps: ArrayLike, masks: ArrayLike) -> Array:
     """The share of a map's positive part that lies on the object (Wang et al., CVPR-W 2020).
 
     Args:
@@ -35,7 +35,7 @@ def energy_inside(maps: ArrayLike, masks: ArrayLike) -> NDArray[np.float64]:
     Returns:
       (N,) in [0, 1]; NaN for a map without a positive value.
     """
-    positive = np.maximum(np.asarray(maps, np.float64), 0)
-    total = positive.sum((1, 2))
-    inside = (positive * np.asarray(masks, bool)).sum((1, 2))
-    return np.divide(inside, total, out=np.full(len(total), np.nan), where=total > 0)
+    maps, masks = jnp.asarray(maps), jnp.asarray(masks, bool)
+    positive = jnp.where(maps > 0, maps, 0)
+    total, inside = positive.sum((1, 2)), jnp.where(masks, positive, 0).sum((1, 2))
+    return jnp.where(total > 0, inside / total, jnp.nan)

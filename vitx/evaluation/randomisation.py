@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from jax import lax
+from jax.scipy.stats import rankdata
+from jax.typing import ArrayLike
 
 from vitx.models.tuning import layer_of
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 
-def randomised(model: VisionTransformer, layer: int, seed: int = 0) -> VisionTransformer:
+def randomised(model: VisionTransformer, layer: int | Array, seed: int = 0) -> VisionTransformer:
     """The model with random parameters from `layer` up: normal numbers with the mean and deviation of each tensor.
 
     Args:
@@ -29,49 +29,48 @@ def randomised(model: VisionTransformer, layer: int, seed: int = 0) -> VisionTra
 
     def drawn(path: tuple[Any, ...], value: Array) -> Array:
         names = [getattr(entry, "key", None) for entry in path]
-        if layer_of(names, depth) < layer:
-            return value
         own = jax.random.fold_in(key, zlib.crc32(repr(names).encode()))
         noise = jax.random.normal(own, value.shape, jnp.float32).astype(value.dtype)
-        return value.mean() + value.std() * noise
+        random = value.mean() + value.std() * noise
+        return jnp.where(layer_of(names, depth) < layer, value, random)
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(drawn, state))
 
 
 def randomisation_curve(
-    model: VisionTransformer,
-    explain: Callable[[VisionTransformer, Array], ArrayLike],
+    model: Any,
+    explain: Callable[[Any, Array], Array],
     images: Array,
     seed: int = 0,
-) -> NDArray[np.float64]:
+) -> Array:
     """Rank correlation of maps with the trained model's, as layer after layer is randomised from the top.
 
     Args:
-      model: trained.
-      explain: (model, images (B, H, W, 3)) -> maps (B, h, w) of fixed classes.
+      model: a trained `VisionTransformer`.
+      explain: (model, images (B, H, W, 3)) -> maps (B, ..., h, w) of fixed classes.
       images: normalised.
       seed: of the numbers.
 
     Returns:
-      (depth + 2, B): above the blocks alone, then from each block up, last everything. 0 is best, 1 means that the map
-      does not depend on these layers.
+      (depth + 2, B, ...): above the blocks alone, then from each block up, last everything. 0 is best, 1 means that
+      the map does not depend on these layers.
     """
     trained = explain(model, images)
-    layers = range(len(model.blocks) + 1, -1, -1)
-    return np.stack(
-        [
-            rank_correlation(trained, explain(randomised(model, layer, seed), images))
-            for layer in layers
-        ]
-    )
+
+    def from_layer(layer: Array) -> Array:
+        return rank_correlation(trained, explain(randomised(model, layer, seed), images))
+
+    return lax.map(from_layer, jnp.arange(len(model.blocks) + 1, -1, -1))
 
 
-def rank_correlation(maps: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """Spearman's correlation of each map (N, h, w) with the other of its place, (N,); NaN where one is constant."""
-    first, second = (
-        rankdata(np.asarray(m).reshape(len(np.asarray(m)), -1), axis=1) for m in (maps, others)
-    )
-    first, second = (x - x.mean(1, keepdims=True) for x in (first, second))
-    size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    product = (first * second).sum(1)
-    return np.divide(product, size, out=np.full(len(size), np.nan), where=size > 0)
+def rank_correlation(maps: ArrayLike, others: ArrayLike) -> Array:
+    """Spearman's correlation of each map (..., h, w) with the other of its place, (...); NaN where one is constant."""
+
+    def centred(maps: ArrayLike) -> Array:
+        maps = jnp.asarray(maps)
+        ranks = rankdata(maps.reshape(*maps.shape[:-2], -1), axis=-1)
+        return ranks - ranks.mean(-1, keepdims=True)
+
+    first, second = centred(maps), centred(others)
+    size = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
+    return jnp.where(size > 0, (first * second).sum(-1) / size, jnp.nan)

@@ -10,8 +10,10 @@ from rich.table import Table
 from vitx import parallel
 from vitx.data import loader
 from vitx.data.transforms import resize_mask
-from vitx.evaluation.comparison import Comparison, measure, program, summary
+from vitx.evaluation.comparison import Comparison, measure, program, score_program
+from vitx.evaluation.cost import cost_in_forwards
 from vitx.evaluation.segmentation import foreground_masks
+from vitx.evaluation.summary import summary
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import SCORES, items_done, read_arrays, read_scores, write_arrays
 from vitx.pipeline.compared_model import (
@@ -52,8 +54,10 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
         model = classifier(run)
         if comparison.needs_classes:
             require_classes(model, source)
-        if "segmentation" in comparison.measures and not source.has_masks:
-            raise ValueError(f"methods.measures has segmentation, but {source.name} has no masks")
+        if comparison.needs_masks and not source.has_masks:
+            raise ValueError(
+                f"methods.measures or methods.scores needs masks of objects, but {source.name} has none"
+            )
         chosen = chosen_images(source, config.images, one_class=comparison.needs_classes)
         batches = pixel_batches(source, chosen, model, config.batch_size)
         names = [f"{number:06}" for number in range(len(batches))]
@@ -72,6 +76,7 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
         if not parallel.is_first_process():
             return
         scores = summary(comparison, [read_arrays(stage, _BATCHES, name) for name in names])
+        scores["cost"] = cost_in_forwards(comparison, model)
     if scores["images"] != len(chosen):
         raise ValueError(
             f"{stage.folder} has results of {scores['images']} images, not of {len(chosen)}: delete it"
@@ -84,10 +89,14 @@ def _measured(
 ) -> dict[str, np.ndarray]:
     """What the figures need of each image; without the repeats that fill up the last batch."""
     pixels, size = batch["image"].astype(model.dtype), batch["image"].shape[1:3]
-    found, masks = program(comparison, mode)(model, pixels, targets(batch)), None
-    if "segmentation" in comparison.measures:
+    classes, masks = targets(batch), None
+    found = program(comparison, mode)(model, pixels, classes)
+    if comparison.needs_masks:
         truths = [resize_mask(example.truth, size) for example in batch["examples"]]
         masks = foreground_masks(np.stack(truths))
+    if comparison.scores:
+        objects = np.zeros(pixels.shape[:3], bool) if masks is None else masks == 1
+        found |= score_program(comparison, mode)(model, pixels, classes, found["maps"], objects)
     try:
         measured = measure(comparison, found, masks)
     except FloatingPointError as error:
@@ -138,6 +147,8 @@ def _scores(run: Run) -> dict[str, Any]:
 def _tables(results: Mapping[str, Any]) -> Iterator[str | Table]:
     methods = results["methods"]
     yield _table(f"Explanation methods, {methods['images']} images, %", *methods_table(methods))
+    if "scores" in methods:
+        yield _table("Scores of maps, %", *methods_table(methods, measures=("scores",)))
     if "perturbation" in methods and len(results["stages"]) == 1:  # otherwise only the page has it
         yield _table("Accuracy as pixels are removed, %", *accuracies_table(methods))
     if published := results.get("published"):

@@ -1,17 +1,40 @@
 """The comparison of methods for readers: tables, the papers' figures beside ours, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vitx.evaluation.comparison import STABLE, Comparison, method_of
 from vitx.evaluation.published import PUBLISHED
+from vitx.evaluation.scores import SCORES
 from vitx.relevance.methods import TABLE_METHODS
 from vitx.relevance.registry import REGISTRY
 from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
-from vitx.report.parts import Fold, Table, percent
+from vitx.report.parts import DASH, Fold, Table, percent
+
+
+def value_cell(figure: dict[str, Any]) -> str:
+    """A figure in percent."""
+    return percent(_value(figure))
+
+
+def interval_cell(figure: dict[str, Any]) -> str:
+    """Its interval, in percent."""
+    return _interval(figure.get("interval"))
+
+
+def difference_cell(figure: dict[str, Any]) -> str:
+    """Its difference to the reference method's with the interval, in percentage points."""
+    if (difference := figure.get("difference")) is None:
+        return DASH
+    return f"{100 * difference:+.1f} {_interval(figure['difference_interval'])}"
+
+
+def _interval(ends: Sequence[float | None] | None) -> str:
+    return f"[{', '.join(map(percent, ends))}]" if ends else DASH
+
 
 _PERTURBED = {
     "negative_predicted": "negative, predicted",
@@ -33,21 +56,43 @@ def title(method: str) -> str:
 
 
 def methods_table(
-    methods: dict[str, Any], *, intervals: bool = False
+    methods: dict[str, Any],
+    cell: Callable[[dict[str, Any]], str] = value_cell,
+    measures: Sequence[str] = ("perturbation", "segmentation"),
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows (one a method) of the comparison in percent, or of its 95 % intervals."""
+    """Headers and rows (one a method) of the comparison in percent: values, or what `cell` makes of a figure.
+
+    A method most of whose maps have no contrast has dashes.
+    """
     shown = {
         (measure, key): header
-        for measure, headers in _MEASURES.items()
-        for key, header in headers.items()
+        for measure in measures
+        for key, header in (_MEASURES.get(measure) or _score_headers(methods)).items()
         if any(key in figures for figures in methods.get(measure, {}).values())
     }
     rows = []
     for method in _names(methods):
         figures = [methods[measure][method].get(key, {}) for measure, key in shown]
-        name = title(method) + (" (constant)" if _mostly_nothing(methods, method) else "")
-        rows.append([name, *(_cell(figure, intervals) for figure in figures)])
-    return ["method", *shown.values()], rows
+        constant = _mostly_nothing(methods, method)
+        cells = [DASH if constant else cell(figure) for figure in figures]
+        if "cost" in methods and cell is value_cell:
+            cells.append(f"{methods['cost'][method]:.1f}")
+        rows.append([title(method) + (" (constant)" if constant else ""), *cells])
+    cost = ["cost, forwards"] if "cost" in methods and cell is value_cell else []
+    return ["method", *shown.values(), *cost], rows
+
+
+def _score_headers(methods: dict[str, Any]) -> dict[str, str]:
+    """Headers of the scores by key, those of one class explained together: "energy inside +, target"."""
+    keys = dict.fromkeys(key for figures in methods.get("scores", {}).values() for key in figures)
+    parts = {key: key.rsplit("_", 1) for key in keys}
+    several = len({explained for _, explained in parts.values()}) > 1
+    headers = {}
+    for key in sorted(keys, key=lambda key: parts[key][1]):
+        name, explained = parts[key]
+        sign = "+" if SCORES[name].higher else "-"
+        headers[key] = f"{SCORES[name].title} {sign}" + (f", {explained}" if several else "")
+    return headers
 
 
 def _mostly_nothing(methods: dict[str, Any], method: str) -> bool:
@@ -65,7 +110,7 @@ def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
                 if key not in figures:
                     continue
                 ours = _value(figures[key])
-                interval, difference = _cell(figures[key], True), f"{100 * (ours - paper):+.2f}"
+                interval, difference = interval_cell(figures[key]), f"{100 * (ours - paper):+.2f}"
                 row = [percent(ours, 2), interval, percent(paper, 2), difference]
                 rows.append([title(method), headers[key], *row])
     return ["method", "figure", "ours", "95 % interval", "published", "difference"], rows
@@ -97,12 +142,7 @@ def methods_section(
     `differing` is what `departures` found, None where the published figures do not apply.
     """
     caption = " and ".join(name for measure, name in _CAPTIONS.items() if measure in methods)
-    intervals = Table(*methods_table(methods, intervals=True), "Intervals, %")
-    body = [
-        _explained(methods),
-        Table(*methods_table(methods), f"{caption}, %"),
-        Fold("95 % bootstrap intervals over the images", intervals),
-    ]
+    body: list[object] = [_explained(methods), *_tables(methods, caption)]
     if differing is not None:
         if differing:
             body.append(f"Not as published: {', '.join(differing)}.")
@@ -111,13 +151,36 @@ def methods_section(
         counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
         body.append(
             f"Maps without any contrast, which show nothing: {counts}. A method with more than a tenth of such maps is "
-            "marked as constant: its figures are those of a fixed order of the pixels."
+            "marked as constant and has no figures: they would be those of a fixed order of the pixels."
         )
+    body += [
+        Fold(
+            f"{figures['images']} images that the model gets {outcome}",
+            tuple(_tables(figures, caption)),
+        )
+        for outcome, figures in methods.get("by_outcome", {}).items()
+    ]
     body.append(_curves(methods))
     if "perturbation" in methods:
         accuracies = Table(*accuracies_table(methods), "Accuracy, %", texts=2)
         body.append(Fold("Accuracy at each fraction of pixels removed", accuracies))
     return Section("Explanation methods", [*body, *pictures])
+
+
+def _tables(methods: dict[str, Any], caption: str) -> list[object]:
+    """The figures with their intervals, and the differences to the reference method."""
+    body: list[object] = []
+    for measures, name in ((tuple(_MEASURES), caption), (("scores",), "Scores of maps")):
+        if not any(measure in methods for measure in measures):
+            continue
+        body.append(Table(*methods_table(methods, measures=measures), f"{name}, %"))
+        intervals = Table(*methods_table(methods, interval_cell, measures), "Intervals, %")
+        body.append(Fold("95 % bootstrap intervals over the images", intervals))
+        if methods.get("reference"):
+            differences = Table(*methods_table(methods, difference_cell, measures), "Points")
+            text = f"Differences to {title(methods['reference'])}, with paired 95 % intervals"
+            body.append(Fold(text, differences))
+    return body
 
 
 def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -133,17 +196,11 @@ def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def _names(methods: dict[str, Any]) -> list[str]:
-    return list(methods.get("perturbation") or methods["segmentation"])
+    return list(methods.get("perturbation") or methods.get("segmentation") or methods["scores"])
 
 
 def _value(figure: dict[str, Any]) -> Any:
     return figure.get("auc", figure.get("value"))
-
-
-def _cell(figure: dict[str, Any], interval: bool) -> str:
-    if interval and figure:
-        return f"[{', '.join(map(percent, figure['interval']))}]"
-    return percent(_value(figure))
 
 
 def _explained(methods: dict[str, Any]) -> str:
@@ -159,6 +216,8 @@ def _explained(methods: dict[str, Any]) -> str:
         text.append(
             f"Segmentation: the map of the {methods['segmented']} class, above its threshold, against the object."
         )
+    if "scores" in methods:
+        text.append("Scores: + is better where it is high, - where it is low (docs/methods.md).")
     return " ".join(text)
 
 

@@ -32,11 +32,16 @@ class Fold:
 
     Attributes:
         caption: always visible.
-        content: any part of a section.
+        content: any part of a section, or a tuple of them.
     """
 
     caption: str
     content: object
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The content as a tuple."""
+        return self.content if isinstance(self.content, tuple) else (self.content,)
 
 
 @dataclass(frozen=True)

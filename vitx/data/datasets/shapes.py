@@ -46,19 +46,19 @@ def draw(seed: int, split: str, index: int) -> Drawing:
     """The picture `index` (from 0) of a split; the same whatever else is drawn, and when."""
     entropy = np.random.SeedSequence([seed, SPLITS.index(split), index])
     generator = np.random.Generator(np.random.Philox(entropy))
-    palette = _palette(generator)  # (COLOURS, 3)
-    image = _ground(generator, palette)  # (S, S, 3)
+    palette = draw_palette(generator)  # (COLOURS, 3)
+    image = draw_ground(generator, palette)  # (S, S, 3)
     owner = np.zeros((SIZE, SIZE), np.int64)  # 0 background, else the object's number from 1
     for _ in range(generator.integers(1, 4)):
         kind = int(generator.integers(1, len(CLASSES)))
-        coverage = _place(generator, kind, owner, [SIZE * SIZE])
+        coverage = find_place(generator, kind, owner, [SIZE * SIZE])
         assert coverage is not None  # there is nothing yet to cover
         colour = palette[generator.integers(COLOURS)] + generator.uniform(-1, 1) * SHADE[1]
         image += coverage[..., None] * (colour - image)
     kinds, areas = [0], [SIZE * SIZE]
     for _ in range(generator.choice((1, 2, 3), p=(0.4, 0.4, 0.2))):
         kind = int(generator.integers(1, len(CLASSES)))
-        coverage = _place(generator, kind, owner, areas)
+        coverage = find_place(generator, kind, owner, areas)
         if coverage is None:
             continue
         solid = coverage >= 0.5
@@ -69,11 +69,11 @@ def draw(seed: int, split: str, index: int) -> Drawing:
         if generator.uniform() < CAMOUFLAGE:
             colour = image[solid].mean(0)  # of what it hides
         # Light and dark shades of a colour: small nets learn this sooner than two colours.
-        texture = _texture(generator, kind)
+        texture = draw_texture(generator, kind)
         shade = 2 * generator.uniform(*SHADE) * (texture - texture[solid].mean())
         paint = colour + shade[..., None]  # (S, S, 3)
         image += coverage[..., None] * (paint - image)
-    image *= _light(generator)
+    image *= draw_light(generator)
     image += generator.normal(0, 4, image.shape)  # a camera's noise
     mask = np.array(kinds, np.uint8)[owner]
     labels = tuple(sorted(set(kinds[1:])))
@@ -102,7 +102,7 @@ def signed_distance(kind: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"no shape {kind}; wanted 1 to {len(CLASSES) - 1}")
 
 
-def _place(
+def find_place(
     generator: np.random.Generator, kind: int, owner: np.ndarray, areas: list[int]
 ) -> np.ndarray | None:
     """Coverage (S, S) in [0, 1] of an object at a free place, or None where none was found."""
@@ -122,7 +122,7 @@ def _place(
     return None
 
 
-def _palette(generator: np.random.Generator) -> np.ndarray:
+def draw_palette(generator: np.random.Generator) -> np.ndarray:
     """The colours of a picture (COLOURS, 3), any two of them at least CONTRAST apart."""
     colours = [generator.uniform(60, 195, 3)]
     while len(colours) < COLOURS:
@@ -132,7 +132,7 @@ def _palette(generator: np.random.Generator) -> np.ndarray:
     return np.array(colours)
 
 
-def _ground(generator: np.random.Generator, palette: np.ndarray) -> np.ndarray:
+def draw_ground(generator: np.random.Generator, palette: np.ndarray) -> np.ndarray:
     """Soft patches in the palette's colours, light and dark, with lines, (S, S, 3)."""
     fields = np.stack([_smooth_noise(generator, int(generator.integers(3, 7))) for _ in palette])
     fields += generator.uniform(-0.4, 0.4, (len(palette), 1, 1))  # some colours prevail
@@ -148,7 +148,7 @@ def _ground(generator: np.random.Generator, palette: np.ndarray) -> np.ndarray:
     return image
 
 
-def _texture(generator: np.random.Generator, kind: int) -> np.ndarray:
+def draw_texture(generator: np.random.Generator, kind: int) -> np.ndarray:
     """The share of the second colour in a texture, (S, S) in [0, 1]: a pattern for each class."""
     columns, rows = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
     turn, period = generator.uniform(-0.3, 0.3), generator.uniform(*PERIOD)
@@ -169,7 +169,7 @@ def _texture(generator: np.random.Generator, kind: int) -> np.ndarray:
     return np.clip(0.5 + 1.2 * wave, 0, 1)
 
 
-def _light(generator: np.random.Generator) -> np.ndarray:
+def draw_light(generator: np.random.Generator) -> np.ndarray:
     """Soft shading, (S, S, 1): brighter and darker parts of the picture."""
     return (1 + generator.uniform(0.05, 0.25) * _smooth_noise(generator, 3))[..., None]
 

@@ -10,7 +10,8 @@ class Explainable(Protocol):
     """A model that can be explained: what its tokens are, and its forward pass in parts.
 
     Tokens are (B, N, D): prefix tokens (class token, registers) first, then the patches of the grid in row order.
-    `vitx.models.vit.VisionTransformer` is one.
+    `vitx.models.vit.VisionTransformer` is one, and so is `vitx.models.convnet.ConvNet`: its tokens are the cells of the
+    last feature map, and it has no blocks.
 
     Attributes:
       preprocess: mean and std of the input's channels, pixels being in [0, 1], and its size (H, W).
@@ -20,6 +21,7 @@ class Explainable(Protocol):
       width: channels of a token, D.
       blocks: functions (tokens, ops, probe, queries, rotate) -> the first `queries` tokens, or all, and attention.
       queries: how many tokens the last block computes in `encode`; None for all.
+      any_size: whether it takes images of any size; its grid then follows from `preprocess.size`.
     """
 
     preprocess: Any
@@ -29,6 +31,7 @@ class Explainable(Protocol):
     width: int
     blocks: Any
     queries: int | None
+    any_size: bool
 
     @property
     def dtype(self) -> Any:
@@ -73,6 +76,16 @@ class Explainable(Protocol):
 
     def classify(self, tokens: Array, ops: Ops = PLAIN) -> Array:
         """Tokens of `encode` -> the output (B, C): logits, or `pooled` where there is no head."""
+
+    @property
+    def linear_head(self) -> bool:
+        """Whether the output is linear in the mean of the patches that `encode` returns, as `class_map` needs."""
+
+    def class_map(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `encode` -> each patch's share of each output, (B, N, C).
+
+        Their mean over the patches is the output less the head's bias.
+        """
 
     def without_head(self) -> "Explainable":
         """The model whose output is `pooled`."""

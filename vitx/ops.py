@@ -165,13 +165,25 @@ def pool_values(attention: Array, value: Array, precision: Precision = None) -> 
     return apply_attention(attention, value, precision)
 
 
-def conv(x: Array, kernel: Array, *, stride: int, precision: Precision = None) -> Array:
-    """Convolution of x (B, H, W, C) with kernel (h, w, C, out), TF 'SAME' padding (asymmetric when strided)."""
+def conv(
+    x: Array,
+    kernel: Array,
+    *,
+    stride: int,
+    dilation: int = 1,
+    padding: int | None = None,
+    precision: Precision = None,
+) -> Array:
+    """Convolution of x (B, H, W, C) with kernel (h, w, C, out).
+
+    `padding`: zeros on each side, as in PyTorch; None for TF's 'SAME', asymmetric when strided.
+    """
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        "SAME",
+        "SAME" if padding is None else [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
@@ -191,9 +203,10 @@ def relu(x: Array) -> Array:
     return jax.nn.relu(x)
 
 
-def max_pool(x: Array) -> Array:
-    """3 x 3 maximum with stride 2 and 'SAME' padding over x (B, H, W, C)."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+def max_pool(x: Array, *, stride: int = 2, padding: int | None = None) -> Array:
+    """3 x 3 maximum over x (B, H, W, C); `padding` as in `conv`."""
+    sides = "SAME" if padding is None else [(0, 0), *[(padding, padding)] * 2, (0, 0)]
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), sides)
 
 
 def _last_axis(parameter: Array, x: Array) -> Array:
@@ -205,7 +218,7 @@ class Ops:
     """A set of operations, with the signatures of the functions above; equal and hashed by identity of them.
 
     `pixels` is the linear layer that reads the image itself: its input is bounded, which some rules use.
-    `conv`, `group_norm`, `relu` and `max_pool` belong to the hybrid's stem, below every explanation.
+    `conv`, `group_norm`, `relu` and `max_pool` belong to the hybrid's stem and to CNNs, below every explanation.
     """
 
     linear: Callable[..., Any] = linear

@@ -787,7 +787,7 @@ def test_dtype(tmp_path):
         (["blocks.0.attn.qkv.weight", "decoder_blocks.0.norm1.weight"], "masked autoencoder"),
         (["blocks.0.mlp_tokens.fc1.weight"], "MLP-Mixer"),
         (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "ResNet"),
-        (["bert.encoder.weight"], "no Vision Transformer's names.*bert.encoder.weight"),
+        (["bert.encoder.weight"], "no names of a Vision Transformer.*bert.encoder.weight"),
     ],
 )
 def test_other_architectures_are_refused_by_name(tmp_path, names, what):

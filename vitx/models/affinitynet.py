@@ -14,6 +14,7 @@ from flax import nnx
 from vitx.models.design import Preprocess
 from vitx.models.layers import GroupNorm
 from vitx.models.levels import Backbone, features_at, level_channels, part_below
+from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS, VGG16
 from vitx.ops import Array, linear
 
 
@@ -90,47 +91,74 @@ class MultiLevelAffinityNet(nnx.Module):
     It holds only the part of the backbone that its levels need.
 
     Args:
-      backbone: a Vision Transformer with a stem or without; stays as it is.
+      backbone: a Vision Transformer with a stem or without, or a CNN; stays as it is.
       levels: names of the backbone's levels, see `vitx.models.levels`.
-      grid: (h, w) of the pixel features.
-      hidden: channels of each branch, a multiple of `groups`.
+      grid: (h, w) of the pixel features; None for that of the finest level, which follows from the image's size.
+      hidden: channels of each branch, multiples of its `groups`; one number for all branches, or one for each.
       features: channels of the pixel features.
-      groups: of the branches' GroupNorms.
+      groups: of the branches' GroupNorms, likewise.
       rngs: source of the initial weights.
 
     Raises:
-      ValueError: for no levels, or one that the backbone does not have.
+      ValueError: for no levels, one that the backbone does not have, or other numbers than one for each level.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         levels: Sequence[str],
-        grid: tuple[int, int],
+        grid: tuple[int, int] | None,
         *,
-        hidden: int = 512,
+        hidden: int | Sequence[int] = 512,
         features: int = 512,
-        groups: int = 32,
+        groups: int | Sequence[int] = 32,
         rngs: nnx.Rngs,
     ):
         self.backbone = part_below(backbone, levels)
         self.levels = tuple(levels)
         self.grid = grid
-        channels = level_channels(self.backbone)
-        self.branches = nnx.List(
-            [Branch(channels[level], hidden, groups, rngs=rngs) for level in self.levels]
+        hidden, groups = (
+            [x] * len(self.levels) if isinstance(x, int) else x for x in (hidden, groups)
         )
-        self.affinity_conv = _xavier_uniform(hidden * len(self.levels), features, rngs)
+        channels = level_channels(self.backbone)
+        sizes = zip(self.levels, hidden, groups, strict=True)
+        self.branches = nnx.List([Branch(channels[name], h, g, rngs=rngs) for name, h, g in sizes])
+        self.affinity_conv = _xavier_uniform(sum(hidden), features, rngs)
 
     @property
     def preprocess(self) -> Preprocess:
         """The backbone's statistics and input size."""
         return self.backbone.preprocess
 
-    def __call__(self, images: Array) -> Array:
-        """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features)."""
+    def __call__(self, images: Array, dropout: Array | None = None) -> Array:
+        """Normalised images (B, H, W, 3) -> pixel features on the grid, (B, h, w, features).
+
+        `dropout`: for training on a CNN, see `vitx.models.convnet.ConvNet`.
+        """
         images = images.astype(self.affinity_conv.dtype)
-        maps = features_at(self.backbone, images, self.levels)
+        maps = features_at(self.backbone, images, self.levels, dropout)
+        grid = self.grid or max((x.shape[1], x.shape[2]) for x in maps)
         pairs = zip(self.branches, maps, strict=True)
-        x = jnp.concatenate([on_grid(branch(x), self.grid) for branch, x in pairs], axis=-1)
+        x = jnp.concatenate([on_grid(branch(x), grid) for branch, x in pairs], axis=-1)
         return jax.nn.elu(linear(x, self.affinity_conv[...]))
+
+
+def vgg16_affinity_net(
+    backbone: VGG16, grid: tuple[int, int] | None = None, *, rngs: nnx.Rngs
+) -> MultiLevelAffinityNet:
+    """AffinityNet on VGG-16 as its authors have it: conv4, conv5 and fc7, whose fc6 is dilated by 4, 448 channels.
+
+    Args:
+      backbone: the classifier; stays as it is.
+      grid: see `MultiLevelAffinityNet`.
+      rngs: source of the head's initial weights.
+    """
+    return MultiLevelAffinityNet(
+        backbone.dilated(AFFINITY_DILATION),
+        AFFINITY_LEVELS,
+        grid,
+        hidden=(64, 128, 256),
+        features=448,
+        groups=(8, 16, 32),
+        rngs=rngs,
+    )

@@ -37,6 +37,44 @@ class LayerScale(nnx.Module):
         return ops.scale_channels(x, self.gamma[...])
 
 
+class ChannelAffine(nnx.Module):
+    """A factor and a shift of each channel: BatchNorm with constant statistics."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Array, ops: Ops = PLAIN) -> Array:
+        """X (..., channels) -> the same shape."""
+        return ops.bias(ops.scale_channels(x, self.scale[...]), self.bias[...])
+
+
+class Conv(nnx.Module):
+    """Convolution with kernel (h, w, in, out), zeros around as in PyTorch: the size stays but for the stride."""
+
+    def __init__(
+        self,
+        side: int,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs(), (side, side, inputs, outputs)))
+        self.bias: Any = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.stride, self.dilation = stride, dilation
+
+    def __call__(self, x: Array, ops: Ops = PLAIN) -> Array:
+        """X (B, H, W, in) -> (B, ceil(H / stride), ceil(W / stride), out)."""
+        kernel = self.kernel[...]
+        padding = self.dilation * (kernel.shape[0] // 2)
+        y = ops.conv(x, kernel, stride=self.stride, dilation=self.dilation, padding=padding)
+        return y if self.bias is None else ops.bias(y, self.bias[...])
+
+
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis."""
 

@@ -1,7 +1,7 @@
-"""Feature maps at named levels of a Vision Transformer, and the part of it that they need.
+"""Feature maps at named levels of a backbone, and the part of it that they need.
 
 "stem.1", "stem.2", ... are the stages of a hybrid's stem; "block.1", "block.2", ... are the patch tokens after each
-block, on the token grid.
+block, on the token grid. A `ConvNet` names its own, such as "conv4" or "layer3".
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from flax import nnx
 
+from vitx.models.convnet import ConvNet
 from vitx.models.design import Preprocess
 from vitx.models.resnet import Stem
 from vitx.models.vit import VisionTransformer
@@ -23,7 +24,7 @@ class StemAlone(nnx.Module):
         self.preprocess = preprocess
 
 
-Backbone = VisionTransformer | StemAlone
+Backbone = VisionTransformer | StemAlone | ConvNet
 ABOVE_BLOCKS = (
     "norm",
     "attn_pool",
@@ -37,6 +38,8 @@ ABOVE_BLOCKS = (
 
 def level_channels(model: Backbone) -> dict[str, int]:
     """The channels of each level that a model has, from the image upwards."""
+    if isinstance(model, ConvNet):
+        return dict(model.level_channels)
     stages = model.stem.stage_channels if isinstance(model.stem, Stem) else ()
     channels = {f"stem.{number}": count for number, count in enumerate(stages, 1)}
     if isinstance(model, VisionTransformer):
@@ -54,20 +57,23 @@ def require_levels(model: Backbone, levels: Sequence[str]) -> None:
             raise ValueError(f"the model has no level {level!r}; it has {', '.join(known)}")
 
 
-def features_at(model: Backbone, images: Array, levels: Sequence[str]) -> list[Array]:
+def features_at(
+    model: Backbone, images: Array, levels: Sequence[str], dropout: Array | None = None
+) -> list[Array]:
     """Maps (B, h, w, C) of some levels, in their order; nothing above the deepest of them is computed.
 
     Args:
       model: the backbone.
       images: normalised, (B, H, W, 3), of the parameters' type.
       levels: names, see `level_channels`.
+      dropout: see `ConvNet`; others have none.
 
     Raises:
       ValueError: for no levels, or one that the model does not have.
     """
     require_levels(model, levels)
     deepest, maps = _deepest(model, levels), {}
-    for name, features in _maps(model, images):
+    for name, features in _maps(model, images, dropout):
         maps[name] = features
         if name == deepest:
             break
@@ -81,7 +87,12 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
       ValueError: see `features_at`.
     """
     require_levels(model, levels)
-    kind, number = _deepest(model, levels).split(".")
+    deepest = _deepest(model, levels)
+    if isinstance(model, ConvNet):
+        below = nnx.clone(model.without_head())
+        below.keep(deepest)
+        return below
+    kind, number = deepest.split(".")
     part = nnx.clone(model)
     if isinstance(part, VisionTransformer) and kind == "block":
         part.blocks = nnx.List(list(part.blocks)[: int(number)])
@@ -107,8 +118,13 @@ def _deepest(model: Backbone, levels: Sequence[str]) -> str:
     return max(levels, key=list(level_channels(model)).index)
 
 
-def _maps(model: Backbone, images: Array) -> Iterator[tuple[str, Array]]:
+def _maps(
+    model: Backbone, images: Array, dropout: Array | None = None
+) -> Iterator[tuple[str, Array]]:
     """All levels in their order, each computed when it is asked for."""
+    if isinstance(model, ConvNet):
+        yield from model.maps(images, dropout=dropout)
+        return
     features = images
     if isinstance(model.stem, Stem):
         for number, features in enumerate(model.stem.maps(images), 1):

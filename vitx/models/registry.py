@@ -1,7 +1,7 @@
 """Creates models by name, with random weights."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import jax
@@ -10,11 +10,14 @@ from flax import nnx
 
 from vitx.models.checks import checked, positive_float, positive_int
 from vitx.models.checks import image_size as checked_size
+from vitx.models.convnet import ConvNet
 from vitx.models.design import Preprocess
-from vitx.models.families import MODELS
+from vitx.models.families import IMAGENET, MODELS
 from vitx.models.heads import with_head
 from vitx.models.resnet import ConvStem, ResNetV2
-from vitx.models.vit import VisionTransformer
+from vitx.models.resnet_v1 import ResNetV1
+from vitx.models.variants import Classifier
+from vitx.models.vgg import VGG16
 
 STEMS: dict[str, Any] = {
     "resnet50": lambda rngs: ResNetV2((3, 4, 9), rngs=rngs),
@@ -22,6 +25,10 @@ STEMS: dict[str, Any] = {
     "conv_full": lambda rngs: ConvStem((24, 48, 64), stride=4, unstrided=1, rngs=rngs),
     "conv_tiny": lambda rngs: ConvStem((16, 32), stride=4, rngs=rngs),
 }
+
+CNNS: dict[str, Callable[..., ConvNet]] = {"vgg16_cam": VGG16, "resnet50_cam": ResNetV1}
+"""Networks for class activation maps: by default VOC's 20 classes and a size of 448, with ImageNet's mean and std."""
+_CNN_CLASSES, _CNN_SIZE = 20, 448
 
 
 def create(
@@ -31,30 +38,38 @@ def create(
     seed: int = 0,
     final_norm_eps: float | None = None,
     head: str | None = None,
-) -> VisionTransformer:
+) -> Classifier:
     """A model with random weights.
 
     Whole numbers may be Python's, NumPy's or JAX's, and sizes in a tuple, list or array.
 
     Args:
-      name: a key of `MODELS`, such as "vit_base_patch16_224".
+      name: a key of `MODELS`, such as "vit_base_patch16_224", or of `CNNS`.
       num_classes: outputs of the head, at least 1; default: the family's, which has no head if that is 0.
-      image_size: side, or (H, W), in pixels, multiples of the patch; default: the one in the name.
+      image_size: side, or (H, W), in pixels, multiples of the patch; default: the one in the name, 448 for a CNN.
       seed: of the weights.
-      final_norm_eps: epsilon of the last LayerNorm, above 0; default: as in the blocks.
-      head: what the head reads, one of `vitx.models.heads.HEADS`; needs `num_classes`. Default: the family's.
+      final_norm_eps: epsilon of the last LayerNorm, above 0; default: as in the blocks. A CNN has none.
+      head: what the head reads, one of `vitx.models.heads.HEADS`; needs `num_classes`. Default: the family's; a CNN has
+        no other.
 
     Raises:
       ValueError: for an unknown name, a number that is not positive, a count or size that is not
-        whole, or sizes that do not fit.
+        whole, sizes that do not fit, or an option that the model does not have.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.3)
+    if name not in MODELS and name not in CNNS:
+        near = difflib.get_close_matches(name, (*MODELS, *CNNS), n=3, cutoff=0.3)
         raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near) or 'none'}")
-    sizes, rngs = MODELS[name], nnx.Rngs(seed)
+    rngs = nnx.Rngs(seed)
+    if num_classes is not None:
+        num_classes = checked("num_classes", num_classes, positive_int)
+    if name in CNNS:
+        require_no_options(name, final_norm_eps=final_norm_eps, head=head)
+        size = checked("image_size", _CNN_SIZE if image_size is None else image_size, checked_size)
+        return CNNS[name](num_classes or _CNN_CLASSES, Preprocess(*IMAGENET, size), rngs=rngs)
+    sizes = MODELS[name]
     outputs, design = sizes.num_classes, sizes.design
     if num_classes is not None:
-        outputs = checked("num_classes", num_classes, positive_int)
+        outputs = num_classes
     if head is not None:
         design = with_head(design, head, outputs)
     side = sizes.image_size if image_size is None else image_size
@@ -75,3 +90,10 @@ def create(
         design=design,
         rngs=rngs,
     )
+
+
+def require_no_options(model: str, **options: Any) -> None:
+    """Raises ValueError for an option that is not None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{model} has no {name}: leave it out")

@@ -1,7 +1,7 @@
 """Variants of a model that share its weights: at another image size, or with other attributes; and its tokens."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from vitx.models.convnet import ConvNet
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
+Classifier = VisionTransformer | ConvNet
+M = TypeVar("M", VisionTransformer, ConvNet)
 
-def variant(model: VisionTransformer, **attributes: Any) -> VisionTransformer:
+
+def variant(model: M, **attributes: Any) -> M:
     """A model with the same weights, arrays that are not copied, and some other attributes."""
     other = nnx.merge(*nnx.split(model))
     for name, value in attributes.items():
@@ -21,12 +25,12 @@ def variant(model: VisionTransformer, **attributes: Any) -> VisionTransformer:
     return other
 
 
-def at_size(model: VisionTransformer, size: tuple[int, int]) -> VisionTransformer:
+def at_size(model: M, size: tuple[int, int]) -> M:
     """The model for images of another size: positions resampled to its grid, all other weights shared.
 
     Args:
-      model: a `VisionTransformer`.
-      size: (H, W) in pixels, multiples of the side of a token's cell (`cell`).
+      model: a `VisionTransformer`, or a `ConvNet`, which has no positions.
+      size: (H, W) in pixels; of a transformer multiples of the side of a token's cell (`cell`).
 
     Returns:
       A model, or `model` itself where it has that size.
@@ -37,6 +41,8 @@ def at_size(model: VisionTransformer, size: tuple[int, int]) -> VisionTransforme
     preprocess = dataclasses.replace(model.preprocess, size=size)
     if preprocess.size == model.preprocess.size:
         return model
+    if isinstance(model, ConvNet):
+        return model.at_size(preprocess.size)
     side = cell(model)
     if any(length % side for length in preprocess.size):
         raise ValueError(f"size {preprocess.size} is not a multiple of the cell, {side} pixels")
@@ -75,8 +81,10 @@ def _tokens(model: VisionTransformer, images: Array) -> Array:
     return model.normed(encoded)
 
 
-def cell(model: VisionTransformer) -> int:
-    """Side in pixels of the square of the image that a patch token covers."""
+def cell(model: Classifier) -> int:
+    """Side in pixels of the square of the image that a patch token, or a cell of a CNN's last map, covers."""
+    if isinstance(model, ConvNet):
+        return model.stride
     return model.preprocess.size[0] // model.grid[0]
 
 

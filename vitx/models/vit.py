@@ -41,6 +41,8 @@ class VisionTransformer(nnx.Module):
         positions in heads whose channels are no multiple of 4, or more best patches than patches.
     """
 
+    any_size = False
+
     def __init__(
         self,
         *,
@@ -267,6 +269,19 @@ class VisionTransformer(nnx.Module):
         if len(logits) == 2:
             logits = [ops.scale(ops.add(*logits), factor=0.5)]
         return logits[0][:, 0]
+
+    @property
+    def linear_head(self) -> bool:
+        """Whether a linear head reads the patches' mean, without a norm between them; see `class_map`."""
+        design = self.design
+        return design.pooling == "mean" and not design.pooled_norm and design.head == "pooled"
+
+    def class_map(self, tokens: Array, ops: Ops = PLAIN) -> Array:
+        """Tokens of `encode` -> each patch's share of each output (B, N, C), where there is a `linear_head`."""
+        patches = self.normed(tokens, ops)[:, self.prefix_tokens :]
+        if self.projection is not None:
+            patches = self.projection(patches, ops)
+        return patches if self.head is None else ops.linear(patches, self.head.kernel[...])
 
     def without_head(self) -> "VisionTransformer":
         """The model with the same weights whose output is the pooled one."""

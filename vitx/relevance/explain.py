@@ -1,12 +1,14 @@
 """`explain`: logits and maps from a model, images and classes, by one forward and one backward pass a class."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import ArrayLike
 
 from vitx import parallel
@@ -14,6 +16,7 @@ from vitx.explainable import Explainable
 from vitx.ops import Array
 from vitx.relevance import (
     beyond_intuition,
+    class_maps,
     gradients,
     lrp,
     methods,
@@ -23,7 +26,14 @@ from vitx.relevance import (
 )
 from vitx.relevance.registry import REGISTRY
 
-_REGISTERING = methods, gradients, beyond_intuition, lrp, model_agnostic  # at import, in this order
+_REGISTERING = (  # at import, in this order
+    methods,
+    gradients,
+    beyond_intuition,
+    lrp,
+    model_agnostic,
+    class_maps,
+)
 METHODS = tuple(REGISTRY)
 RULES = ("published", "stable")
 MEMORY = ("auto", "fast", "lean")
@@ -52,10 +62,11 @@ def explain(
     `jax.lax.stop_gradient`.
 
     Args:
-      model: a classifier, such as a `VisionTransformer`; see `vitx.explainable.Explainable`.
-      images: normalised, (B, H, W, 3).
+      model: a classifier, such as a `VisionTransformer` or a `ConvNet`; see `vitx.explainable.Explainable`.
+      images: normalised, (B, H, W, 3), of the model's size, which for a CNN is any.
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
-      method: one of `METHODS`.
+      method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has no attention, and "cam" needs a
+        linear head on the mean of patches or of a feature map.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: of K values, how many go backward at once. More take more memory, and on a CPU more time, too.
@@ -70,17 +81,22 @@ def explain(
       options: parameters of the method by name, such as {"steps": 50}; docs/methods.md has them and their defaults.
 
     Returns:
-      the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
-      (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
+      the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid or
+      that of a CNN's last feature map, (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of
+      pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
-      ValueError: for an unknown method or option, a start layer that the model does not have, or images, classes or a
-        target of a shape, type or range that does not fit. Values are not checked inside another `jit`: there a class
-        out of range gives a map of zeros.
+      ValueError: for an unknown method or option, a method or start layer that the model does not have, or images,
+        classes or a target of a shape, type or range that does not fit. Values are not checked inside another `jit`:
+        there a class out of range gives a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
-    images, size = _check_images(images, model.preprocess.size), model.preprocess.size
+    images = _check_images(images, model)
+    size = (images.shape[1], images.shape[2])
+    if size != model.preprocess.size:
+        model = nnx.merge(*nnx.split(model))
+        model.preprocess = replace(model.preprocess, size=size)
     explained = targets.parse(classes, target, len(images), model.num_classes)
     if explained.func is targets.of_similarity and model.num_classes:
         model = model.without_head()
@@ -112,17 +128,21 @@ def _check_options(
         raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
     if high_norm not in HIGH_NORM:
         raise ValueError(f"high_norm must be one of {', '.join(HIGH_NORM)}, not {high_norm!r}")
-    layers = len(model.attention_shapes())
+    REGISTRY[method].require(model)
+    layers = len(model.attention_shapes()) or 1
     if not _is_int(start_layer) or not 0 <= start_layer < layers:
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
     if not _is_int(class_chunk) or class_chunk < 1:
         raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
 
 
-def _check_images(images: ArrayLike, size: tuple[int, int]) -> Array:
+def _check_images(images: ArrayLike, model: Explainable) -> Array:
+    """The images as an array, of the model's size or, where it takes any, of at least a pixel."""
     if not isinstance(images, jax.Array):
         images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != (*size, 3) or not len(images):
+    size = ("H", "W") if model.any_size else model.preprocess.size
+    fits = images.ndim == 4 and images.shape[3] == 3 and images.size
+    if not fits or not (model.any_size or images.shape[1:3] == size):
         raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be normalised floats, not {images.dtype}")

@@ -118,7 +118,7 @@ def _attcat(model: Explainable, images: Array, ops: Ops, start_layer: int, lean:
     return output, one_value
 
 
-@method("input x gradient")
+@method("input x gradient", needs="")
 def _input_x_gradient(
     model: Explainable,
     images: Array,
@@ -165,7 +165,7 @@ def summed(model: Explainable, x: Array, level: str) -> Array:
     return on_grid(model, total[:, model.prefix_tokens :]) if level == "tokens" else total
 
 
-@method("integrated gradients")
+@method("integrated gradients", needs="")
 def _integrated_gradients(
     model: Explainable,
     images: Array,
@@ -196,7 +196,7 @@ def _integrated_gradients(
     return run(x), one_value
 
 
-@method("SmoothGrad", pixels=True)
+@method("SmoothGrad", pixels=True, needs="")
 def _smoothgrad(
     model: Explainable,
     images: Array,

@@ -92,10 +92,28 @@ def _raw_attention(
     return model.classify(encoded, ops), lambda gradient: maps
 
 
-@method("GradCAM")
+@method("GradCAM", needs="")
 def _gradcam(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
+    if not model.attention_shapes():
+        return _gradcam_of_features(model, images, ops)
     logits, attention, pullback = last_block(model, images, ops)
     return logits, lambda gradient: on_grid(model, gradcam(attention, pullback(gradient)))
+
+
+def _gradcam_of_features(model: Explainable, images: Array, ops: Ops) -> Forward:
+    """Of a CNN: the last feature map's channels, weighted by their mean gradient (Selvaraju et al., ICCV 2017)."""
+
+    def above(cells: Array) -> Array:
+        return model.classify(model.encode(cells, ops)[0], ops)
+
+    cells = embedded(model, images)  # (B, N, C)
+    logits, pullback = jax.vjp(above, cells)
+
+    def one_value(gradient: Array) -> Array:
+        weights = pullback(gradient)[0].mean(1, keepdims=True)
+        return on_grid(model, positive((weights * cells).sum(-1)))
+
+    return logits, one_value
 
 
 @method("LRP", rule_sets=_LRP_RULES, pixels=True)

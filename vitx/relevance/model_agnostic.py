@@ -10,7 +10,7 @@ from vitx.relevance.registry import Forward, method
 from vitx.relevance.rulesets import EXACT
 
 
-@method("RISE", pixels=True)
+@method("RISE", pixels=True, needs="")
 def _rise(
     model: Explainable,
     images: Array,
@@ -64,7 +64,7 @@ def _mask(key: Array, size: tuple[int, ...], cells: int, kept: float) -> Array:
     return lax.dynamic_slice(large, (start[0], start[1]), size)
 
 
-@method("random", by_class=False)
+@method("random", by_class=False, needs="")
 def _random(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool, *, seed: int = 0
 ) -> Forward:
@@ -79,7 +79,7 @@ def _random(
     return model(images, EXACT), lambda gradient: maps.astype(model.dtype)
 
 
-@method("centre", by_class=False)
+@method("centre", by_class=False, needs="")
 def _centre(
     model: Explainable,
     images: Array,

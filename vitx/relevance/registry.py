@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vitx.explainable import Explainable
 from vitx.ops import Array, Ops
 from vitx.relevance import rulesets
 
@@ -19,6 +20,8 @@ Forward = tuple[Array, Callable[[Array], Array]]
 """The output (B, C), and a function from a value's gradient at the output (B, C) to raw maps (B, h, w).
 
 The gradient of a class is a one-hot row."""
+ATTENTION = "blocks with attention"
+LINEAR_HEAD = "a linear head on the mean of its patches or of its last feature map"
 LEVELS = ("pixels", "tokens")
 """A map of x times a gradient is taken at the image, or at the tokens that enter the first block."""
 Run = Callable[..., Forward]
@@ -38,6 +41,7 @@ class Method:
       published_start_layer: the first block of its product in the published tables; None where it has no product.
       pixels: whether its maps are of pixels, by default; those of relevance rules only on a model without a stem.
       options: its parameters by name, with their defaults: the keyword-only ones of `run`.
+      needs: what a model must have for it, `ATTENTION` or `LINEAR_HEAD`; "" for any model.
     """
 
     name: str
@@ -48,6 +52,21 @@ class Method:
     published_start_layer: int | None
     pixels: bool
     options: Mapping[str, Any]
+    needs: str
+
+    def explains(self, model: Explainable) -> bool:
+        """Whether a model has what the method needs."""
+        if self.needs == ATTENTION:
+            return bool(model.attention_shapes())
+        return model.linear_head if self.needs == LINEAR_HEAD else True
+
+    def require(self, model: Explainable) -> None:
+        """Raises ValueError for a model that does not have what the method needs."""
+        if not self.explains(model):
+            raise ValueError(
+                f"method {self.name} needs a model with {self.needs}, which this {type(model).__name__} does not have; "
+                f"it has {', '.join(methods_of(model))}"
+            )
 
     def operations(self, rules: str) -> Ops:
         """The operations under "published" or "stable" rules; plain ones at full precision where it has no rules."""
@@ -84,6 +103,11 @@ REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
 """All methods by name, in the order of the published tables."""
 
 
+def methods_of(model: Explainable) -> tuple[str, ...]:
+    """The names of the methods that can explain a model."""
+    return tuple(name for name, each in REGISTRY.items() if each.explains(model))
+
+
 def method(
     title: str,
     *,
@@ -91,6 +115,7 @@ def method(
     rule_sets: Mapping[str, Ops] = MappingProxyType({}),
     published_start_layer: int | None = None,
     pixels: bool = False,
+    needs: str = ATTENTION,
 ) -> Callable[[Run], Run]:
     """Registers a function as the method of its name, without the leading underscore; see `Method`."""
 
@@ -107,6 +132,7 @@ def method(
             published_start_layer=published_start_layer,
             pixels=pixels or options.get("level") == "pixels",
             options=options,
+            needs=needs,
         )
         return run
 

@@ -1,7 +1,7 @@
-"""Builds the model that tensors with timm's names describe, still without weights."""
+"""Builds the model that tensors with timm's or vitx's names describe, still without weights."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -12,6 +12,7 @@ from vitx.models.design import Design, Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ConvStem, ResNetV2, Stem
 from vitx.models.vit import VisionTransformer
+from vitx.weights import conv_build
 from vitx.weights.design_of import design_of
 from vitx.weights.files import Tensor
 from vitx.weights.fit import Table, fit_head, shape_of
@@ -39,6 +40,8 @@ def build(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides) 
         return _affinity_net(tensors, metadata, overrides)
     if "branches.0.feat_conv.weight" in tensors:
         return _multi_level_affinity_net(tensors, metadata, overrides)
+    if conv_build.is_cnn(tensors):
+        return conv_build.conv_net(tensors, metadata, overrides)
     return _vision_transformer(tensors, metadata, overrides)
 
 
@@ -107,13 +110,20 @@ def _head_to_projection(tensors: dict[str, Tensor]) -> None:
 def _affinity_net(
     tensors: Mapping[str, Tensor], metadata: Metadata, overrides: Overrides
 ) -> AffinityNet:
-    grid, preprocess, sizes = _affinity_sizes(tensors, "feat_conv.weight", metadata, overrides)
+    grid, preprocess = _affinity_grid(metadata, overrides)
+    hidden, groups, features = _affinity_sizes(tensors, ["feat_conv.weight"], metadata)
     stem, _ = _stem(tensors, "resnet_backbone", metadata)
     if stem is None:
         raise ValueError("its stem, resnet_backbone, is missing")
     return nnx.eval_shape(
         lambda: AffinityNet(
-            stem(nnx.Rngs(0)), grid, preprocess=preprocess, **sizes, rngs=nnx.Rngs(0)
+            stem(nnx.Rngs(0)),
+            grid,
+            preprocess=preprocess,
+            hidden=hidden[0],
+            features=features,
+            groups=groups[0],
+            rngs=nnx.Rngs(0),
         )
     )
 
@@ -121,14 +131,19 @@ def _affinity_net(
 def _multi_level_affinity_net(
     tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
 ) -> MultiLevelAffinityNet:
-    conv = "branches.0.feat_conv.weight"
-    grid, preprocess, sizes = _affinity_sizes(tensors, conv, metadata, overrides)
     if metadata.levels is None:
         raise ValueError("the metadata does not have levels, which this AffinityNet needs")
+    grid, preprocess = _affinity_grid(metadata, overrides)
+    convs = [f"branches.{number}.feat_conv.weight" for number, _ in enumerate(metadata.levels)]
+    hidden, groups, features = _affinity_sizes(tensors, convs, metadata)
+    own_grid: tuple[int, int] | None = grid
     names = [name for name in tensors if name.startswith(BACKBONE)]
     parts = {name.removeprefix(BACKBONE): tensors[name] for name in names}
-    if "pos_embed" in parts:
-        backbone: Backbone = _vision_transformer(parts, metadata, replace(overrides, num_classes=1))
+    if conv_build.is_cnn(parts):
+        backbone: Backbone = conv_build.backbone(parts, metadata, overrides)
+        own_grid = grid if metadata.grid else None
+    elif "pos_embed" in parts:
+        backbone = _vision_transformer(parts, metadata, replace(overrides, num_classes=1))
         tensors[f"{BACKBONE}pos_embed"] = parts["pos_embed"]  # resampled
     else:
         stem, _ = _stem(parts, "patch_embed.backbone", metadata, fewest=1)
@@ -137,29 +152,45 @@ def _multi_level_affinity_net(
         backbone = nnx.eval_shape(lambda: StemAlone(stem(nnx.Rngs(0)), preprocess))
     levels = metadata.levels
     return nnx.eval_shape(
-        lambda: MultiLevelAffinityNet(backbone, levels, grid, **sizes, rngs=nnx.Rngs(0))
+        lambda: MultiLevelAffinityNet(
+            backbone,
+            levels,
+            own_grid,
+            hidden=hidden,
+            features=features,
+            groups=groups,
+            rngs=nnx.Rngs(0),
+        )
     )
 
 
-def _affinity_sizes(
-    tensors: Mapping[str, Tensor], conv: str, metadata: Metadata, overrides: Overrides
-) -> tuple[tuple[int, int], Preprocess, dict[str, int]]:
-    """An AffinityNet's grid, preprocessing, and channels; `conv` names its first convolution."""
+def _affinity_grid(metadata: Metadata, overrides: Overrides) -> tuple[tuple[int, int], Preprocess]:
+    """An AffinityNet's grid and preprocessing."""
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps", "head"):
         if getattr(overrides, name) is not None:
             raise ValueError(
                 f"it holds an AffinityNet, which has no {name}: leave it out, or give a classifier's weights"
             )
-    hidden, groups = shape_of(tensors, conv, 4)[0], metadata.groups or 32
-    if hidden % groups:
-        raise ValueError(f"{conv} has {hidden} outputs, not a multiple of {groups} groups")
     own = metadata.image_size or _AFFINITY_SIZE
     size = overrides.image_size or own
     grid = metadata.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
     scaled = max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])
-    features = shape_of(tensors, "affinity_conv.weight", 4)[0]
-    preprocess = Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
-    return scaled, preprocess, {"hidden": hidden, "features": features, "groups": groups}
+    return scaled, Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
+
+
+def _affinity_sizes(
+    tensors: Mapping[str, Tensor], convs: Sequence[str], metadata: Metadata
+) -> tuple[list[int], list[int], int]:
+    """Channels and groups of each branch of an AffinityNet, whose convolutions have the names, and its features."""
+    specified = metadata.groups or 32
+    groups = [specified] * len(convs) if isinstance(specified, int) else list(specified)
+    if len(groups) != len(convs):
+        raise ValueError(f"the metadata has {len(groups)} groups for {len(convs)} branches")
+    hidden = [shape_of(tensors, conv, 4)[0] for conv in convs]
+    for conv, outputs, count in zip(convs, hidden, groups, strict=True):
+        if outputs % count:
+            raise ValueError(f"{conv} has {outputs} outputs, not a multiple of {count} groups")
+    return hidden, groups, shape_of(tensors, "affinity_conv.weight", 4)[0]
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.convnet import ConvNet
 from vitx.models.levels import Backbone
 from vitx.models.vit import VisionTransformer
 
-Model = VisionTransformer | AffinityNet | MultiLevelAffinityNet
+Model = VisionTransformer | ConvNet | AffinityNet | MultiLevelAffinityNet
 
 # Substitutions in the path of a parameter, one after the other: the model's name of a part, timm's.
 _NAMES: Final = (

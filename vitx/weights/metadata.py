@@ -14,6 +14,7 @@ from vitx.models import checks
 from vitx.models.design import VIT, Design
 from vitx.models.families import IMAGENET
 from vitx.models.heads import HEADS
+from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
 from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file, parts_of
@@ -81,6 +82,12 @@ def _parts_of_a_design(value: Any) -> dict[str, Any]:
     return value
 
 
+def _one_or_several(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(map(checks.positive_int, value))
+    return checks.positive_int(value)
+
+
 def _count(value: Any) -> int:
     return value if type(value) is int and value == 0 else checks.positive_int(value)
 
@@ -129,7 +136,8 @@ class Metadata(_Checked):
     stem_stride: int | None = _checked_by(checks.positive_int)
     stem_unstrided: int | None = _checked_by(checks.positive_int)
     grid: tuple[int, int] | None = _checked_by(_bounded_size)
-    groups: int | None = _checked_by(checks.positive_int)
+    groups: int | tuple[int, ...] | None = _checked_by(_one_or_several)
+    fc6_dilation: int | None = _checked_by(checks.positive_int)
     levels: tuple[str, ...] | None = _checked_by(_different_names)
 
 
@@ -194,11 +202,22 @@ def _google(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
     return {"num_heads": next((shape[1] for shape in shapes if len(shape) == 3), None)}
 
 
+def _psa(checkpoint: Checkpoint, named: Named) -> Mapping[str, Any]:
+    """Pixels from 0 to 255, less their mean; AffinityNet's levels, groups, and dilation of fc6."""
+    pixels = {"mean": [x / 255 for x in (122.675, 116.669, 104.008)], "std": [1 / 255] * 3}
+    if "affinity_conv.weight" not in named.tensors:
+        return pixels
+    dilated = {"fc6_dilation": AFFINITY_DILATION}
+    return pixels | dilated | {"levels": AFFINITY_LEVELS, "groups": (8, 16, 32)}
+
+
 _PROJECTS: Final[dict[str, Callable[[Checkpoint, Named], Mapping[str, Any]]]] = {
     "Google": _google,
     "Hugging Face": read_hugging_face,
     "timm": lambda checkpoint, named: read_timm(checkpoint.config, named.tensors),
     "[Re]": lambda checkpoint, named: {"weight_standardisation_eps": 1e-6},
+    "psa": _psa,
+    "torchvision": lambda checkpoint, named: dict(zip(("mean", "std"), IMAGENET, strict=True)),
 }
 
 

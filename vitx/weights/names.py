@@ -18,7 +18,7 @@ _PREFIXES: Final = ("module.", "model.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Named:
-    """Tensors under timm's names with PyTorch's axes; AffinityNet's keep [Re]'s names.
+    """Tensors under timm's names with PyTorch's axes; AffinityNet's keep [Re]'s names, CNNs have vitx's.
 
     `original` has the names and axes of the file, without prefixes such as "module.".
     """
@@ -40,7 +40,7 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
     if scheme is None:
         some = ", ".join(list(tensors)[:3])
         raise ValueError(
-            f"no Vision Transformer's names that vitx knows; the first tensors are {some}"
+            f"no names of a Vision Transformer or CNN that vitx knows; the first tensors are {some}"
         )
     renamed = {}
     for old, tensor in tensors.items():
@@ -57,6 +57,8 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
     _join_attention(renamed)
     _join_mlp(renamed)
     _split_pooling(renamed)
+    if scheme.convert is not None:
+        scheme.convert(renamed)
     return Named(renamed, scheme, tensors)
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitx.models.convnet import ConvNet
+from vitx.models.variants import Classifier
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import build
 from vitx.weights.files import Tensor, listed, open_checkpoint
@@ -79,9 +81,7 @@ def load(
         return model
 
 
-def load_classifier(
-    path: str | Path, *, headless: bool = False, **options: Any
-) -> VisionTransformer:
+def load_classifier(path: str | Path, *, headless: bool = False, **options: Any) -> Classifier:
     """`load` for files that must hold a classifier; options of 0, () or "" mean: use the file's own value.
 
     With `headless` it may also be a backbone without a head.
@@ -90,7 +90,7 @@ def load_classifier(
         n: v for n, v in options.items() if not isinstance(v, Real | Sequence) or v
     }
     model = load(path, **given)
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, VisionTransformer | ConvNet):
         raise ValueError(
             f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a "
             "classifier's weights"

@@ -1,4 +1,4 @@
-"""The names that projects give to the tensors of Vision Transformers, and timm's name for each.
+"""The names that projects give to the tensors of Vision Transformers and CNNs, and timm's or vitx's name for each.
 
 A family of checkpoints with names of its own is one entry of `SCHEMES`; what its config.json specifies is read by
 `hugging_face` or `timm_config`.
@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vitx.weights import conv_names
+from vitx.weights.files import Tensor
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """The names that one project gives to the tensors of a Vision Transformer."""
+    """The names that one project gives to the tensors of a model."""
 
     project: str
     mark: str  # a regular expression found in at least one name of every such file
@@ -23,6 +26,7 @@ class Scheme:
     prefix: str = ""  # a regular expression of what may precede any of these names
     flax: bool = False  # whether axes are in Flax's order rather than PyTorch's
     family: str = ""  # a key of `hugging_face.FAMILIES`
+    convert: Callable[[dict[str, Tensor]], None] | None = None  # changes tensors beyond names
 
     def timm_name(self, name: str) -> str | None:
         """The name of a tensor in timm: its own where it is unknown, None where it is not used."""
@@ -112,6 +116,40 @@ _WITH_TEXT: Final = (
     (r"head\.layernorm", "attn_pool.norm"),
     (r"head\.mlp\.(fc[12])", r"attn_pool.mlp.\1"),
 )
+_PSA: Final = (
+    (r"conv(\d)_(\d)", conv_names.psa_conv),
+    (r"fc8", "head"),
+    (r"f8_([345])", lambda found: f"branches.{int(found[1]) - 3}.feat_conv"),
+    (r"gn8_([345])", lambda found: f"branches.{int(found[1]) - 3}.gn"),
+    (r"f9", "affinity_conv"),
+)
+_TORCHVISION_VGG: Final = (
+    (r"features\.(\d+)", conv_names.torchvision_conv),
+    (r"classifier\.0", "fc6"),
+    (r"classifier\.3", "fc7"),
+    (r"classifier\.6", None),
+)
+_BATCH_NORM: Final = r"(?:\.(running_mean|running_var))?"
+
+
+def _resnet_block(found: re.Match[str]) -> str:
+    stage, block, part, statistic = found.groups()
+    parts = {"downsample.0": "downsample.conv", "downsample.1": "downsample.norm"}
+    name = parts.get(part, part.replace("bn", "norm"))
+    return ".".join(filter(None, (f"stages.{int(stage) - 1}.{block}.{name}", statistic)))
+
+
+_TORCHVISION_RESNET: Final = (
+    (r".*\.num_batches_tracked", None),
+    (r"conv1", "conv"),
+    (r"bn1", "norm"),
+    (r"bn1\.(running_mean|running_var)", r"norm.\1"),
+    (
+        rf"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample\.[01]){_BATCH_NORM}",
+        _resnet_block,
+    ),
+    (r"fc", "head"),
+)
 
 # The first whose mark is found counts.
 SCHEMES: Final = (
@@ -161,8 +199,20 @@ SCHEMES: Final = (
         r"vision_model\.",
         family="siglip",
     ),
+    Scheme("psa", r"^gn8_3\.", _PSA, convert=conv_names.psa_affinity),
+    Scheme("psa", r"^conv1_1\.", _PSA, convert=conv_names.from_psa),
+    Scheme(
+        "torchvision", r"^features\.28\.", _TORCHVISION_VGG, convert=conv_names.from_torchvision_vgg
+    ),
+    Scheme(
+        "torchvision",
+        r"^layer1\.0\.conv1\.",
+        _TORCHVISION_RESNET,
+        convert=conv_names.from_torchvision_resnet,
+    ),
     Scheme("[Re]", r"^feat_conv\."),  # AffinityNet, which timm does not have
     Scheme("vitx", r"^branches\.0\.feat_conv\."),  # AffinityNet on several levels
+    Scheme("vitx", r"^stages\.0\.0\."),  # a CNN
     Scheme(
         "[Re]", r"^resnet_backbone\.", ((r"resnet_backbone\.(.*)", r"patch_embed.backbone.\1"),)
     ),
@@ -195,5 +245,4 @@ REFUSED: Final = (
     (r"\.[qk]_norm\.", "a ViT with normalised queries and keys"),
     (r"\.attn\.norm\.|inner_attn_ln", "a ViT with a norm inside its attention (as EVA-02's CLIP)"),
     (r"mlp_tokens|MixerBlock_|token_mixing", "an MLP-Mixer"),
-    (r"^layer1\.0\.conv1\.|^conv1\.weight$", "a ResNet"),
 )

@@ -9,9 +9,12 @@ import numpy as np
 from safetensors.numpy import save as serialise
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.convnet import ConvNet
 from vitx.models.design import Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ResNetV2
+from vitx.models.resnet_v1 import ResNetV1
+from vitx.models.vgg import VGG16
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import plain_json, write_bytes
 from vitx.runtime.paths import as_path
@@ -24,7 +27,8 @@ def save(model: Model, path: str | Path) -> None:
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
     (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT), each
-    value as JSON. AffinityNet has the names of [Re]; stems that timm does not have keep vitx's.
+    value as JSON. AffinityNet has the names of [Re]; CNNs, and stems that timm does not have, keep
+    vitx's, and an AffinityNet on a CNN, too.
 
     timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, SigLIP's
     tower, CLIP's without a projection, EVA-02 tiny and small, and DINOv2 (with registers only those
@@ -34,7 +38,7 @@ def save(model: Model, path: str | Path) -> None:
     layer).
 
     Args:
-      model: a `VisionTransformer`, an `AffinityNet` or a `MultiLevelAffinityNet`.
+      model: a `VisionTransformer`, a `VGG16` or `ResNetV1`, an `AffinityNet` or a `MultiLevelAffinityNet`.
       path: a .safetensors file, or a folder, in which it becomes model.safetensors. If it is a
         symbolic link, its target is replaced, and the link stays.
 
@@ -45,7 +49,7 @@ def save(model: Model, path: str | Path) -> None:
     """
     if not isinstance(model, Model):
         raise ValueError(
-            f"cannot save a {type(model).__name__}: no VisionTransformer or AffinityNet"
+            f"cannot save a {type(model).__name__}: no VisionTransformer, CNN or AffinityNet"
         )
     if not os.fspath(path):
         raise ValueError(
@@ -83,14 +87,25 @@ def describe(model: Model) -> dict[str, Any]:
         own: dict[str, Any] = {"grid": model.grid, "groups": model.gn.groups}
         return _of_stem(model.preprocess, model.stem) | own
     if isinstance(model, MultiLevelAffinityNet):
-        groups = model.branches[0].gn.groups
-        own = {"levels": model.levels, "grid": model.grid, "groups": groups}
-        return _of_backbone(model.backbone) | own
+        each = [branch.gn.groups for branch in model.branches]
+        groups = each if len({*each}) > 1 else each[0]
+        own = {"levels": model.levels, "groups": groups}
+        grid = {"grid": model.grid} if model.grid else {}
+        return _of_backbone(model.backbone) | own | grid
     headless = {} if model.num_classes else {"num_classes": 0}
+    if isinstance(model, ConvNet):
+        return _of_backbone(model) | headless
     return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps} | headless
 
 
 def _of_backbone(model: Backbone) -> dict[str, Any]:
+    if isinstance(model, ConvNet):
+        described = _of_stem(model.preprocess, None)
+        if type(model) not in (VGG16, ResNetV1):
+            described["family"] = type(model).__name__
+        if isinstance(model, VGG16) and model.fc6 is not None and model.fc6.dilation > 1:
+            described["fc6_dilation"] = model.fc6.dilation
+        return described
     described = _of_stem(model.preprocess, model.stem)
     if isinstance(model, StemAlone):
         return described

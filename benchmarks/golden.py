@@ -4,17 +4,33 @@ import json
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from safetensors.numpy import save_file
 
 import vitx
 
 Numbers = dict[str, np.ndarray]
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden"
+
+
+class Row(NamedTuple):
+    """A quantity, and the largest difference from the published code's over the largest value."""
+
+    what: str
+    difference: float
+
+
+def compare(what: str, found: ArrayLike, expected: ArrayLike) -> Row:
+    """A row; both must have one shape, since a broadcast would hide a missing axis."""
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"{what}: shape {a.shape}, the published code's is {b.shape}")
+    return Row(what, float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)))
 
 
 def numbers(name: str) -> Numbers:
@@ -45,9 +61,10 @@ def images(count: int, size: int) -> jax.Array:
     return jnp.asarray(values.transpose(0, 2, 3, 1))
 
 
-def load(name: str, **options: Any) -> Any:
-    """A golden model, through a file with timm's names."""
+def load(name: str, part: str = "", **options: Any) -> Any:
+    """A golden model, or a part of one with several, through a file with the published names."""
     description = json.loads((GOLDEN / f"{name}.json").read_text())
+    description = description[part] if part else description
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.safetensors"
         save_file(weights(description["shapes"], description["seed"]), path)

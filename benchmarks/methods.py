@@ -18,7 +18,7 @@ from benchmarks.models import forward, random_images, random_model
 from benchmarks.tables import print_figures, print_table
 from benchmarks.timing import Side, alternate, median_ratio
 from vitx.models.vit import VisionTransformer
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance.registry import REGISTRY, methods_of
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*?\) -> .*? \{\n(.*?)^\}", re.S | re.M)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (?:\w+\[([\d,]*)\]\S*|\(.*?\)) ([\w-]+)\(")
@@ -92,7 +92,8 @@ def every_method(
     images = random_images(network, batch)
     classes = jnp.broadcast_to(jnp.array([3, 7]), (batch, 2))
     sides: dict[str, Side] = {"forward": partial(forward, network, images)}
-    for method in [name for name in vitx.METHODS if name != "rise"]:  # 500 forwards by definition
+    without_rise = [m for m in methods_of(network) if m != "rise"]  # 500 forwards by definition
+    for method in without_rise:
         for count in (1, 2) if REGISTRY[method].by_class else (1,):
             sides[f"{method}, {count}"] = partial(
                 vitx.explain, network, images, classes[:, :count], method

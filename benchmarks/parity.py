@@ -8,17 +8,17 @@ python -m benchmarks.parity > docs/parity.md
 
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from numpy.typing import ArrayLike
 
 import vitx
-from benchmarks.golden import Numbers, images, load, numbers, weights
+from benchmarks.golden import Numbers, Row, compare, images, load, numbers, weights
+from benchmarks.parity_vgg import vgg16
 from benchmarks.tables import print_table
 from vitx.evaluation.metrics import confusion_matrix, mean_iou, segmentation_scores
 from vitx.evaluation.perturbation import perturbation_curve
@@ -55,21 +55,6 @@ NEWER_MAPS = (
     *(f"input_x_gradient_{level}" for level in _LEVELS),
     *(f"integrated_gradients_{level}" for level in _LEVELS),
 )
-
-
-class Row(NamedTuple):
-    """A quantity, and the largest difference from the published code's over the largest value."""
-
-    what: str
-    difference: float
-
-
-def compare(what: str, found: ArrayLike, expected: ArrayLike) -> Row:
-    """A row; both must have one shape, since a broadcast would hide a missing axis."""
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"{what}: shape {a.shape}, the published code's is {b.shape}")
-    return Row(what, float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)))
 
 
 def vit_tiny() -> Iterator[Row]:
@@ -251,6 +236,7 @@ _GROUPS = (
     hybrid_base,
     affinity,
     affinity_head,
+    vgg16,
     metrics,
     training,
 )

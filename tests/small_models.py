@@ -16,6 +16,7 @@ from vitx.models.design import VIT, Design, Preprocess
 from vitx.models.vit import VisionTransformer
 from vitx.relevance.explain import METHODS
 from vitx.relevance.methods import TABLE_METHODS
+from vitx.relevance.registry import LINEAR_HEAD, REGISTRY
 
 
 def filled(make: Callable[[], Any], seed: int = 0) -> Any:
@@ -61,7 +62,11 @@ FAMILIES = {
 USUAL_METHODS = (*TABLE_METHODS, "generic_attention", "legrad", "attn_lrp_gamma", "libragrad")
 
 
-def each_method(methods: Sequence[str] = METHODS) -> list[Any]:
+CLASS_TOKEN_METHODS = tuple(name for name in METHODS if REGISTRY[name].needs != LINEAR_HEAD)
+"""The methods that any Vision Transformer has."""
+
+
+def each_method(methods: Sequence[str] = CLASS_TOKEN_METHODS) -> list[Any]:
     """Parameters of a test of some methods; those that share their code with a usual one are exhaustive."""
     return [
         pytest.param(name, marks=[] if name in USUAL_METHODS else pytest.mark.exhaustive)

@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
 
 
 # Of Base size: two thirds of this file's time.
-_LONG = {"vit_base": pytest.mark.exhaustive, "hybrid_base": pytest.mark.exhaustive}
+_LONG = dict.fromkeys(("vit_base", "hybrid_base", "vgg16"), pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ class Explainable(Protocol):
     Attributes:
       preprocess: mean and std of the input's channels, pixels being in [0, 1], and its size (H, W).
       num_classes: number of logits; 0 for a backbone without a head, whose output is `pooled`.
-      grid: rows and columns of patches.
       prefix_tokens: number of tokens before those of the patches.
       width: channels of a token, D.
       blocks: functions (tokens, ops, probe, queries, rotate) -> the first `queries` tokens, or all, and attention.
@@ -26,12 +25,15 @@ class Explainable(Protocol):
 
     preprocess: Any
     num_classes: int
-    grid: tuple[int, int]
     prefix_tokens: int
     width: int
     blocks: Any
     queries: int | None
     any_size: bool
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
 
     @property
     def dtype(self) -> Any:

@@ -20,7 +20,7 @@ from tests.forked import Ended, Programs, programs
 from tests.made_voc import annotation, make_voc
 from tests.pipeline.test_own_data import NAMES, own_run
 from tests.runs import KNOWN, STAGES, begun
-from tests.small_models import small_vit
+from tests.small_models import CLASS_TOKEN_METHODS, small_vit
 from vitx.data.palette import encode_mask
 from vitx.evaluation import metrics, perturbation
 from vitx.pseudomasks.affinity import affinities
@@ -515,7 +515,7 @@ def test_a_wrong_call_says_what_is_wrong(case: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("method", vitx.METHODS)
+@pytest.mark.parametrize("method", CLASS_TOKEN_METHODS)
 def test_a_constant_image_has_finite_maps(method: str) -> None:
     model = small_vit()
     images = np.full((1, *model.preprocess.size, 3), 0.25, np.float32)

@@ -14,10 +14,17 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import vitx
-from tests.small_models import USUAL_METHODS, each_method, images_for, small_hybrid, small_vit
+from tests.small_models import (
+    CLASS_TOKEN_METHODS,
+    USUAL_METHODS,
+    each_method,
+    images_for,
+    small_hybrid,
+    small_vit,
+)
 from vitx.relevance import explain as module
 from vitx.relevance import methods, rulesets, targets
-from vitx.relevance.explain import METHODS, RULES
+from vitx.relevance.explain import RULES
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import CHEFER, EXACT
 
@@ -25,7 +32,7 @@ pytestmark = pytest.mark.slow  # nearly every test compiles a model
 CLASSES = np.array([[0, 2], [1, 1], [2, 0]])
 IMAGES, GRID, PIXELS = 3, (2, 3), (8, 12)
 by_class = pytest.mark.parametrize(
-    "method", each_method([m for m in METHODS if REGISTRY[m].by_class])
+    "method", each_method([m for m in CLASS_TOKEN_METHODS if REGISTRY[m].by_class])
 )
 RULES_OF_PIXELS = ("lrp", "attn_lrp", "attn_lrp_gamma", "cp_lrp")
 every_method = pytest.mark.parametrize("method", each_method())
@@ -544,4 +551,5 @@ def test_methods_are_the_public_ones():
         "rise",
         "random",
         "centre",
+        "cam",
     ) == vitx.METHODS

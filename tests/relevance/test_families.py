@@ -10,7 +10,7 @@ import pytest
 
 import vitx
 from tests.small_models import FAMILIES, USUAL_METHODS, images_for, small_family
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance.registry import REGISTRY, methods_of
 from vitx.relevance.rulesets import EXACT, UNIFORM
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_every_method_on_every_family(family):
     model = model_of(family)
     images, classes = images_for(model, 2), np.array([[0, 2], [1, 0]])
     expected = np.asarray(predict(model, images))
-    for method in USUAL_METHODS if family in USUAL else vitx.METHODS:
+    for method in USUAL_METHODS if family in USUAL else methods_of(model):
         logits, maps = explained(family, images, classes, method)
         np.testing.assert_allclose(logits, expected, rtol=1e-11, err_msg=method)
         assert maps.shape == (2, 2, *(PIXELS if REGISTRY[method].pixels else GRID)), method

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitx
-from tests.small_models import images_for, small_vit
+from tests.small_models import CLASS_TOKEN_METHODS, images_for, small_vit
 from vitx.relevance import methods
 from vitx.relevance.gradient_rules import ATTN_LRP, CP_LRP, with_gamma
 from vitx.relevance.model_agnostic import _mask
@@ -146,7 +146,7 @@ def test_controls_know_neither_model_nor_class():
 
 def test_float32_maps_are_those_in_float64():
     _, images = model_and_images()
-    newer = [m for m in vitx.METHODS if m not in methods.TABLE_METHODS]
+    newer = [m for m in CLASS_TOKEN_METHODS if m not in methods.TABLE_METHODS]
     exact = {m: maps_of(m) for m in newer}
     with jax.enable_x64(False):
         low = small_vit()

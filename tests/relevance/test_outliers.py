@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitx
-from tests.small_models import each_method, images_for, small_hybrid, small_vit
+from tests.small_models import CLASS_TOKEN_METHODS, each_method, images_for, small_hybrid, small_vit
 from vitx.models.design import Design
 from vitx.relevance.outliers import (
     high_norm_tokens,
@@ -119,7 +119,9 @@ def test_what_is_not_finite_elsewhere_stays():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", each_method([m for m in vitx.METHODS if not REGISTRY[m].pixels]))
+@pytest.mark.parametrize(
+    "method", each_method([m for m in CLASS_TOKEN_METHODS if not REGISTRY[m].pixels])
+)
 def test_explain_puts_the_median_where_it_is_wanted(method):
     model = outlying(small_vit(size=(12, 12)))
     images, classes = images_for(model, 2), [[0, 1], [2, 0]]

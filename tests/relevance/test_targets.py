@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 import vitx
-from tests.small_models import each_method, images_for, small_vit
+from tests.small_models import CLASS_TOKEN_METHODS, each_method, images_for, small_vit
 from vitx.models.design import Design
 from vitx.relevance import explain as module
 from vitx.relevance import targets
-from vitx.relevance.explain import METHODS
 from vitx.relevance.methods import gradcam, last_block
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import EXACT
 
 WIDTH, IMAGES = 12, 3
 seeds = st.integers(0, 2**32 - 1)
-with_classes = [m for m in METHODS if REGISTRY[m].by_class]
+with_classes = [m for m in CLASS_TOKEN_METHODS if REGISTRY[m].by_class]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,7 +251,9 @@ def test_attribution_of_a_difference_is_no_rounding():
     assert np.abs(swapped - found).max() > 1e-2 * np.abs(found).max()
 
 
-@pytest.mark.parametrize("method", each_method([m for m in METHODS if m not in with_classes]))
+@pytest.mark.parametrize(
+    "method", each_method([m for m in CLASS_TOKEN_METHODS if m not in with_classes])
+)
 def test_maps_that_depend_on_no_class_depend_on_no_target(method):
     expected = explained(0, method)
     for target in (first_minus_square, ("difference", 0, 1), ("probability", [1, 2, 0])):

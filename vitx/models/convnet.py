@@ -29,9 +29,12 @@ class ConvNet(nnx.Module):
       rngs: source of the initial weights.
     """
 
-    any_size = True
     stride: int  # pixels of the image along a cell of the last feature map
-    prefix_tokens, queries, blocks, stem = 0, None, (), None
+    any_size = True
+    prefix_tokens = 0
+    queries: int | None = None
+    blocks: Any = ()
+    stem: Any = None
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Stage `classifier`: a Vision Transformer learns which classes an image shows, from image-level labels."""
+"""Stage `classifier`: a Vision Transformer or a CNN learns which classes an image shows, from image-level labels."""
 
 import functools
 import math
@@ -24,6 +24,7 @@ from vitx.models.tuning import (
     logits_from_patches,
     rate_factor,
 )
+from vitx.models.variants import Classifier
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.pipeline import training_stage
@@ -59,7 +60,7 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
     """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
     config, mode = run.config.classifier, run.config.parallel
     model = initial_model(run, len(run.source(config.train_split).classes) - 1, config.head)
-    if config.head:
+    if config.head and isinstance(model, VisionTransformer):
         model.design = replace(model.design, best_patches=config.best_patches)
     for name in wanted_stages(run.config, run.stages):
         run.stages[name].check_model(run.config, model)
@@ -126,7 +127,7 @@ def _predictor(mode: str) -> Callable[..., Any]:
     return parallel.per_example(predict, mode=mode)
 
 
-def initial_model(run: Run, num_classes: int, head: str = "") -> VisionTransformer:
+def initial_model(run: Run, num_classes: int, head: str = "") -> Classifier:
     """The checkpoint of the config with a fresh head, or a model of random weights.
 
     `head`: one of `vitx.models.heads.HEADS`; "": the model's own kind.
@@ -190,8 +191,14 @@ def _is_trainable(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(r"all|head|block\.[1-9]\d*", value))
 
 
-def _check_model(config: Any, model: VisionTransformer) -> None:
+def _check_model(config: Any, model: Classifier) -> None:
     options, patches = config.classifier, math.prod(model.grid)
+    if not isinstance(model, VisionTransformer):
+        if options.token_dropout or options.trainable.startswith("block."):
+            raise ValueError(
+                "config.classifier.token_dropout and trainable=block.N are for Vision Transformers, not for a CNN"
+            )
+        return
     if options.trainable.startswith("block."):
         require_option("classifier.trainable", [options.trainable], model)
     kept = kept_count(patches, options.token_dropout)

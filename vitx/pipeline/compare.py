@@ -46,6 +46,10 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
     overrides = {name: config[name] for name in _OVERRIDES} | {"dtype": config.precision}
     with jax.enable_x64(config.precision == "float64"):
         model = load_classifier(config.checkpoint, headless=True, image_size=size, **overrides)
+        if not isinstance(model, VisionTransformer):
+            raise ValueError(
+                f"{config.checkpoint} holds a CNN, and only Vision Transformers are compared with PyTorch"
+            )
         reference = build_reference(
             config.checkpoint, model, config.reference, config.architecture, config.precision
         )

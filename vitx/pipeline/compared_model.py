@@ -9,12 +9,13 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
+from vitx.evaluation.comparison import method_of
 from vitx.models.design import Preprocess
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier
 from vitx.runtime.experiment import Run
 
 
-def classifier(run: Run) -> VisionTransformer:
+def classifier(run: Run) -> Classifier:
     """The model that is explained: `config.model.checkpoint`, or the one that stage `classifier` trained.
 
     Raises:
@@ -31,10 +32,16 @@ def classifier(run: Run) -> VisionTransformer:
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
     overrides = {} if trained else {name: config.model[name] for name in names}
     model = weights.load_classifier(path, **overrides, dtype=config.model.get("dtype"))
+    for name in config.methods.compared:
+        try:
+            method_of(name).require(model)
+        except ValueError as error:
+            raise ValueError(f"methods.compared: {error}") from None
+    blocks = len(model.blocks)
     for name, layer in config.methods.start_layer.items():
-        if not 0 <= layer < len(model.blocks):
+        if blocks and not 0 <= layer < blocks:
             raise ValueError(
-                f"methods.start_layer.{name} is {layer}, but the model has {len(model.blocks)} blocks"
+                f"methods.start_layer.{name} is {layer}, but the model has {blocks} blocks"
             )
     return model
 
@@ -45,12 +52,12 @@ def precision(config: Any) -> AbstractContextManager[Any]:
     return jax.enable_x64(True) if double else nullcontext()
 
 
-def fits(model: VisionTransformer, source: loader.Source) -> bool:
+def fits(model: Classifier, source: loader.Source) -> bool:
     """Whether the model's outputs can be the dataset's classes."""
     return model.num_classes == len(source.classes) - 1
 
 
-def require_classes(model: VisionTransformer, source: loader.Source) -> None:
+def require_classes(model: Classifier, source: loader.Source) -> None:
     """Refuses a model whose outputs cannot be the dataset's classes."""
     if not fits(model, source):
         raise ValueError(
@@ -80,7 +87,7 @@ def chosen_images(source: loader.Source, limit: int, *, one_class: bool) -> list
 
 
 def pixel_batches(
-    source: loader.Source, chosen: Sequence[int], model: VisionTransformer, batch_size: int
+    source: loader.Source, chosen: Sequence[int], model: Classifier, batch_size: int
 ) -> loader.EvaluationBatches:
     """The chosen images at the model's size, in [0, 1]: see `loader.EvaluationBatches`."""
     pixels = Preprocess((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), model.preprocess.size)

@@ -17,12 +17,12 @@ from vitx import weights
 from vitx.data.class_names import find_classes, output_names, read_names
 from vitx.data.datasets.shapes import CLASSES
 from vitx.data.transforms import normalise
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.parallel import pad_batch
 from vitx.relevance.explain import explain
 from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance.registry import REGISTRY, methods_of
 from vitx.runtime.files import parse_json
 from vitx.weights.files import FOLDER_FILES
 
@@ -72,14 +72,15 @@ class Explainer:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        self.methods = _methods(config.methods)
+        _methods(config.methods)  # before a large file is read
         path = _checkpoint(config.checkpoint)
         overrides = {key: config[key] for key in _OVERRIDES}
         self._load = partial(weights.load_classifier, path, **overrides)
         sides = np.ravel(config.image_size).tolist()
         size = (sides * 2 if len(sides) == 1 else sides) if any(sides) else ()
         self.model = self._load(image_size=size)
-        self._models: dict[Size, VisionTransformer] = {self.model.preprocess.size: self.model}
+        self.methods = _methods(config.methods, self.model)
+        self._models: dict[Size, Classifier] = {self.model.preprocess.size: self.model}
         self._rows: dict[Size, int] = {}  # of the batches that each size is compiled for
         trained = _trained_classes(path, config.checkpoint)
         self.names = _names(config.class_names, self.model.num_classes, trained)
@@ -146,7 +147,7 @@ class Explainer:
             for index in range(len(images))
         ]
 
-    def at(self, size: Size) -> VisionTransformer:
+    def at(self, size: Size) -> Classifier:
         """The model at an input size; all sizes share their weights except the position embedding."""
         if size not in self._models:
             model = self._load(image_size=size)
@@ -158,7 +159,7 @@ class Explainer:
 
 
 @jax.jit
-def _logits(model: VisionTransformer, images: Array) -> Array:
+def _logits(model: Classifier, images: Array) -> Array:
     with jax.default_matmul_precision("highest"):  # as in explain
         return model(images)
 
@@ -168,7 +169,7 @@ def best_classes(scores: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-scores, axis=-1, kind="stable")[..., :count]
 
 
-def input_size(model: VisionTransformer, image_size: Size, aspect: str) -> Size:
+def input_size(model: Classifier, image_size: Size, aspect: str) -> Size:
     """The size (H, W) at which a model sees an image of `image_size`.
 
     Args:
@@ -194,13 +195,19 @@ def nearest_grid(image_size: Size, tokens: int) -> Size:
     return max(1, round((tokens / aspect) ** 0.5)), max(1, round((tokens * aspect) ** 0.5))
 
 
-def _methods(wanted: str) -> tuple[str, ...]:
-    names = REGISTRY if wanted.strip() == "all" else map(str.strip, wanted.split(","))
+def _methods(wanted: str, model: Classifier | None = None) -> tuple[str, ...]:
+    """The names of the wanted methods, which the model must have, where it is given; "all" are those that it has."""
+    if wanted.strip() == "all":
+        return () if model is None else methods_of(model)
+    names = map(str.strip, wanted.split(","))
     methods = tuple(dict.fromkeys(names))
     if unknown := [name for name in methods if name not in REGISTRY]:
         raise ValueError(
             f"config.methods: {unknown[0]!r} is none of {', '.join(REGISTRY)}; or give 'all'"
         )
+    if model is not None:
+        for name in methods:
+            REGISTRY[name].require(model)
     return methods
 
 

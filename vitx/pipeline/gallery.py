@@ -10,7 +10,7 @@ from vitx.data import loader
 from vitx.data.class_names import output_names
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.perturbation import explain_pixels
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier
 from vitx.pipeline.compared_model import (
     chosen_images,
     classifier,
@@ -66,7 +66,7 @@ def pictures(run: Run) -> list[object]:
 def _rows(
     run: Run,
     source: loader.Source,
-    model: VisionTransformer,
+    model: Classifier,
     comparison: Comparison,
     chosen: Sequence[int],
 ) -> Iterator[tuple[str, list[Cell]]]:

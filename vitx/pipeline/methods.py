@@ -14,6 +14,7 @@ from vitx.evaluation.comparison import Comparison, measure, program, score_progr
 from vitx.evaluation.cost import cost_in_forwards
 from vitx.evaluation.segmentation import foreground_masks
 from vitx.evaluation.summary import summary
+from vitx.models.variants import Classifier
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import SCORES, items_done, read_arrays, read_scores, write_arrays
 from vitx.pipeline.compared_model import (
@@ -104,17 +105,21 @@ def _measured(
     return {name: rows[batch["valid"]] for name, rows in measured.items()}
 
 
-def _facts(model: VisionTransformer) -> dict[str, Any]:
+def _facts(model: Classifier) -> dict[str, Any]:
     """The settings of the model."""
-    return {
+    facts = {
         "mean": model.preprocess.mean,
         "std": model.preprocess.std,
         "image_size": model.preprocess.size,
-        "num_heads": model.blocks[0].attn.heads,
         "num_classes": model.num_classes,
+        "dtype": str(model.dtype),
+    }
+    if not isinstance(model, VisionTransformer):
+        return facts
+    return facts | {
+        "num_heads": model.blocks[0].attn.heads,
         "norm_eps": model.blocks[0].norm1.epsilon,
         "final_norm_eps": model.final_norm_eps,
-        "dtype": str(model.dtype),
     }
 
 

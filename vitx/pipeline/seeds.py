@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.data import loader
-from vitx.models.variants import at_size, cell
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier, at_size, cell
 from vitx.ops import Array
 from vitx.pipeline.artifacts import (
     SCORES,
@@ -25,6 +24,7 @@ from vitx.pipeline.artifacts import (
 from vitx.pseudomasks.attention import KINDS
 from vitx.pseudomasks.seeds import class_seed_maps
 from vitx.relevance.explain import METHODS, RULES
+from vitx.relevance.registry import REGISTRY
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import POSITIVE, Wanted, among, candidates, number, several
@@ -50,7 +50,7 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
-def scaled_size(model: VisionTransformer, scale: float) -> tuple[int, int]:
+def scaled_size(model: Classifier, scale: float) -> tuple[int, int]:
     """The model's input size times a scale, rounded to whole cells, at least one."""
     side = cell(model)
     height, width = (
@@ -136,13 +136,21 @@ def _count(run: Run, stage: StageFolder) -> None:
         write_json(stage.folder / SCORES, counts)
 
 
-def _check_model(config: ConfigDict, model: VisionTransformer) -> None:
+def _check_model(config: ConfigDict, model: Classifier) -> None:
     if "seeds" not in config:
         return
     seeds, blocks = config.seeds, len(model.attention_shapes())
-    if seeds.start_layer >= blocks:
+    try:
+        REGISTRY[seeds.method].require(model)
+    except ValueError as error:
+        raise ValueError(f"config.seeds.method: {error}") from None
+    if blocks and seeds.start_layer >= blocks:
         raise ValueError(
             f"config.seeds.start_layer {seeds.start_layer} must be less than the model's {blocks} blocks"
+        )
+    if seeds.refine and not blocks:
+        raise ValueError(
+            f"config.seeds.refine={seeds.refine} spreads maps along attention, which a CNN does not have"
         )
     if seeds.refine and seeds.method == "lrp" and model.stem is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from vitx import parallel, weights
 from vitx.data.loader import Augment, Extra, training_loader
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.design import Preprocess
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
 from vitx.runtime.experiment import Run
@@ -72,7 +72,7 @@ def check_size(run: Run, stage: str) -> None:
 def train(
     run: Run,
     stage: StageFolder,
-    model: VisionTransformer | AffinityNet | MultiLevelAffinityNet,
+    model: Classifier | AffinityNet | MultiLevelAffinityNet,
     loss: ModelLoss,
     evaluate: Callable[[Any], Mapping[str, float]],
     *,

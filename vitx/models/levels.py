@@ -91,6 +91,7 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
     if isinstance(model, ConvNet):
         below = nnx.clone(model.without_head())
         below.keep(deepest)
+        below.width = below.level_channels[deepest]
         return below
     kind, number = deepest.split(".")
     part = nnx.clone(model)

@@ -82,14 +82,17 @@ def _are_levels(value: Any) -> bool:
     return (
         isinstance(value, tuple | list)
         and all(
-            isinstance(level, str) and re.fullmatch(r"(stem|block)\.[1-9]\d*", level)
+            isinstance(level, str)
+            and re.fullmatch(r"(stem|block)\.[1-9]\d*|(conv|fc|layer)[1-9]", level)
             for level in value
         )
         and len(set(value)) == len(value)
     )
 
 
-LEVELS = Wanted(_are_levels, "a tuple of different levels such as 'stem.2' and 'block.1'")
+LEVELS = Wanted(
+    _are_levels, "a tuple of different levels such as 'stem.2', 'block.1' and, of a CNN, 'conv4'"
+)
 POSITIVE = number(0, above=True)
 BELOW_ONE = Wanted(lambda value: number(0, 1).fits(value) and value < 1, "a number in [0, 1)")
 MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more

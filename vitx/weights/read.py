@@ -33,7 +33,8 @@ def load(
 
     It recognises the names of timm and DeiT, Hugging Face's ViT, distilled DeiT, DINOv2, DINOv3, CLIP and SigLIP (also
     out of files of whole models, without their text tower), Google's .npz files of ViT and R50+ViT, the hybrid and the
-    AffinityNet of [Re], and the files that `save` writes. Sizes and the parts of the model follow from the tensors.
+    AffinityNet of [Re], psa's VGG-16 and its AffinityNet, torchvision's VGG-16 and ResNet-50 (docs/checkpoints.md,
+    "CNNs"), and the files that `save` writes. Sizes and the parts of the model follow from the tensors.
     Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which
     `save` writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`,
     `pretrained_cfg`, and what `architecture` implies), else from these conventions, which are the libraries' own:

@@ -544,6 +544,7 @@ def test_methods_are_the_public_ones():
         "smoothgrad",
         "beyond_intuition_head",
         "beyond_intuition_token",
+        "cam",
         "attn_lrp",
         "attn_lrp_gamma",
         "cp_lrp",
@@ -551,5 +552,4 @@ def test_methods_are_the_public_ones():
         "rise",
         "random",
         "centre",
-        "cam",
     ) == vitx.METHODS

@@ -30,9 +30,9 @@ _REGISTERING = (  # at import, in this order
     methods,
     gradients,
     beyond_intuition,
+    class_maps,
     lrp,
     model_agnostic,
-    class_maps,
 )
 METHODS = tuple(REGISTRY)
 RULES = ("published", "stable")
@@ -65,8 +65,7 @@ def explain(
       model: a classifier, such as a `VisionTransformer` or a `ConvNet`; see `vitx.explainable.Explainable`.
       images: normalised, (B, H, W, 3), of the model's size, which for a CNN is any.
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
-      method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has no attention, and "cam" needs a
-        linear head on the mean of patches or of a feature map.
+      method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has none that reads attention.
       start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: of K values, how many go backward at once. More take more memory, and on a CPU more time, too.
@@ -81,9 +80,8 @@ def explain(
       options: parameters of the method by name, such as {"steps": 50}; docs/methods.md has them and their defaults.
 
     Returns:
-      the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid or
-      that of a CNN's last feature map, (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of
-      pixels, (B, H, W) or (B, K, H, W).
+      the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
+      (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
 
     Raises:
       ValueError: for an unknown method or option, a method or start layer that the model does not have, or images,
@@ -93,10 +91,7 @@ def explain(
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
     images = _check_images(images, model)
-    size = (images.shape[1], images.shape[2])
-    if size != model.preprocess.size:
-        model = nnx.merge(*nnx.split(model))
-        model.preprocess = replace(model.preprocess, size=size)
+    model, size = _at_size(model, images), images.shape[1:3]
     explained = targets.parse(classes, target, len(images), model.num_classes)
     if explained.func is targets.of_similarity and model.num_classes:
         model = model.without_head()
@@ -152,6 +147,15 @@ def _check_images(images: ArrayLike, model: Explainable) -> Array:
     if not isinstance(finite, jax.core.Tracer) and not finite.all():
         raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
     return checked
+
+
+def _at_size(model: Explainable, images: Array) -> Explainable:
+    """The model whose grid is that of the images, where it takes any size."""
+    size = (images.shape[1], images.shape[2])
+    if size != model.preprocess.size:
+        model = nnx.merge(*nnx.split(model))
+        model.preprocess = replace(model.preprocess, size=size)
+    return model
 
 
 def _is_int(value: Any) -> bool:

@@ -31,16 +31,15 @@ def load(
 ) -> Model:
     """Reads a checkpoint, of any of the known projects, into the model it describes.
 
-    It recognises the names of timm and DeiT, Hugging Face's ViT, distilled DeiT, DINOv2, DINOv3, CLIP and SigLIP (also
-    out of files of whole models, without their text tower), Google's .npz files of ViT and R50+ViT, the hybrid and the
-    AffinityNet of [Re], psa's VGG-16 and its AffinityNet, torchvision's VGG-16 and ResNet-50 (docs/checkpoints.md,
-    "CNNs"), and the files that `save` writes. Sizes and the parts of the model follow from the tensors.
-    Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which
-    `save` writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`,
-    `pretrained_cfg`, and what `architecture` implies), else from these conventions, which are the libraries' own:
+    It recognises the names of timm and DeiT, Hugging Face's ViT, distilled DeiT, DINOv2, DINOv3, CLIP and SigLIP (whole
+    models' too, without their text tower), Google's .npz files of ViT and R50+ViT, the hybrid and the AffinityNet of
+    [Re], psa's VGG-16 and AffinityNet, torchvision's VGG-16 and ResNet-50, and the files of `save`. Sizes and parts of
+    the model follow from the tensors. Epsilons, heads, activation, pooling, rotary base, mean, std and image size come
+    from the file's metadata (which `save` writes), else from config.json and preprocessor_config.json beside it (in
+    timm's: `model_args`, `pretrained_cfg`, and what `architecture` implies), else from the libraries' conventions:
 
-    - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III and
-      distilled DeiT; CLIP's for CLIP and EVA-02.
+    - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III,
+      distilled DeiT and torchvision; psa's own; CLIP's for CLIP and EVA-02.
     - LayerNorm's epsilon: 1e-12 for Hugging Face's ViT and DeiT, 1e-5 for CLIP and DINOv3, else 1e-6.
     - Activation: SiLU in gated MLPs; quick GELU in Hugging Face's CLIP, GELU's tanh form in its SigLIP; else GELU. So a
       CLIP or SigLIP of timm needs its config.json, where it has another one.

@@ -1,4 +1,4 @@
-"""Evaluates: masks, the comparison of methods, the report; explains images; compares a checkpoint with PyTorch.
+"""Evaluates: masks, the comparison of methods, the report; explains images; scores any masks; compares with PyTorch.
 
     python evaluate.py --config configs/shapes.py --workdir runs/shapes [--config.key=value]
 
@@ -6,7 +6,7 @@ The same --workdir resumes. The head of each config says how to use it.
 """
 
 import train
-from vitx.pipeline import compare, controls, explain, gallery, masks, methods, report
+from vitx.pipeline import compare, controls, explain, gallery, masks, methods, report, score
 from vitx.runtime.command_line import launch
 from vitx.runtime.experiment import Stage
 
@@ -18,6 +18,7 @@ STAGES: tuple[Stage, ...] = (
     gallery.COMMAND,
     explain.COMMAND,
     compare.COMMAND,
+    score.COMMAND,
 )
 
 if __name__ == "__main__":

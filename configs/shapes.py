@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.model.final_norm_eps = 0.0
 
     config.classifier = ConfigDict()
+    config.classifier.checkpoint = ""  # trained weights in place of the stage's training
     config.classifier.head = ""  # the model's own kind; or one of vitx.models.heads.HEADS
     config.classifier.best_patches = 8  # of the heads "best" and "pooled+best"
     config.classifier.trainable = "all"  # or "block.10": this block and all above; or "head"
@@ -97,6 +98,7 @@ def get_config() -> ConfigDict:
     )
 
     config.affinity = ConfigDict()
+    config.affinity.checkpoint = ""  # a trained AffinityNet in place of the stage's training
     config.affinity.train_split = "train[2000:2304]"
     config.affinity.val_split = "train[2304:]"  # chooses the checkpoint
     config.affinity.epochs = 12

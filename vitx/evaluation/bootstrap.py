@@ -25,7 +25,7 @@ def bootstrap_interval(
         samples: how many times the images are drawn, with replacement.
 
     Returns:
-        For each figure (2, ...): the lower and the upper end.
+        For each figure (2, ...): the lower and the upper end. Samples in which a figure is NaN do not count for it.
     """
     generator = np.random.default_rng(0)
     chunks = []
@@ -36,6 +36,11 @@ def bootstrap_interval(
         chunks.append(statistic(weights))
     tails = _TAIL, 1 - _TAIL
     return {
-        name: np.quantile(np.concatenate([chunk[name] for chunk in chunks]), tails, 0)
+        name: _quantiles(np.concatenate([chunk[name] for chunk in chunks]), tails)
         for name in chunks[0]
     }
+
+
+def _quantiles(values: Array, levels: tuple[float, float]) -> Array:
+    quantile = np.nanquantile if np.isnan(values).any() else np.quantile
+    return quantile(values, levels, 0)

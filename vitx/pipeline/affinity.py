@@ -1,4 +1,7 @@
-"""Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together."""
+"""Stage `affinity`: AffinityNet learns from the confident labels which neighbours belong together.
+
+Or `affinity.checkpoint` names weights that have learned it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +16,7 @@ from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
+from vitx.pipeline.given_weights import given_facts, given_net, given_path, given_remark, keep
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
@@ -35,8 +39,14 @@ def pair_loss(radius: int, everywhere: bool = False) -> training_stage.ModelLoss
 
 
 def train_affinity(run: Run, stage: StageFolder) -> None:
-    """Trains AffinityNet's head, and the backbone below it where asked; keeps the weights of least validation loss."""
+    """Trains AffinityNet's head, and the backbone below it where asked; keeps the weights of least validation loss.
+
+    With `checkpoint` it keeps that one's weights.
+    """
     config, mode = run.config.affinity, run.config.parallel
+    if given_path(run.config, "affinity"):
+        keep(run, stage, given_net(run))
+        return
     train, val = run.source(config.train_split), run.source(config.val_split)
     labels, net = _Labels(run, train, val), initial_net(run)
     loss = pair_loss(config.radius, everywhere=config.pairs == "near")
@@ -116,6 +126,8 @@ def _ids(source: loader.Source) -> list[str]:
 
 
 def _check_model(config: Any, model: Any) -> None:
+    if given_path(config, "affinity"):
+        return  # the given net has a backbone of its own
     if levels := config.get("affinity", {}).get("levels", ()):
         require_option("affinity.levels", levels, model)
     elif model.stem is None:
@@ -125,6 +137,13 @@ def _check_model(config: Any, model: Any) -> None:
         )
 
 
+def _check(run: Run) -> None:
+    if given_path(run.config, "affinity"):
+        given_net(run)
+    else:
+        training_stage.check_size(run, "affinity")
+
+
 def _check_options(config: Any) -> None:
     training_stage.check_epochs(config, "affinity")
     check_grid(config)
@@ -132,7 +151,8 @@ def _check_options(config: Any) -> None:
 
 def _section(run: Run, results: dict[str, Any]) -> list[Section]:
     charts = training_stage.loss_charts(run, "affinity")
-    return [Section("AffinityNet", [charts])] if charts else []
+    body = [*given_remark(results, "affinity"), *([charts] if charts else [])]
+    return [Section("AffinityNet", body)] if body else []
 
 
 STAGE = Stage(
@@ -140,6 +160,8 @@ STAGE = Stage(
     train_affinity,
     needs=["labels"],
     keys=["affinity"],
+    ignores=["affinity.checkpoint"],
+    facts=lambda run: given_facts(run, "affinity"),
     options={
         "affinity.grid": whole(1),
         "affinity.pairs": among(("published", "near")),
@@ -151,6 +173,6 @@ STAGE = Stage(
     check_options=_check_options,
     check_model=_check_model,
     splits=["affinity.train_split", "affinity.val_split"],
-    check=lambda run: training_stage.check_size(run, "affinity"),
+    check=_check,
     section=_section,
 )

@@ -1,4 +1,7 @@
-"""Stage `classifier`: a Vision Transformer or a CNN learns which classes an image shows, from image-level labels."""
+"""Stage `classifier`: a Vision Transformer or a CNN learns which classes an image shows, from image-level labels.
+
+Or `classifier.checkpoint` names weights that have learned it.
+"""
 
 import functools
 import math
@@ -30,13 +33,20 @@ from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import SCORES, read_scores
+from vitx.pipeline.given_weights import (
+    digest_of,
+    given_classifier,
+    given_facts,
+    given_path,
+    given_remark,
+    keep,
+)
 from vitx.report.page import Section, Tile
 from vitx.report.parts import Table, percent
 from vitx.runtime.experiment import Run, Stage, wanted_stages
 from vitx.runtime.files import write_json
 from vitx.runtime.options import BELOW_ONE, Wanted, number, whole
-from vitx.runtime.paths import as_path
-from vitx.runtime.workdir import StageFolder, recorded_options
+from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import at_least_float32
 
 
@@ -57,14 +67,28 @@ def image_loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Arra
 
 
 def train_classifier(run: Run, stage: StageFolder) -> None:
-    """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val."""
+    """Trains, keeps the weights of least loss on `val_split` in `model.safetensors`, scores them on val.
+
+    With `checkpoint` it keeps and scores that one's weights.
+    """
+    config, val = run.config.classifier, run.source(run.config.data.val_split)
+    if given_path(run.config, STAGE.name):
+        best = given_classifier(run)
+        keep(run, stage, best)
+    else:
+        best = _trained(run, stage)
+    scores = validate(best, val, config.batch_size, run.config.parallel)
+    if parallel.is_first_process():
+        write_json(stage.folder / SCORES, scores)
+
+
+def _trained(run: Run, stage: StageFolder) -> VisionTransformer:
     config, mode = run.config.classifier, run.config.parallel
     model = initial_model(run, len(run.source(config.train_split).classes) - 1, config.head)
     if config.head and isinstance(model, VisionTransformer):
         model.design = replace(model.design, best_patches=config.best_patches)
-    for name in wanted_stages(run.config, run.stages):
-        run.stages[name].check_model(run.config, model)
-    selection, val = run.source(config.val_split), run.source(run.config.data.val_split)
+    _check_later_stages(run, model)
+    selection = run.source(config.val_split)
 
     def evaluate(model: Any) -> dict[str, float]:
         scores = validate(model, selection, config.batch_size, mode)
@@ -73,7 +97,7 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
     depth, count = len(model.blocks), math.prod(model.grid)
     first = first_trained(config.trainable, depth)
     patches = (kept_count(count, config.token_dropout), count) if config.token_dropout else None
-    best = training_stage.train(
+    return training_stage.train(
         run,
         stage,
         model,
@@ -83,9 +107,11 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
         rate=lambda path: rate_factor(path, depth, first, config.layer_decay),
         patches=patches,
     )
-    scores = validate(best, val, config.batch_size, mode)
-    if parallel.is_first_process():
-        write_json(stage.folder / SCORES, scores)
+
+
+def _check_later_stages(run: Run, model: VisionTransformer) -> None:
+    for name in wanted_stages(run.config, run.stages):
+        run.stages[name].check_model(run.config, model)
 
 
 def validate(
@@ -164,10 +190,7 @@ def checkpoint_digest(run: Run) -> str:
         FileNotFoundError: There is no such file, and the classifier is not trained yet.
     """
     path = run.config.get("model", {}).get("checkpoint", "")
-    folder = run.workdir.folder / STAGE.name
-    if path and not as_path(path).exists() and (folder / training_stage.WEIGHTS).exists():
-        return recorded_options(folder)["model"]["checkpoint"]  # the file is no longer needed
-    return run.digest(path) if path else ""
+    return digest_of(run, path, STAGE.name, "model") if path else ""
 
 
 def _facts(run: Run) -> dict[str, dict[str, Any]]:
@@ -178,13 +201,25 @@ def _facts(run: Run) -> dict[str, dict[str, Any]]:
         facts["data"]["train_fingerprint"] = run.source(data.train_split).fingerprint
     if "checkpoint" in run.config.get("model", {}):
         facts["model"] = {"checkpoint": checkpoint_digest(run)}
-    return facts
+    return facts | given_facts(run, STAGE.name)
 
 
 def _check_options(config: Any) -> None:
     training_stage.check_epochs(config, STAGE.name)
     if not config.model.image_size:
         raise ValueError("config.model.image_size must be above 0 to train at, not 0")
+    if given_path(config, STAGE.name) and config.model.checkpoint:
+        raise ValueError(
+            "config.classifier.checkpoint takes the place of training, which would begin with config.model.checkpoint: "
+            "leave one of them out"
+        )
+
+
+def _check(run: Run) -> None:
+    if given_path(run.config, STAGE.name):
+        _check_later_stages(run, given_classifier(run))
+    else:
+        training_stage.check_size(run, STAGE.name)
 
 
 def _is_trainable(value: Any) -> bool:
@@ -226,14 +261,15 @@ def _section(run: Run, results: dict[str, Any]) -> list[Section]:
         [[name, percent(value)] for name, value in precision.items()],
         f"Classifier on val, %: mAP {percent(results['classifier']['map'])}",
     )
-    return [Section("Classifier", [table, training_stage.loss_charts(run, STAGE.name)])]
+    remark = given_remark(results, STAGE.name)
+    return [Section("Classifier", [*remark, table, training_stage.loss_charts(run, STAGE.name)])]
 
 
 STAGE = Stage(
     "classifier",
     train_classifier,
     keys=("seed", "data", "model", "classifier"),
-    ignores=("data.root", "data.classes", "data.workers"),
+    ignores=("data.root", "data.classes", "data.workers", "classifier.checkpoint"),
     facts=_facts,
     options=training_stage.ranges("classifier")
     | {
@@ -248,7 +284,7 @@ STAGE = Stage(
     check_options=_check_options,
     check_model=_check_model,
     splits=("classifier.train_split", "classifier.val_split", "data.val_split"),
-    check=lambda run: training_stage.check_size(run, "classifier"),
+    check=_check,
     scores=lambda run: {"classifier": read_scores(run, "classifier")},
     tables=_tables,
     tiles=_tiles,

@@ -82,7 +82,7 @@ class Explainer:
         self.methods = _methods(config.methods, self.model)
         self._models: dict[Size, Classifier] = {self.model.preprocess.size: self.model}
         self._rows: dict[Size, int] = {}  # of the batches that each size is compiled for
-        trained = _trained_classes(path, config.checkpoint)
+        trained = trained_classes(path, () if config.checkpoint else CLASSES[1:])
         self.names = _names(config.class_names, self.model.num_classes, trained)
         # train.py trains multi-label classifiers; published checkpoints hardly ever are.
         usual = "sigmoid" if trained else "softmax"
@@ -222,13 +222,13 @@ def _checkpoint(wanted: str) -> Path:
     return DEMO
 
 
-def _trained_classes(path: Path, wanted: str) -> tuple[str, ...]:
-    """The classes that train.py trained the checkpoint on, from the scores beside it; () if it did not."""
+def trained_classes(path: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The classes that train.py trained a checkpoint on, from the scores beside it; the default without any."""
     scores = (path if path.is_dir() else path.parent) / "scores.json"
     try:
         return tuple(map(str, parse_json(scores.read_text())["average_precision"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return () if wanted else CLASSES[1:]
+        return default
 
 
 def _names(wanted: str, count: int, trained: tuple[str, ...]) -> tuple[str, ...]:

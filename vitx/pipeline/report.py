@@ -3,6 +3,7 @@
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from vitx import __version__, weights
 from vitx.pipeline.classifier import checkpoint_digest
+from vitx.pipeline.given_weights import given_weights
 from vitx.pipeline.training_stage import WEIGHTS
 from vitx.report.page import Section, Tile, write_report
 from vitx.report.parts import Fold, Table, duration
@@ -29,6 +31,14 @@ def write_summary(run: Run, stage: StageFolder) -> None:
     stages = [other for other in run.stages.values() if other.part_of(run.config)]
     results = gather(run, stages)
     sections = [section for other in stages for section in other.section(run, results)]
+    write_results(run, results, sections, [tile for each in stages for tile in each.tiles(results)])
+
+
+def write_results(
+    run: Run, results: dict[str, Any], sections: Sequence[Section], tiles: Sequence[Tile]
+) -> None:
+    """Writes `results.json`, and `report.html` with the sections and what each page ends with."""
+    sections = [*sections]
     if left_out := results["dataset"]["left_out"]:
         sections.append(Section("Left out", [Fold("Images that cannot be read", left_out)]))
     sections.append(Section("Options", [Fold("All options", run.config.to_dict())]))
@@ -39,7 +49,7 @@ def write_summary(run: Run, stage: StageFolder) -> None:
         summary=run.config.report.summary,
         results=results,
         sections=sections,
-        tiles=[tile for other in stages for tile in other.tiles(results)],
+        tiles=tiles,
     )
 
 
@@ -64,7 +74,8 @@ def gather(run: Run, stages: list[Stage]) -> dict[str, Any]:
         # Which stages the last command named decides nothing.
         "options": {key: value for key, value in run.config.to_dict().items() if key != "stages"},
         "checkpoint": checkpoint_digest(run),  # that training began with, or that is explained
-        "weights": {  # that training ended with
+        "given": given_weights(run, [other.name for other in stages]),  # in place of training
+        "weights": {  # that the stages ended with
             name: weights.digest(path) for name, path in weight_files.items() if path.exists()
         },
         "versions": {name: version(name) for name in _PACKAGES}
@@ -79,14 +90,17 @@ def show_results(run: Run) -> None:
     folder = run.workdir.folder
     if not ((folder / _PAGE).exists() and (folder / _RESULTS).exists()):
         return
-    results, console = (
-        json.loads((folder / _RESULTS).read_text()),
-        Console(file=sys.stdout, width=120),
-    )
-    for stage in run.stages.values():
-        for table in stage.tables(results) if stage.part_of(run.config) else ():
-            console.print(table)
-    print(f"\nreport: {folder / _PAGE}")
+    results = json.loads((folder / _RESULTS).read_text())
+    stages = [stage for stage in run.stages.values() if stage.part_of(run.config)]
+    print_tables(run, [table for stage in stages for table in stage.tables(results)])
+
+
+def print_tables(run: Run, tables: Sequence[Any]) -> None:
+    """Prints strings and tables of rich on standard output, and where the page is."""
+    console = Console(file=sys.stdout, width=120)
+    for table in tables:
+        console.print(table)
+    print(f"\nreport: {run.workdir.folder / _PAGE}")
 
 
 def _tiles(results: dict[str, Any]) -> list[Tile]:

@@ -103,7 +103,7 @@ def test_the_weights_of_a_run_make_its_masks_without_training(
     page = (tmp_path / "given/report.html").read_text()
     for name in folders:
         assert f"the weights are those of {folders[name]}, digest" in page
-    assert "Nothing was trained" not in (tmp_path / "trained/report.html").read_text()
+    assert "Not trained here" not in (tmp_path / "trained/report.html").read_text()
 
     # Once they are in the workdir, the files are no longer needed.
     shutil.rmtree(tmp_path / "trained")

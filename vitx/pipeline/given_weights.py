@@ -60,14 +60,11 @@ def given_weights(run: Run, stages: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def given_remark(results: dict[str, Any], stage: str) -> list[str]:
     """A paragraph of the page that says so where a stage's weights were given."""
-    found = results["given"].get(stage)
-    return (
-        [
-            f"Nothing was trained: the weights are those of {found['path']}, digest {found['digest']}."
-        ]
-        if found
-        else []
-    )
+    if not (found := results["given"].get(stage)):
+        return []
+    return [
+        f"Not trained here: the weights are those of {found['path']}, digest {found['digest']}."
+    ]
 
 
 def given_classifier(run: Run) -> VisionTransformer:
@@ -89,8 +86,8 @@ def given_classifier(run: Run) -> VisionTransformer:
     classes = source.classes[1:]
     if model.num_classes != len(classes):
         raise ValueError(
-            f"{key} has {model.num_classes} classes, but {source.name} has {len(classes)}: give weights that were trained "
-            "on these, or give the file as config.model.checkpoint, to train a new head"
+            f"{key} has {model.num_classes} classes, but {source.name} has {len(classes)}: give weights that were "
+            "trained on these, or give the file as config.model.checkpoint, to train a new head"
         )
     trained = trained_classes(as_path(path))
     if trained and trained != classes:

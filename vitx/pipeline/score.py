@@ -16,7 +16,7 @@ from vitx.data.source import Source
 from vitx.evaluation.mask_figures import mask_figures, mean_of_present, region_counts, region_iou
 from vitx.pipeline.mask_scores import EXTREMES
 from vitx.pipeline.report import gather, print_tables, write_results
-from vitx.pipeline.score_section import score_sections, score_table, score_tiles
+from vitx.pipeline.score_section import score_sections, score_tables, score_tiles
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import safe_name
 from vitx.runtime.options import among
@@ -55,8 +55,9 @@ def score_masks(run: Run, stage: StageFolder) -> None:
     counts, digest, problems = _compare(run, source, files)
     if others and run.config.others == "stop":
         problems.append(
-            f"{len(others):,} masks are of no image of {source.name} {source.split}: {listed(others, _NAMED)} (leave "
-            "them out with --config.others=skip, or give another --config.data.val_split)"
+            f"{len(others):,} of {len(files) + len(others):,} masks are of no image of {source.name} {source.split}: "
+            f"{listed(others, _NAMED)} (leave them out with --config.others=skip, or give another "
+            "--config.data.val_split)"
         )
     if problems:
         raise ValueError(f"config.masks={folder}: {'; '.join(problems)}")
@@ -66,7 +67,7 @@ def score_masks(run: Run, stage: StageFolder) -> None:
     }
     sections = score_sections(run, results, source, files)
     write_results(run, results, sections, score_tiles(results))
-    print_tables(run, [score_table(results)])
+    print_tables(run, score_tables(results))
 
 
 def find_masks(folder: Path, source: Source) -> tuple[dict[str, Path], list[str]]:
@@ -114,7 +115,8 @@ def _compare(
     if (more := len(problems) - _NAMED) > 0:
         problems = [*problems[:_NAMED], f"and {more:,} more that cannot be compared"]
     if missing:
-        problems.append(f"{len(missing):,} images have no <id>.png: {listed(missing, _NAMED)}")
+        of = f"{len(missing):,} of {len(source):,} images"
+        problems.append(f"{of} have no <id>.png: {listed(missing, _NAMED)}")
     return np.stack(rows), content.hexdigest()[:16], problems
 
 

@@ -22,14 +22,14 @@ _ORIGIN = (
 )
 
 
-def score_table(results: Mapping[str, Any]) -> rich.table.Table:
+def score_tables(results: Mapping[str, Any]) -> list[str | rich.table.Table]:
     """What the terminal shows."""
-    table = rich.table.Table(title=_caption(results), caption=_ORIGIN)
+    table = rich.table.Table()
     for header in _HEADERS:
         table.add_column(header, justify="left" if header == "class" else "right")
     for row in _rows(results):
         table.add_row(*row)
-    return table
+    return [f"{_caption(results)}:", table, _ORIGIN]
 
 
 def score_tiles(results: Mapping[str, Any]) -> list[Tile]:

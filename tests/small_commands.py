@@ -56,6 +56,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "explain": ("--config.num_heads=2", "--config.batch_size=1", "--config.methods=gradcam"),
     "gallery": (*_METHODS, "--config.report.images=2"),
     "imagenet_perturbation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
+    "score": (),
     "imagenet_segmentation": (*_METHODS, "--config.limit=2", "--config.report.images=1"),
 }
 
@@ -63,18 +64,22 @@ SMALL: dict[str, tuple[str, ...]] = {
 # The same for one page: Table 4 runs the other stages of this config.
 SMALL_ON = {("docs/data.md", "voc"): (*_MASKS, "--config.stages=classifier")}
 
-# What stands for FILE, WEIGHTS and DIR: (page or "", config or "", flag) -> path in the sandbox, most special first.
+# What stands for a placeholder: (page or "", config or "", flag) -> path in the sandbox, most special first.
 INPUTS: dict[tuple[str, str, str], str] = {
     ("docs/data.md", "", "data.root"): "voc",
     ("docs/data.md", "", "data.classes"): "classes.txt",
     ("docs/explain.md", "gallery", "data.root"): "folders",
     ("docs/tables.md", "voc", "data.root"): "voc2012",
+    ("docs/published.md", "", "data.root"): "voc2012",
+    ("", "", "classifier.checkpoint"): "given/classifier.safetensors",
+    ("", "", "affinity.checkpoint"): "given/affinity.safetensors",
+    ("", "", "masks"): "voc_masks",
     ("docs/tables.md", "", "data.root"): "imagenet",
     ("", "voc", "model.checkpoint"): "hybrid.safetensors",
     ("", "", "model.checkpoint"): "vit.safetensors",
     ("", "", "checkpoint"): "vit.safetensors",
 }
-_PLACEHOLDERS = ("FILE", "WEIGHTS", "DIR")
+_PLACEHOLDERS = ("FILE", "WEIGHTS", "DIR", "MASKS")
 
 
 def made_small(command: list[str], page: str, inputs: Path) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -29,6 +30,7 @@ from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
 from vitx.data.formats.voc_annotations import VOC_CLASSES
 from vitx.data.source import open_source
+from vitx.models.affinitynet import AffinityNet
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -162,6 +164,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hybrid = filled(lambda: vitx.create("vit_test_conv_s4_48", num_classes=5))
     for path in ("hybrid.safetensors", "classifier/model.safetensors"):
         vitx.save(hybrid, folder / path)
+    trained = filled(lambda: vitx.create("vit_test_conv_s4_48", num_classes=20))
+    vitx.save(trained, folder / "given/classifier.safetensors")
+    net = AffinityNet(trained.stem, (12, 12), preprocess=trained.preprocess, rngs=nnx.Rngs(0))
+    vitx.save(net, folder / "given/affinity.safetensors")
+    (folder / "voc_masks").mkdir()
+    for name in made.splits["val"]:
+        shutil.copy(made.folder / f"SegmentationClass/{name}.png", folder / "voc_masks")
     return folder
 
 

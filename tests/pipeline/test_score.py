@@ -231,10 +231,10 @@ def test_the_workdir_of_a_run_keeps_its_results(made: Made, tmp_path: Path) -> N
 
 
 def test_the_option_names_a_folder(tmp_path: Path) -> None:
-    config = score.get_config()
     with pytest.raises(ValueError, match=r"config\.masks is empty"):
-        check_options(config, KNOWN)
-    config.masks, config.others = "masks", "stay"
+        _score(tmp_path, " ")
+    config = score.get_config()
+    config.others = "stay"
     with pytest.raises(ValueError, match=r"config\.others must be one of stop, skip"):
         check_options(config, KNOWN)
     make_voc(tmp_path / "own", train=1, val=1, size=(12, 16), classes=NAMES)

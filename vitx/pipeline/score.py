@@ -49,6 +49,10 @@ def score_masks(run: Run, stage: StageFolder) -> None:
         raise ValueError(
             f"{stage.folder} is the workdir of a run, whose results.json would be lost: give another --workdir"
         )
+    if not run.config.masks.strip():
+        raise ValueError(
+            "config.masks is empty: give the folder of the masks to score, as in --config.masks=DIR"
+        )
     source = run.source(run.config.data.val_split)
     folder = Path(run.config.masks).expanduser()
     files, others = find_masks(folder, source)
@@ -166,17 +170,9 @@ def scores_of(source: Source, counts: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _check_options(config: Any) -> None:
-    if not config.masks.strip():
-        raise ValueError(
-            "config.masks is empty: give the folder of the masks to score, as in --config.masks=DIR"
-        )
-
-
 COMMAND = Stage(
     "score",
     score_masks,
     options={"others": among(_OTHERS)},
-    check_options=_check_options,
     command=True,
 )

@@ -36,8 +36,9 @@ FREE = [  # names of files, splits, datasets and classes, texts, and what is tru
     "report.note",
     "report.published",
 ]
-# `Comparison` and `Explainer` look at these.
+# `Comparison`, `Explainer` and `score` look at these.
 ELSEWHERE = [
+    "masks",
     "methods",
     "methods.compared",
     "methods.explained",

@@ -82,7 +82,7 @@ def train_classifier(run: Run, stage: StageFolder) -> None:
         write_json(stage.folder / SCORES, scores)
 
 
-def _trained(run: Run, stage: StageFolder) -> VisionTransformer:
+def _trained(run: Run, stage: StageFolder) -> Classifier:
     config, mode = run.config.classifier, run.config.parallel
     model = initial_model(run, len(run.source(config.train_split).classes) - 1, config.head)
     if config.head and isinstance(model, VisionTransformer):
@@ -109,7 +109,7 @@ def _trained(run: Run, stage: StageFolder) -> VisionTransformer:
     )
 
 
-def _check_later_stages(run: Run, model: VisionTransformer) -> None:
+def _check_later_stages(run: Run, model: Classifier) -> None:
     for name in wanted_stages(run.config, run.stages):
         run.stages[name].check_model(run.config, model)
 

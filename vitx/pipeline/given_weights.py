@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
-from vitx.models.vit import VisionTransformer
+from vitx.models.variants import Classifier
 from vitx.pipeline.explainer import trained_classes
 from vitx.pipeline.training_stage import WEIGHTS
 from vitx.runtime.experiment import Run
@@ -67,7 +67,7 @@ def given_remark(results: dict[str, Any], stage: str) -> list[str]:
     ]
 
 
-def given_classifier(run: Run) -> VisionTransformer:
+def given_classifier(run: Run) -> Classifier:
     """The model of `config.classifier.checkpoint`, at `model.image_size`.
 
     Raises:
@@ -118,7 +118,7 @@ def given_net(run: Run) -> AffinityNet | MultiLevelAffinityNet:
         raise ValueError(
             f"{key} reads the levels {levels}, where config.affinity.levels is {tuple(options.levels)}"
         )
-    if net.grid != (options.grid, options.grid):
+    if net.grid and net.grid != (options.grid, options.grid):  # None follows the image
         raise ValueError(
             f"{key} has a grid of {net.grid[0]} x {net.grid[1]} at config.model.image_size="
             f"{run.config.model.image_size}, where config.affinity.grid is {options.grid}"

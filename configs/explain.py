@@ -1,8 +1,8 @@
 """Explains your own images: writes a PNG of every method's overlay and an .npz of the raw maps for each image.
 
 The default model is the one that `make demo` trains (runs/shapes/classifier); any checkpoint that `vitx.load` reads
-works too. The methods are those of [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability
-(Athanasiadis et al., ReScience C 2022).
+works too. The methods are by default those of [Re] Weakly-Supervised Semantic Segmentation via Transformer
+Explainability (Athanasiadis et al., ReScience C 2022).
 
 Run:
     python evaluate.py --config configs/explain.py --config.images=a.jpg,photos/
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     # the position embedding. Aspects are rounded to steps of half an octave up to 4:1: at most nine sizes are compiled.
     config.aspect = "squash"
 
-    config.methods = "all"  # or names, comma-separated
+    config.methods = "all"  # [Re]'s six and CAM, those that the model has; or names of vitx.METHODS, comma-separated
     config.rules = "published"  # or "stable": bounded denominators
     # Patch tokens of high norm (docs/explain.md): "keep" the maps' values there, or put their neighbours' "median".
     config.high_norm = "keep"

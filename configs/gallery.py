@@ -23,7 +23,16 @@ def get_config() -> ConfigDict:
     config.methods.batch_size = 8
     config.report.images = 12
     del config.limit
-    for name in ("images", "directions", "fractions", "fill", "threshold", "measures"):
+    for name in (
+        "images",
+        "directions",
+        "fractions",
+        "fill",
+        "threshold",
+        "measures",
+        "scores",
+        "reference",
+    ):
         del config.methods[name]
     for name in ("title", "summary", "published"):
         del config.report[name]

@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     config.methods.fractions = FRACTIONS  # 0, 0.1, ..., 0.9
     config.methods.fill = 0.0  # value of removed pixels, in [0, 1]
     config.methods.threshold = "mean"  # a map's foreground exceeds its mean; or a number in [0, 1]
+    # Options of methods, such as {"integrated_gradients": {"steps": 50}}; docs/methods.md has them.
+    config.methods.options = ConfigDict()
     config.methods.start_layer = ConfigDict({"rollout": 1, "transformer_attribution": 0})
     config.methods.batch_size = 16
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vitx
+from configs import shapes
 from tests.small_models import images_for, small_vit
 from vitx.data.transforms import resize_maps
 from vitx.evaluation import faithfulness, localisation
@@ -44,7 +45,7 @@ def judged():
     images = images_for(model, 2)
     raw = explained(model, images)
     masks = jnp.asarray(np.random.default_rng(3).random((2, 8, 12)) > 0.6)
-    return Judged(model, images, raw, raw, jnp.asarray(CLASSES), explained, masks)
+    return Judged(model, images, raw, jnp.asarray(CLASSES), explained, masks)
 
 
 @cache
@@ -52,11 +53,11 @@ def found():
     names = tuple(name for name in SCORES if name != "road")
     run = jax.jit(
         lambda model, images, raw, masks: scores_of(
-            names, Judged(model, images, raw, raw, jnp.asarray(CLASSES), explained, masks)
+            names, Judged(model, images, raw, jnp.asarray(CLASSES), explained, masks)
         )
     )
     case = judged()
-    return run(case.model, case.images, case.raw, case.masks)
+    return run(case.model, case.images, case.maps, case.masks)
 
 
 def curves(m, fill, **options):
@@ -75,7 +76,7 @@ def test_scores_are_their_functions(m):
     lerf, morf = (curves(m, blank, highest_first=order, patch=4) for order in (False, True))
     expected = {
         "deletion": curves(m, blank),
-        "insertion": curves(m, faithfulness.with_blur(8 / 22), insert=True),
+        "insertion": curves(m, faithfulness.with_blur(5 / 224 * 8), insert=True),
         "patches": lerf - morf,
         "saco": faithfulness.saco(
             case.model, case.images, maps, classes, fill=faithfulness.with_mean
@@ -103,26 +104,36 @@ def test_infidelity_is_nothing_for_what_a_linear_model_loses():
         parts = jnp.einsum("bijc,ijck->bkij", case.images, weights)
         return factor * jnp.take_along_axis(parts, jnp.asarray(CLASSES)[:, :, None, None], 1)
 
-    for factor, least, most in ((0.01, 0, 1e-20), (-3.0, 0, 1e-20)):
-        one = Judged(
-            linear,
-            case.images,
-            maps_of(factor),
-            maps_of(factor),
-            case.classes,
-            explained,
-            case.masks,
-        )
+    for factor, left in ((0.01, 0.0), (-3.0, 1.0)):  # a map's negative explains nothing
+        one = Judged(linear, case.images, maps_of(factor), case.classes, explained, case.masks)
         values = np.asarray(scores_of(("infidelity",), one)["infidelity"])
-        assert least <= values.min() and values.max() <= most
+        np.testing.assert_allclose(values, left, atol=1e-12)
     values = np.asarray(found()["infidelity"])
     assert (values > 1e-6).all() and (values <= 1).all()
 
 
 @pytest.mark.slow
-def test_sensitivity_of_maps_that_see_no_image_is_nothing():
-    values = np.asarray(found()["sensitivity"])
-    assert (values[:, 2] == 0).all() and (values[:, :2] > 0).all()
+def test_sensitivity_is_the_largest_relative_change():
+    values, case = np.asarray(found()["sensitivity"]), judged()
+    assert (values[:, 2] == 0).all(), "the centre sees no image"
+    largest = np.zeros((2, 3))
+    for key in jax.random.split(jax.random.key(0), 5):
+        noise = jax.random.uniform(key, (8, 12, 3), jnp.float32, -0.02, 0.02)
+        change = explained(case.model, case.images + np.asarray(noise, np.float64)) - case.maps
+        largest = np.maximum(largest, np.linalg.norm(change, axis=(2, 3)))
+    expected = largest / np.linalg.norm(case.maps, axis=(2, 3))
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_map_without_contrast_has_no_score():
+    case = judged()
+    maps = case.maps.at[0, 1].set(0.5)
+    names = ("deletion", "saco", "pointing", "energy", "infidelity")
+    one = Judged(case.model, case.images, maps, case.classes, explained, case.masks)
+    for name, values in scores_of(names, one).items():
+        unknown = np.isnan(np.asarray(values))
+        assert unknown[0, 1] and unknown.sum() == 1, name
 
 
 @pytest.mark.slow
@@ -130,7 +141,10 @@ def test_scores_through_batches_to_figures_with_paired_differences():
     model = small_vit()
     generator = np.random.default_rng(1)
     pixels = generator.random((7, 8, 12, 3))
-    targets = generator.integers(0, 3, 7).astype(np.int32)
+    best = np.asarray(model(jnp.asarray((pixels - 0.5) / 0.5))).argmax(-1)
+    targets = ((best + np.array([0, 0, 1, 0, 2, 0, 1])) % 3).astype(
+        np.int32
+    )  # four of seven are right
     masks = generator.integers(0, 2, (7, 8, 12)).astype(np.int16)
     comparison = Comparison(
         ("generic_attention", "random"),
@@ -167,13 +181,32 @@ def test_scores_through_batches_to_figures_with_paired_differences():
         atol=1e-12,
     )
     right = np.concatenate([batch["clean"] for batch in batches])
-    parts = results.get("by_outcome", {})
-    assert bool(parts) == (0 < right.sum() < 7)
-    if parts:
-        both = [parts[name]["images"] for name in ("right", "wrong")]
-        assert both == [right.sum(), 7 - right.sum()]
-        of_wrong = parts["wrong"]["scores"]["generic_attention"]["energy_predicted"]["value"]
-        np.testing.assert_allclose(of_wrong, energies[~right, 0].mean())
+    np.testing.assert_array_equal(right, best == targets)
+    parts = results["by_outcome"]
+    assert [parts[name]["images"] for name in ("right", "wrong")] == [4, 3]
+    of_wrong = parts["wrong"]["scores"]["generic_attention"]["energy_predicted"]["value"]
+    np.testing.assert_allclose(of_wrong, energies[~right, 0].mean())
+    # "random" knows no class, and is scored for both; its perturbation is measured once.
+    assert set(results["scores"]["random"]) == set(results["scores"]["generic_attention"])
+    assert results["perturbation"]["generic_attention"]["positive_target"]["difference"] is None
+
+
+def test_differences_are_of_images_that_both_methods_have_a_figure_for():
+    """Of two equal methods one has no figure where both are high: that makes no difference."""
+    comparison = Comparison(
+        ("rollout", "random"), ("predicted",), scores=("energy",), reference="random"
+    )
+    values = np.array([0.2, 0.9, 0.3, 0.8])
+    other = np.where(values > 0.5, np.nan, values)
+    batch = {
+        "constant": np.zeros((4, 2), bool),
+        "score_energy": np.stack([values, other], 1),
+        **dict.fromkeys(("positive", "negative"), np.ones((4, 2, 10), bool)),
+    }
+    figures = summary(comparison, [batch])["scores"]
+    np.testing.assert_allclose(figures["rollout"]["energy_predicted"]["value"], 0.55)
+    assert figures["rollout"]["energy_predicted"]["difference"] == 0
+    assert figures["rollout"]["energy_predicted"]["difference_interval"] == [0, 0]
 
 
 def test_figures_without_a_meaning_are_left_out_of_the_mean():
@@ -189,11 +222,30 @@ def test_figures_without_a_meaning_are_left_out_of_the_mean():
     assert summary(comparison, [batch])["scores"]["random"]["energy_predicted"]["value"] is None
 
 
+def test_options_of_methods_come_from_the_config_and_change_the_maps():
+    config = shapes.get_config().methods
+    config.compared = ("input_x_gradient", "random")
+    config.options = {"random": {"seed": 3}}
+    comparison = Comparison.from_config(config)
+    assert comparison.options == (("random", (("seed", 3),)),)
+    assert comparison.reference == "", "transformer_attribution is not compared"
+    model = small_vit()
+    images, classes = images_for(model, 2), jnp.zeros((2, 1), jnp.int32)
+    found = comparison.maps_of("random", model, images, classes)[:, 0]
+    _, expected = vitx.explain(model, images, method="random", options={"seed": 3})
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"scores": ("sacco",)}, "methods.scores has 'sacco'; there are deletion, insertion"),
         ({"reference": "saliency"}, "methods.reference 'saliency' is not in methods.compared"),
+        (
+            {"options": (("rise", (("kept", 0.0),)),)},
+            r"option kept must be a number in \[0.01, 0.99\]",
+        ),
+        ({"options": (("rice", ()),)}, "methods.options has 'rice'"),
     ],
 )
 def test_wrong_options_are_named(options, message):

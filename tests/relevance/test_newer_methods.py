@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitx
-from tests.small_models import CLASS_TOKEN_METHODS, images_for, small_vit
+from tests.small_models import CLASS_TOKEN_METHODS, images_for, small_family, small_vit
 from vitx.relevance import methods
 from vitx.relevance.gradient_rules import ATTN_LRP, CP_LRP, with_gamma
 from vitx.relevance.model_agnostic import _mask
@@ -160,6 +160,10 @@ def test_float32_maps_are_those_in_float64():
     [
         ("gradcam", {"steps": 3}, "gradcam has no option 'steps'; it has none"),
         ("rise", {"mask": 3}, "rise has no option 'mask'; it has masks, cells, kept, seed"),
+        ("rise", {"kept": 0.0}, r"rise's option kept must be a number in \[0.01, 0.99\], not 0.0"),
+        ("beyond_intuition_head", {"steps": 1}, "option steps must be a whole number in "),
+        ("random", {"seed": 2**70}, "option seed must be a whole number from 0 up"),
+        ("random", [("seed", 3)], "options must map names to values"),
         ("rise", {"masks": 0}, "rise's option masks must be a whole number from 1 up, not 0"),
         ("rise", {"masks": 2.5}, "rise's option masks must be a whole number from 1 up"),
         ("rise", {"seed": -1}, "rise's option seed must be a whole number from 0 up, not -1"),
@@ -169,8 +173,26 @@ def test_float32_maps_are_those_in_float64():
     ],
 )
 def test_wrong_options_are_refused(method, options, what):
+    model, images = model_and_images()
     with pytest.raises(ValueError, match=what):
-        maps_of(method, **options)
+        vitx.explain(model, images, CLASSES[:, 0], method, options=options)
+
+
+@pytest.mark.parametrize("method", ["libragrad", "rise"])
+@pytest.mark.parametrize("target", [("probability", 1), ("difference", 0, 1), lambda y: y[:, 0]])
+def test_methods_of_a_probability_explain_nothing_else(method, target):
+    model, images = model_and_images()
+    with pytest.raises(ValueError, match=f"{method} explains the probability of a class"):
+        vitx.explain(model, images, method=method, target=target)
+
+
+@pytest.mark.parametrize("family", ["vit", "mean", "class+mean", "distilled", "siglip"])
+def test_attention_gradient_is_the_last_block_of_generic_attention(family):
+    model = small_family(family)
+    images, last = images_for(model, 2), len(model.blocks) - 1
+    _, one = vitx.explain(model, images, CLASSES[:, 0], "attention_gradient")
+    _, other = vitx.explain(model, images, CLASSES[:, 0], "generic_attention", last)
+    np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_options_are_those_of_the_functions():

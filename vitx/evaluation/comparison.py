@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from vitx import parallel
@@ -47,6 +48,7 @@ class Comparison:
       start_layers: (method, first block of its product) pairs, 0 for a method that is not named.
       scores: names of `scores.SCORES`, for every map.
       reference: the method that all others are compared with, image by image; "": none.
+      options: (method, its options as (name, value) pairs) pairs, see `registry.Method.options`.
 
     Raises:
       ValueError: for an unknown or repeated name, nothing to compare, or numbers out of range.
@@ -62,6 +64,7 @@ class Comparison:
     start_layers: tuple[tuple[str, int], ...] = ()
     scores: tuple[str, ...] = ()
     reference: str = ""
+    options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
 
     def __post_init__(self) -> None:
         stable = tuple(name + STABLE for name, method in REGISTRY.items() if method.rule_sets)
@@ -73,6 +76,9 @@ class Comparison:
             _check("scores", self.scores, tuple(SCORES))
         if self.reference and self.reference not in self.methods:
             raise ValueError(f"methods.reference {self.reference!r} is not in methods.compared")
+        for name, given in self.options:
+            _check("options", (name,), tuple(REGISTRY))
+            REGISTRY[name].checked(dict(given))
         products = [n for n, method in REGISTRY.items() if method.published_start_layer is not None]
         if unknown := [name for name, _ in self.start_layers if name not in products]:
             raise ValueError(
@@ -95,7 +101,13 @@ class Comparison:
             methods=tuple(config.compared),
             **{name: tuple(config[name]) for name in names if name in config},
             fill=config.get("fill", 0.0),
-            reference=config.get("reference", ""),
+            reference=reference
+            if (reference := config.get("reference", "")) in config.compared
+            else "",
+            options=tuple(
+                (name, tuple(sorted(given.items())))
+                for name, given in sorted(config.get("options", ConfigDict()).to_dict().items())
+            ),
             threshold=None if threshold == "mean" else float(threshold),
             start_layers=tuple(sorted(config.start_layer.to_dict().items())),
         )
@@ -108,6 +120,11 @@ class Comparison:
         for which in further:
             columns += [(name, which) for name in self.methods if method_of(name).by_class]
         return tuple(columns)
+
+    @property
+    def scored(self) -> tuple[tuple[str, str], ...]:
+        """(method, class explained) of each scored map: all methods for each class."""
+        return tuple((method, which) for which in self.explained for method in self.methods)
 
     @property
     def needs_classes(self) -> bool:
@@ -151,7 +168,8 @@ class Comparison:
         chosen, rules = method_of(method), "stable" if method.endswith(STABLE) else "published"
         wanted = classes if chosen.by_class else classes[:, :1]
         start = dict(self.start_layers).get(chosen.name, 0)
-        return explain(model, images, wanted, chosen.name, start, rules)[1]
+        options = dict(dict(self.options).get(chosen.name, ()))
+        return explain(model, images, wanted, chosen.name, start, rules, options=options)[1]
 
 
 def method_of(name: str) -> Method:
@@ -205,12 +223,14 @@ def score_program(
 
     Returns:
       a function of a model, pixels, true classes, the raw maps (B, M, h, w) of `program`, and masks of the object, bool
-      (B, H, W), which may be arbitrary where no score reads them. It returns "score_<name>" (B, M), and where true
-      classes are needed "clean" (B,), whether the model is right.
+      (B, H, W), which may be arbitrary where no score reads them. It returns "score_<name>" (B, S), S as `scored`, and
+      "clean" (B,), whether the model is right, where true classes are needed and `program` does not give it.
     """
-    places = np.array(
-        [comparison.explained.index(explained) for _, explained in comparison.columns]
-    )
+    # Maps that do not depend on the class count for each class.
+    first, columns = comparison.explained[0], comparison.columns
+    maps = [columns.index(c if c in columns else (c[0], first)) for c in comparison.scored]
+    explained = [comparison.explained.index(which) for _, which in comparison.scored]
+    maps_at, classes_at = np.array(maps), np.array(explained)
 
     def run(
         model: Explainable, pixels: Array, targets: Array, raw: Array, masks: Array
@@ -221,18 +241,23 @@ def score_program(
         )
         images = (pixels - mean) / std
         logits, classes = comparison.classes(model, images, targets)
+        size = pixels.shape[1], pixels.shape[2]
+
+        def explain_again(model: Explainable, images: Array) -> Array:
+            return resize_maps(comparison.maps(model, images, classes), size)[:, maps_at]
+
         judged = Judged(
             model,
             images,
-            raw,
-            resize_maps(raw, (pixels.shape[1], pixels.shape[2])),
-            classes[:, places],
-            lambda model, images: comparison.maps(model, images, classes),
+            resize_maps(raw, size)[:, maps_at],
+            classes[:, classes_at],
+            explain_again,
             masks,
         )
         found = {f"score_{n}": x for n, x in scores_of(comparison.scores, judged).items()}
         right = logits.argmax(-1).astype(jnp.int32) == targets
-        return found | {"clean": right} if comparison.needs_classes else found
+        alone = comparison.needs_classes and "perturbation" not in comparison.measures
+        return found | {"clean": right} if alone else found
 
     return parallel.per_example(run, mode=mode, over=over)
 

@@ -41,6 +41,7 @@ def randomisation_curve(
     model: Any,
     explain: Callable[[Any, Array], Array],
     images: Array,
+    trained: Array | None = None,
     seed: int = 0,
 ) -> Array:
     """Rank correlation of maps with the trained model's, as layer after layer is randomised from the top.
@@ -49,16 +50,17 @@ def randomisation_curve(
       model: a trained `VisionTransformer`.
       explain: (model, images (B, H, W, 3)) -> maps (B, ..., h, w) of fixed classes.
       images: normalised.
+      trained: explain(model, images), where it is at hand.
       seed: of the numbers.
 
     Returns:
       (depth + 2, B, ...): above the blocks alone, then from each block up, last everything. 0 is best, 1 means that
       the map does not depend on these layers.
     """
-    trained = explain(model, images)
+    maps = explain(model, images) if trained is None else trained
 
     def from_layer(layer: Array) -> Array:
-        return rank_correlation(trained, explain(randomised(model, layer, seed), images))
+        return rank_correlation(maps, explain(randomised(model, layer, seed), images))
 
     return lax.map(from_layer, jnp.arange(len(model.blocks) + 1, -1, -1))
 

@@ -35,16 +35,14 @@ class Judged:
     Attributes:
       model: explained.
       images: normalised, (B, H, W, 3).
-      raw: maps as the methods return them, (B, M, h, w).
-      maps: the same at the image's size, (B, M, H, W).
+      maps: at the image's size, (B, M, H, W).
       classes: that each map explains, ints (B, M).
-      explain: (model, images) -> raw maps of these classes.
+      explain: (model, images) -> maps (B, M, H, W) of these classes.
       masks: of the object, bool (B, H, W), which scores with `Score.masks` read.
     """
 
     model: Explainable
     images: Array
-    raw: Array
     maps: Array
     classes: Array
     explain: Callable[[Explainable, Array], Array]
@@ -85,7 +83,7 @@ def _area(judged: Judged, fill: Fill, **options: Any) -> Array:
 
 
 def _insertion(judged: Judged) -> Array:
-    blur = faithfulness.with_blur(judged.images.shape[1] / 22)
+    blur = faithfulness.with_blur(5 / 224 * judged.images.shape[1])
     return _area(judged, blur, insert=True)
 
 
@@ -105,8 +103,8 @@ def _saco(judged: Judged) -> Array:
 def _infidelity(judged: Judged) -> Array:
     """Of squares of a quarter of the side that become blank, at the best scale of the map, as a share of the change.
 
-    A map of relevance says how much the output falls where a part is taken away, up to a factor, which is fitted for
-    each image, as in the published code.
+    A map of relevance says how much the output falls where a part is taken away, up to a positive factor, which is
+    fitted for each image.
     """
     height, width = judged.images.shape[1:3]
     keys = jax.random.split(jax.random.key(0), _SQUARES)
@@ -133,7 +131,7 @@ def _infidelity(judged: Judged) -> Array:
         expected = jnp.einsum("bij,sij->sb", maps, squares.astype(maps.dtype), precision="highest")
         found = jnp.take_along_axis(changes, classes[None, :, None], 2)[..., 0]
         size = jnp.square(expected).sum(0)
-        scale = (expected * found).sum(0) / jnp.where(size == 0, 1, size)
+        scale = jnp.maximum((expected * found).sum(0), 0) / jnp.where(size == 0, 1, size)
         left = jnp.square(scale[None] * expected - found).sum(0)
         return left / jnp.square(found).sum(0)
 
@@ -146,11 +144,10 @@ def _sensitivity(judged: Judged) -> Array:
     def change(key: Array) -> Array:
         noise = jax.random.uniform(key, judged.images.shape[1:], jnp.float32, -_NOISE, _NOISE)
         noisy = judged.images + noise[None].astype(judged.images.dtype)
-        return _norm(judged.explain(judged.model, noisy) - judged.raw)
+        return _norm(judged.explain(judged.model, noisy) - judged.maps)
 
     largest = lax.map(change, jax.random.split(jax.random.key(0), _SAMPLES)).max(0)
-    size = _norm(judged.raw)
-    return largest / jnp.where(size == 0, 1, size)
+    return largest / _norm(judged.maps)
 
 
 def _norm(maps: Array) -> Array:
@@ -159,7 +156,8 @@ def _norm(maps: Array) -> Array:
 
 def _randomisation(judged: Judged) -> Array:
     """The mean rank correlation of a map with those of the model as it forgets its layers from the top."""
-    return randomisation_curve(judged.model, judged.explain, judged.images).mean(0)
+    curve = randomisation_curve(judged.model, judged.explain, judged.images, judged.maps)
+    return jnp.where(jnp.isnan(curve), 0, curve).mean(0)  # a map without contrast is like no other
 
 
 def _pointing(judged: Judged) -> Array:
@@ -188,6 +186,7 @@ SCORES: Mapping[str, Score] = {
 
 
 def scores_of(names: Sequence[str], judged: Judged) -> dict[str, Array]:
-    """Each score (B, M) by its name; NaN where it has no meaning, as for a map without a positive value."""
+    """Each score (B, M) by its name; NaN where it has no meaning, as for a map without contrast."""
+    varied = judged.maps.max((2, 3)) > judged.maps.min((2, 3))
     with jax.default_matmul_precision("highest"):
-        return {name: SCORES[name].run(judged) for name in names}
+        return {name: jnp.where(varied, SCORES[name].run(judged), jnp.nan) for name in names}

@@ -73,7 +73,9 @@ def _perturbation(comparison: Comparison, arrays: Mapping[str, np.ndarray]) -> d
                 "auc": area_under_curve(accuracy, comparison.fractions),
             }
 
-        values, intervals = _with_intervals(statistic, len(right), _references(comparison))
+        values, intervals = _with_intervals(
+            statistic, len(right), _references(comparison, comparison.columns)
+        )
         for index, (method, explained) in enumerate(comparison.columns):
             figure = _figure("auc", index, values, intervals)
             found[method][f"{direction}_{explained}"] = {
@@ -97,7 +99,7 @@ def _segmentation(comparison: Comparison, arrays: Mapping[str, np.ndarray]) -> d
         return found | {"iou_background": ious[..., 0], "iou_foreground": ious[..., 1]}
 
     # Methods are the first columns.
-    references = _references(comparison)[: len(counts)]
+    references = _references(comparison, comparison.columns)[: len(counts)]
     values, intervals = _with_intervals(statistic, len(counts[0]), references)
     return {
         method: {
@@ -111,47 +113,59 @@ def _segmentation(comparison: Comparison, arrays: Mapping[str, np.ndarray]) -> d
 
 
 def _scores(comparison: Comparison, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Means over the images where a score has a meaning."""
+    """Means over the images where a score has a meaning; differences over those where both methods' have."""
+    columns = comparison.scored
+    references = _references(comparison, columns)
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
         for name in comparison.scores:
-            figures = arrays[f"score_{name}"].astype(np.float64)  # (N, M)
-            known = np.isfinite(figures)
-            counted = weights @ known
-            total = weights @ np.where(known, figures, 0)
-            found[name] = np.divide(
-                total, counted, out=np.full_like(total, np.nan), where=counted > 0
-            )
+            figures = arrays[f"score_{name}"].astype(np.float64)  # (N, S)
+            found[name] = _mean(weights, figures)
+            if references:
+                found[f"-{name}"] = _mean(weights, figures - _of_references(figures, references))
         return found
 
-    values, intervals = _with_intervals(statistic, len(arrays["constant"]), _references(comparison))
+    count = len(arrays["constant"])
+    values = {name: x[0] for name, x in statistic(np.ones((1, count))).items()}
+    intervals = bootstrap_interval(statistic, count)
     found: dict[str, Any] = {method: {} for method in comparison.methods}
-    for index, (method, explained) in enumerate(comparison.columns):
+    for index, (method, explained) in enumerate(columns):
         for name in comparison.scores:
             found[method][f"{name}_{explained}"] = _figure(name, index, values, intervals)
     return found
 
 
-def _references(comparison: Comparison) -> list[int]:
+def _mean(weights: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """The mean (S, M) of the figures (N, M) that are known, with weights (S, N); NaN where none is."""
+    known = np.isfinite(figures)
+    counted, total = weights @ known, weights @ np.where(known, figures, 0)
+    return np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
+
+
+def _of_references(figures: np.ndarray, references: Sequence[int | None]) -> np.ndarray:
+    """Each column's reference, (N, M, ...); NaN where it has none."""
+    nothing = np.full_like(figures[:, 0], np.nan)
+    return np.stack([nothing if r is None else figures[:, r] for r in references], 1)
+
+
+def _references(comparison: Comparison, columns: Sequence[tuple[str, str]]) -> list[int | None]:
     """The column of the reference method for the class that each column explains; none without a reference."""
-    columns = list(comparison.columns)
     if not comparison.reference:
         return []
-    first = columns.index((comparison.reference, comparison.explained[0]))
     places = {column: place for place, column in enumerate(columns)}
-    return [places.get((comparison.reference, explained), first) for _, explained in columns]
+    return [places.get((comparison.reference, explained)) for _, explained in columns]
 
 
 def _with_intervals(
-    statistic: Statistic, count: int, references: Sequence[int]
+    statistic: Statistic, count: int, references: Sequence[int | None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Values (M, ...) and intervals (2, M, ...) of figures (S, M, ...); "-<name>" is that to the reference's."""
 
     def with_differences(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = statistic(weights)
         if references:
-            found |= {f"-{name}": x - x[:, references] for name, x in found.items()}
+            found |= {f"-{name}": x - _of_references(x, references) for name, x in found.items()}
         return found
 
     values = {name: x[0] for name, x in with_differences(np.ones((1, count))).items()}

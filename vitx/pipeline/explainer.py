@@ -21,8 +21,9 @@ from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.parallel import pad_batch
 from vitx.relevance.explain import explain
+from vitx.relevance.methods import TABLE_METHODS
 from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
-from vitx.relevance.registry import REGISTRY, methods_of
+from vitx.relevance.registry import REGISTRY
 from vitx.runtime.files import parse_json
 from vitx.weights.files import FOLDER_FILES
 
@@ -196,9 +197,13 @@ def nearest_grid(image_size: Size, tokens: int) -> Size:
 
 
 def _methods(wanted: str, model: Classifier | None = None) -> tuple[str, ...]:
-    """The names of the wanted methods, which the model must have, where it is given; "all" are those that it has."""
+    """The names of the wanted methods, which the model must have, where it is given.
+
+    "all" are [Re]'s and CAM, those that the model has.
+    """
     if wanted.strip() == "all":
-        return () if model is None else methods_of(model)
+        usual = (*TABLE_METHODS, "cam")
+        return () if model is None else tuple(n for n in usual if REGISTRY[n].explains(model))
     names = map(str.strip, wanted.split(","))
     methods = tuple(dict.fromkeys(names))
     if unknown := [name for name in methods if name not in REGISTRY]:

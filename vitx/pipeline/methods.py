@@ -10,7 +10,13 @@ from rich.table import Table
 from vitx import parallel
 from vitx.data import loader
 from vitx.data.transforms import resize_mask
-from vitx.evaluation.comparison import Comparison, measure, program, score_program
+from vitx.evaluation.comparison import (
+    Comparison,
+    measure,
+    method_of,
+    program,
+    score_program,
+)
 from vitx.evaluation.cost import cost_in_forwards
 from vitx.evaluation.segmentation import foreground_masks
 from vitx.evaluation.summary import summary
@@ -82,6 +88,12 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
         raise ValueError(
             f"{stage.folder} has results of {scores['images']} images, not of {len(chosen)}: delete it"
         )
+    used = {method_of(name).name: dict(method_of(name).options) for name in comparison.methods}
+    scores["options"] = {
+        name: usual | dict(dict(comparison.options).get(name, ()))
+        for name, usual in used.items()
+        if usual
+    }
     write_json(stage.folder / SCORES, scores | {"model": _facts(model), "devices": _devices()})
 
 

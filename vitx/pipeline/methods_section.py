@@ -62,7 +62,7 @@ def methods_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and rows (one a method) of the comparison in percent: values, or what `cell` makes of a figure.
 
-    A method most of whose maps have no contrast has dashes.
+    A method with maps without contrast on more than a tenth of the images has dashes.
     """
     shown = {
         (measure, key): header
@@ -73,7 +73,7 @@ def methods_table(
     rows = []
     for method in _names(methods):
         figures = [methods[measure][method].get(key, {}) for measure, key in shown]
-        constant = _mostly_nothing(methods, method)
+        constant = _is_constant(methods, method)
         cells = [DASH if constant else cell(figure) for figure in figures]
         if "cost" in methods and cell is value_cell:
             cells.append(f"{methods['cost'][method]:.1f}")
@@ -95,7 +95,7 @@ def _score_headers(methods: dict[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _mostly_nothing(methods: dict[str, Any], method: str) -> bool:
+def _is_constant(methods: dict[str, Any], method: str) -> bool:
     """Whether a method's maps have no contrast on more than a tenth of the images, so that its figures rank ties."""
     counts = [n for name, n in methods["constant_maps"].items() if name.split(", ")[0] == method]
     return max(counts, default=0) > methods["images"] / 10
@@ -151,7 +151,7 @@ def methods_section(
         counts = "; ".join(f"{column}: {n}" for column, n in methods["constant_maps"].items())
         body.append(
             f"Maps without any contrast, which show nothing: {counts}. A method with more than a tenth of such maps is "
-            "marked as constant and has no figures: they would be those of a fixed order of the pixels."
+            "marked as constant and has no figures in these tables: they would be those of a fixed order of the pixels."
         )
     body += [
         Fold(

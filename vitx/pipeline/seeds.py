@@ -152,10 +152,10 @@ def _check_model(config: ConfigDict, model: Classifier) -> None:
         raise ValueError(
             f"config.seeds.refine={seeds.refine} spreads maps along attention, which a CNN does not have"
         )
-    if seeds.refine and seeds.method == "lrp" and model.stem is None:
+    if seeds.refine and REGISTRY[seeds.method].gives_pixels(model):
         raise ValueError(
-            f"config.seeds.refine={seeds.refine} wants maps on the token grid; those of method lrp are of pixels on a "
-            "model without a stem"
+            f"config.seeds.refine={seeds.refine} wants maps on the token grid; those of method {seeds.method} are of "
+            "pixels on this model"
         )
 
 

@@ -1,6 +1,6 @@
 """Beyond Intuition (Chen et al., TMLR 2023): an attention map of relations, weighed by an integral of gradients.
 
-Both methods take the positive mean W of the last block's gradient on the way from a black image to the image, and
+Both methods take the positive mean W of the last block's gradient on the way from 0, the mean colour, to the image, and
 multiply its row by that of a product R over blocks. Published blocks begin at 3 ("head") and 5 or 6 ("token"), counted
 from 0, of twelve.
 """
@@ -30,10 +30,11 @@ def _by_head(gradient: Array, attention: Array) -> Array:
     return jnp.einsum("bh,bhqn->bqn", share, attention, precision="highest")
 
 
+_STEPS = {"steps": (2, 10_000)}  # one would be the path's beginning alone
 _HEADS = replace(EXACT, probe=rulesets.probing_with_value(_by_head))
 
 
-@method("Beyond Intuition, head", published_start_layer=3)
+@method("Beyond Intuition, head", published_start_layer=3, ranges=_STEPS)
 def _beyond_intuition_head(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool, *, steps: int = 20
 ) -> Forward:
@@ -43,7 +44,7 @@ def _beyond_intuition_head(
     return output, lambda gradient: integral(gradient) * product(gradient)
 
 
-@method("Beyond Intuition, token", published_start_layer=5)
+@method("Beyond Intuition, token", published_start_layer=5, ranges=_STEPS)
 def _beyond_intuition_token(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool, *, steps: int = 20
 ) -> Forward:
@@ -62,9 +63,13 @@ def _beyond_intuition_token(
 
 
 def _value_norms(block: Any, inputs: Array) -> Array:
-    """|v_j W_proj| / |h_j| of each token of a block's inputs h (B, N, D): v with its bias, the projection without."""
+    """|v_j W_proj| / |h_j| of each token of a block's inputs h (B, N, D): v with its bias, the projection without.
+
+    The factor of a LayerScale belongs to the projection.
+    """
     values = block.attn.values(block.norm1(inputs, EXACT), EXACT)  # (B, N, D)
     projected = EXACT.linear(values, block.attn.proj.kernel[...])
+    projected = block.ls1(projected, EXACT) if block.ls1 else projected
     return jnp.linalg.norm(projected, axis=-1) / jnp.linalg.norm(inputs, axis=-1)
 
 
@@ -77,6 +82,7 @@ def _integrated_last_gradient(
     def tokens_at(share: Array) -> Array:
         return model.below_last(embedded(model, images * share), EXACT)  # (B, N, D)
 
+    images = images.astype(model.dtype)
     places = jnp.linspace(0, 1, steps, dtype=images.dtype)
     tokens = jax.lax.map(tokens_at, places)  # (steps, B, N, D): shared by all values
 
@@ -86,14 +92,13 @@ def _integrated_last_gradient(
         return model.classify(encoded, EXACT), encoded
 
     def one_value(gradient: Array) -> Array:
-        def step(total: Array, last: Array) -> tuple[Array, None]:
+        def step(total: Array, last: Array) -> tuple[Array, Array]:
             _, pullback, encoded = jax.vjp(lambda p: above(last, p), zeros, has_aux=True)
-            row = patches_of(model, pullback(gradient)[0], model.pooling_weights(encoded))
-            return total + row, None
+            return total + pullback(gradient)[0], model.pooling_weights(encoded)
 
         zeros = jnp.zeros((len(images), *shape), tokens.dtype)
-        start = jnp.zeros((len(images), shape[0], model.grid[0] * model.grid[1]), tokens.dtype)
-        total, _ = jax.lax.scan(step, start, tokens)
-        return on_grid(model, positive(total / steps).mean(1))
+        total, weights = jax.lax.scan(step, zeros, tokens)
+        positive_part = positive(total / steps)
+        return on_grid(model, patches_of(model, positive_part, weights[-1]).mean(1))  # the image's
 
     return one_value

@@ -66,12 +66,13 @@ def explain(
       images: normalised, (B, H, W, 3), of the model's size, which for a CNN is any.
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
       method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has none that reads attention.
-      start_layer: first block of the product in "rollout" and "transformer_attribution"; others ignore it.
+      start_layer: first block of the product or sum in "rollout", "transformer_attribution", "generic_attention",
+        "legrad" and "beyond_intuition_*", 0 whatever was published (docs/methods.md); others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: of K values, how many go backward at once. More take more memory, and on a CPU more time, too.
-      memory: "fast" keeps every block's intermediate values; "lean" computes them again for "lrp" and
-        "transformer_attribution", for about a fifth more time; "auto" is lean where they take over 1 GB an image,
-        or over half of the device's memory for the batch.
+      memory: "fast" keeps every block's intermediate values; "lean" computes them again for about a fifth
+        more time, except in "gradcam", "partial_lrp", "legrad" and "attcat"; "auto" is lean where they take over
+        1 GB an image, or over half of the device's memory for the batch.
       target: in place of `classes`, what is explained (docs/explain.md): an int or ints, ("difference", a, b),
         ("probability", a), a function from the output (B, C) to (B,), or an embedding, for the cosine similarity of
         the pooled output with it: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D) where K may
@@ -81,18 +82,22 @@ def explain(
 
     Returns:
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
-      (B, h, w) or (B, K, h, w). The maps of "lrp" on a model without a stem are of pixels, (B, H, W) or (B, K, H, W).
+      (B, h, w) or (B, K, h, w). Those of `registry.Method.pixels` are of pixels, (B, H, W) or (B, K, H, W);
+      under relevance rules only on a model without a stem. Methods of several forwards ("integrated_gradients",
+      "smoothgrad", "beyond_intuition_*") take a target's gradient at the image's own output all along.
 
     Raises:
-      ValueError: for an unknown method or option, a method or start layer that the model does not have, or images,
-        classes or a target of a shape, type or range that does not fit. Values are not checked inside another `jit`:
-        there a class out of range gives a map of zeros.
+      ValueError: for an unknown method or option, a method or start layer that the model does not have, a target
+        that is no class for "libragrad" or "rise", or images, classes or a target of a shape, type or range that does
+        not fit. Values are not checked inside another `jit`: there a class out of range gives a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
     images = _check_images(images, model)
     model, size = _at_size(model, images), images.shape[1:3]
     explained = targets.parse(classes, target, len(images), model.num_classes)
+    if REGISTRY[method].of_probability and explained.func not in targets.OF_CLASSES:
+        raise ValueError(f"{method} explains the probability of a class: give classes as ints")
     if explained.func is targets.of_similarity and model.num_classes:
         model = model.without_head()
     memory = _fitting_memory(model, len(images)) if memory == "auto" else memory

@@ -101,7 +101,7 @@ def with_gamma(ops: Ops, gamma: float, gamma_pixels: float) -> GammaOps:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gamma(gamma: float, x: Array, weight: Array, b: Array) -> Array:
-    """X W + b under the gamma rule (Montavon et al., 2019) in closed form.
+    """X W + b under the gamma rule (Montavon et al., 2019, for outputs of either sign as in zennit) in closed form.
 
     With z = x W + b, s = sign(z), M = |x| |W| + |b|, d = z + gamma / 2 (z + s M) + 1e-6 s and S = g z / d:
     R_x = (1 + gamma / 2) x (S W^T) + gamma / 2 |x| ((S s) |W|^T), and the gradient is R_x / (x + 1e-10 sign(x)).

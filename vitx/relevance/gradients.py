@@ -14,7 +14,7 @@ from jax import lax
 from vitx.explainable import Explainable
 from vitx.ops import Array, Ops
 from vitx.relevance import rulesets
-from vitx.relevance.methods import embedded, last_block, on_grid, positive, transformer_attribution
+from vitx.relevance.methods import embedded, on_grid, positive, transformer_attribution
 from vitx.relevance.registry import Forward, method
 from vitx.relevance.rulesets import EXACT
 
@@ -61,8 +61,7 @@ def _attention_gradient(
     model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool
 ) -> Forward:
     """E[relu(G * A)] of the last block (Chefer, Gur and Wolf, ICCV 2021)."""
-    output, attention, pullback = last_block(model, images, ops)
-    return output, lambda g: on_grid(model, positive(attention * pullback(g)).mean(1))
+    return attention_product(model, images, _TIMES_ATTENTION, len(model.blocks) - 1, lean)
 
 
 @method("LeGrad", published_start_layer=0)

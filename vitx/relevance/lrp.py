@@ -13,7 +13,7 @@ from vitx.relevance.methods import under_rules
 from vitx.relevance.registry import Forward, method
 
 
-@method("AttnLRP")
+@method("AttnLRP", above_stem=True)
 def _attn_lrp(
     model: Explainable,
     images: Array,
@@ -27,7 +27,7 @@ def _attn_lrp(
     return under_rules(model, images, *input_x_gradient(model, images, ATTN_LRP, level, lean))
 
 
-@method("AttnLRP, gamma")
+@method("AttnLRP, gamma", above_stem=True)
 def _attn_lrp_gamma(
     model: Explainable,
     images: Array,
@@ -44,7 +44,7 @@ def _attn_lrp_gamma(
     return under_rules(model, images, *input_x_gradient(model, images, ops, level, lean))
 
 
-@method("CP-LRP")
+@method("CP-LRP", above_stem=True)
 def _cp_lrp(
     model: Explainable,
     images: Array,
@@ -58,7 +58,7 @@ def _cp_lrp(
     return under_rules(model, images, *input_x_gradient(model, images, CP_LRP, level, lean))
 
 
-@method("LibraGrad")
+@method("LibraGrad", above_stem=True, of_probability=True)
 def _libragrad(
     model: Explainable,
     images: Array,
@@ -70,15 +70,13 @@ def _libragrad(
 ) -> Forward:
     """The rules of CP-LRP on the tokens, of the softmax probability (Mehri et al., CVPR 2025).
 
-    A model without a head has no probability: there the value itself is explained.
+    Where float32 rounds the probability to 1, the map is 0 everywhere, as published.
     """
     x, run = from_level(model, images, CP_LRP, level, lean)
     output, pullback = jax.vjp(run, x)
-    probabilities = jax.nn.softmax(output) if model.num_classes else None
 
     def one_value(gradient: Array) -> Array:
-        if probabilities is not None:
-            gradient = jax.vjp(jax.nn.softmax, output)[1](gradient)[0]
+        (gradient,) = jax.vjp(jax.nn.softmax, output)[1](gradient)
         return summed(model, x * pullback(gradient)[0], level)
 
     return under_rules(model, images, output, one_value)

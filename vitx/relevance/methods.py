@@ -116,7 +116,7 @@ def _gradcam_of_features(model: Explainable, images: Array, ops: Ops) -> Forward
     return logits, one_value
 
 
-@method("LRP", rule_sets=_LRP_RULES, pixels=True)
+@method("LRP", rule_sets=_LRP_RULES, pixels=True, above_stem=True)
 def _lrp(model: Explainable, images: Array, ops: Ops, start_layer: int, lean: bool) -> Forward:
     def forward(features: Array) -> Array:
         encoded, _ = model.encode(model.embed(features, ops), ops, lean=lean)

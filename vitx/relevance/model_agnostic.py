@@ -10,7 +10,7 @@ from vitx.relevance.registry import Forward, method
 from vitx.relevance.rulesets import EXACT
 
 
-@method("RISE", pixels=True, needs="")
+@method("RISE", pixels=True, ranges={"kept": (0.01, 0.99)}, of_probability=True, needs="")
 def _rise(
     model: Explainable,
     images: Array,
@@ -26,16 +26,15 @@ def _rise(
     """The mean of random masks, each weighed by the output under it (Petsiuk et al., BMVC 2018), on pixels.
 
     A mask is a grid of `cells` x `cells`, a share `kept` of which is 1, enlarged bilinearly and shifted by up to a
-    cell; the rest of the image becomes 0. The output is the softmax probability of a class, and without a head the
-    output itself. It takes `masks` forwards, for any number of values; published are 4,000 to 8,000.
+    cell; the rest of the image becomes 0. The output is the softmax probability of a class. It takes `masks`
+    forwards, for any number of values; published are 4,000 to 8,000.
     """
     keys = jax.random.split(jax.random.key(seed), masks)
     x = images.astype(model.dtype)
 
     def scores(key: Array) -> Array:
         mask = _mask(key, x.shape[1:3], cells, kept).astype(x.dtype)
-        output = model(x * mask[None, :, :, None], EXACT)
-        return jax.nn.softmax(output) if model.num_classes else output
+        return jax.nn.softmax(model(x * mask[None, :, :, None], EXACT))
 
     found = lax.map(scores, keys)  # (masks, B, C)
 
@@ -79,7 +78,7 @@ def _random(
     return model(images, EXACT), lambda gradient: maps.astype(model.dtype)
 
 
-@method("centre", by_class=False, needs="")
+@method("centre", by_class=False, ranges={"width": (0.01, 100)}, needs="")
 def _centre(
     model: Explainable,
     images: Array,

@@ -24,6 +24,7 @@ ATTENTION = "blocks with attention"
 LINEAR_HEAD = "a linear head on the mean of its patches or of its last feature map"
 LEVELS = ("pixels", "tokens")
 """A map of x times a gradient is taken at the image, or at the tokens that enter the first block."""
+_LARGEST = 2**32 - 1  # of an option: JAX's seeds end there
 Run = Callable[..., Forward]
 """(model, images (B, H, W, 3), operations, first block of the product, lean memory, options) -> `Forward`."""
 
@@ -39,8 +40,11 @@ class Method:
       by_class: whether its maps depend on the class.
       rule_sets: its operations by the name of the rules; empty where it needs no relevance rules.
       published_start_layer: the first block of its product in the published tables; None where it has no product.
-      pixels: whether its maps are of pixels, by default; those of relevance rules only on a model without a stem.
+      pixels: whether its maps are of pixels, by default; see `gives_pixels`.
+      above_stem: whether it ends above a stem, and so gives a hybrid's maps on the token grid.
       options: its parameters by name, with their defaults: the keyword-only ones of `run`.
+      ranges: the least and the greatest value of some of them; of others any from 0 (seeds, floats) or 1 (counts) up.
+      of_probability: whether it explains the probability of a class, and so no other value.
       needs: what a model must have for it, `ATTENTION` or `LINEAR_HEAD`; "" for any model.
     """
 
@@ -51,7 +55,10 @@ class Method:
     rule_sets: Mapping[str, Ops]
     published_start_layer: int | None
     pixels: bool
+    above_stem: bool
     options: Mapping[str, Any]
+    ranges: Mapping[str, tuple[float, float]]
+    of_probability: bool
     needs: str
 
     def explains(self, model: Explainable) -> bool:
@@ -59,6 +66,10 @@ class Method:
         if self.needs == ATTENTION:
             return bool(model.attention_shapes())
         return model.linear_head if self.needs == LINEAR_HEAD else True
+
+    def gives_pixels(self, model: Any) -> bool:
+        """Whether its maps of a model are of pixels, with the options' defaults."""
+        return self.pixels and not (self.above_stem and model.stem is not None)
 
     def require(self, model: Explainable) -> None:
         """Raises ValueError for a model that does not have what the method needs."""
@@ -74,33 +85,38 @@ class Method:
 
     def checked(self, options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
         """The options in an order of their own, as static arguments; ValueError for an unknown one or a wrong value."""
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options must map names to values, not {options!r:.100}")
         for name, value in options.items():
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
                 raise ValueError(f"{self.name} has no option {name!r:.100}; it has {known}")
-            if wanted := _unfit(name, value, self.options[name]):
+            default = self.options[name]
+            usual = (0 if name == "seed" or isinstance(default, float) else 1, _LARGEST)
+            if wanted := _unfit(value, default, *self.ranges.get(name, usual)):
                 raise ValueError(
                     f"{self.name}'s option {name} must be {wanted}, not {value!r:.100}"
                 )
         return tuple(sorted(options.items()))
 
 
-def _unfit(name: str, value: Any, default: Any) -> str:
-    """What an option must be, where the value is something else than its default's kind; otherwise ""."""
+def _unfit(value: Any, default: Any, least: float, most: float) -> str:
+    """What an option must be, where the value is of another kind than its default or out of range; otherwise ""."""
     if isinstance(default, str):
         return "" if value in LEVELS else f"one of {', '.join(LEVELS)}"
-    number = isinstance(value, int | float | np.integer | np.floating)
-    fits = number and not isinstance(value, bool) and bool(np.isfinite(value))
-    if isinstance(default, float):
-        return "" if fits and value >= 0 else "a number from 0 up"
-    least = 0 if name == "seed" else 1
-    fits = fits and isinstance(value, int | np.integer) and bool(value >= least)
-    return "" if fits else f"a whole number from {least} up"
+    kinds = (
+        (int, float, np.integer, np.floating) if isinstance(default, float) else (int, np.integer)
+    )
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    fits = fits and bool(least <= value <= most)
+    kind = "a number" if isinstance(default, float) else "a whole number"
+    reach = f"from {least:g} up" if most == _LARGEST else f"in [{least:g}, {most:g}]"
+    return "" if fits else f"{kind} {reach}"
 
 
 _REGISTERED: dict[str, Method] = {}
 REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
-"""All methods by name, in the order of the published tables."""
+"""All methods by name, those of the published tables first."""
 
 
 def methods_of(model: Explainable) -> tuple[str, ...]:
@@ -115,7 +131,10 @@ def method(
     rule_sets: Mapping[str, Ops] = MappingProxyType({}),
     published_start_layer: int | None = None,
     pixels: bool = False,
+    above_stem: bool = False,
     needs: str = ATTENTION,
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    of_probability: bool = False,
 ) -> Callable[[Run], Run]:
     """Registers a function as the method of its name, without the leading underscore; see `Method`."""
 
@@ -131,7 +150,10 @@ def method(
             rule_sets=rule_sets,
             published_start_layer=published_start_layer,
             pixels=pixels or options.get("level") == "pixels",
+            above_stem=above_stem,
             options=options,
+            ranges=ranges,
+            of_probability=of_probability,
             needs=needs,
         )
         return run

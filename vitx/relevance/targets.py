@@ -70,6 +70,9 @@ def of_classes(classes: Array, output: Array) -> Array:
     return jax.nn.one_hot(classes, output.shape[-1], dtype=output.dtype)
 
 
+OF_CLASSES = (of_predicted, of_classes)
+
+
 def of_difference(first: Array, second: Array, output: Array) -> Array:
     """e_a - e_b: of output a minus output b."""
     return of_classes(first, output) - of_classes(second, output)

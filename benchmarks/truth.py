@@ -1,10 +1,11 @@
 """Which explanation finds the cause, and which score says so: configs/truth.py for several trainings.
 
-The truth of a method is the share of its maps on the planted cause, over the images that the model gets right. Each
-other score is judged by its rank correlation with that truth over the methods. Prints two tables in Markdown. A second
-start goes on where the first ended.
+The truth of a method is the share of its maps on the planted cause, and the average precision of the cause under the
+map's order, over the images that the model gets right. Each other score is judged by its rank correlation with both
+over the methods, without the two controls and without methods whose maps are constant on more than a tenth of the
+images. Prints tables in Markdown. A second start goes on where the first ended.
 
-python -m benchmarks.truth [--seeds 5] [--out runs/truth] [--options key=value,...]
+python -m benchmarks.truth [--seeds 5] [--out runs/truth] [--root data]
 """
 
 import subprocess
@@ -26,7 +27,7 @@ from vitx.pipeline.methods_section import title
 from vitx.runtime.files import read_npz
 
 ROOT = Path(__file__).parent.parent
-TRUTH = "energy"
+CONTROLS = ("random", "centre")
 DIRECTIONS = {"positive": False, "negative": True}  # of perturbation: whether higher is better
 
 
@@ -36,12 +37,21 @@ class Training(NamedTuple):
     Attributes:
       right: bool (N,), whether the model is right.
       energy: (N, M) share of each map on the cause.
+      precision: (N, M) average precision of the cause under the map's order.
       scores: (N, M) of each score, by name; higher is better in all of them.
+      constant: (N, M) whether a map has no contrast.
     """
 
     right: np.ndarray
     energy: np.ndarray
+    precision: np.ndarray
     scores: dict[str, np.ndarray]
+    constant: np.ndarray
+
+    def mean(self, figures: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """The mean (M,) of figures (N, M) over the images that the model gets right, of some `rows` of them."""
+        chosen = np.flatnonzero(self.right) if rows is None else rows[self.right[rows]]
+        return np.nanmean(figures[chosen], 0)
 
 
 def measured(workdir: Path, comparison: Comparison) -> Training:
@@ -55,86 +65,99 @@ def measured(workdir: Path, comparison: Comparison) -> Training:
     for direction, higher in DIRECTIONS.items():
         area = np.trapezoid(arrays[direction].astype(float), comparison.fractions, axis=-1)
         scores[f"perturbation, {direction}"] = area if higher else -area
-    return Training(arrays["clean"], scores.pop(TRUTH), scores)
+    precision = np.stack([arrays[f"ap_{m}"] for m in range(len(comparison.methods))], 1)
+    return Training(arrays["clean"], scores.pop("energy"), precision, scores, arrays["constant"])
 
 
-def found_by(training: Training, rows: np.ndarray) -> np.ndarray:
-    """The mean share on the cause over some images that the model gets right, by method."""
-    return np.nanmean(training.energy[rows & training.right], 0)
+def kinds(count: int) -> dict[str, np.ndarray]:
+    """The places of the images with each kind of cause: those of odd number have a watermark (`planted.draw`)."""
+    places = np.arange(count)
+    return {"all": places, "object": places[::2], "watermark": places[1::2]}
+
+
+def ranked(names: Sequence[str], trainings: Sequence[Training]) -> np.ndarray:
+    """The places of the methods that are no control and whose maps have contrast on nine tenths of all images."""
+    constant = np.concatenate([one.constant for one in trainings]).mean(0) > 0.1
+    return np.array([m for m, name in enumerate(names) if name not in CONTROLS and not constant[m]])
 
 
 def method_rows(names: Sequence[str], trainings: Sequence[Training]) -> Iterator[list[str]]:
-    """A row a method, the best first: its mean share on the cause, of all images and of each kind."""
-    kinds = _kinds(len(trainings[0].right))
+    """A row a method, the best first: its share on the cause, of all images and of each kind, and its precision."""
+    count, fit = len(trainings[0].right), ranked(names, trainings)
     shares = {
-        kind: 100 * np.stack([found_by(one, rows) for one in trainings])
-        for kind, rows in kinds.items()
+        kind: 100 * np.stack([one.mean(one.energy, rows) for one in trainings])
+        for kind, rows in kinds(count).items()
     }  # (trainings, methods)
-    drawn = 100 * _bootstrap(trainings)  # (samples, methods)
-    for place in np.argsort(-shares["all"].mean(0)):
-        half = half_width(shares["all"][:, place], drawn[:, place])
+    precision = 100 * np.stack([one.mean(one.precision) for one in trainings])
+    drawn = 100 * np.array(
+        [
+            np.mean([one.mean(one.energy, rows) for one in trainings], 0)
+            for rows in np.random.default_rng(0).integers(count, size=(1000, count))
+        ]
+    )
+    for m in np.argsort(-shares["all"].mean(0)):
+        control = names[m] in CONTROLS
+        mark = " (control)" if control else "" if m in fit else " (constant)"
+        half = half_width(shares["all"][:, m], drawn[:, m])
         yield [
-            title(names[place]),
-            *(f"{values[:, place].mean():.1f}" for values in shares.values()),
-            f"+- {half:.1f}",
+            title(names[m]) + mark,
+            f"{shares['all'][:, m].mean():.1f} +- {half:.1f}",
+            f"{shares['object'][:, m].mean():.1f}",
+            f"{shares['watermark'][:, m].mean():.1f}",
+            f"{precision[:, m].mean():.1f}",
         ]
 
 
-def score_rows(trainings: Sequence[Training]) -> Iterator[list[str]]:
-    """A row a score, the best first: mean and interval of its rank correlation with the truth, and each training's."""
-    everything = np.ones(len(trainings[0].right), bool)
-    found = {}
-    for name in trainings[0].scores:
-        found[name] = np.array(
+def score_rows(names: Sequence[str], trainings: Sequence[Training]) -> Iterator[list[str]]:
+    """A row a score, the best first: its rank correlation with each truth, mean and interval over the trainings."""
+    fit = ranked(names, trainings)
+    found = {
+        name: np.array(
             [
-                scipy.stats.spearmanr(
-                    np.nanmean(one.scores[name][one.right], 0), found_by(one, everything)
-                ).statistic
+                [
+                    scipy.stats.spearmanr(
+                        one.mean(one.scores[name])[fit], one.mean(truth)[fit]
+                    ).statistic
+                    for truth in (one.energy, one.precision)
+                ]
                 for one in trainings
             ]
         )
-    for name, values in sorted(found.items(), key=lambda item: -item[1].mean()):
-        half = half_width(values, np.zeros(2))
+        for name in trainings[0].scores
+    }  # (trainings, truths)
+    for name, values in sorted(found.items(), key=lambda item: -item[1][:, 0].mean()):
         label = SCORES[name].title if name in SCORES else name
-        shown = ", ".join(f"{value:.2f}" for value in values)
-        yield [label, f"{values.mean():.2f}", f"+- {half:.2f}", shown]
+        mark = " (reads the cause)" if name in SCORES and SCORES[name].masks else ""
+        yield [
+            label + mark,
+            *(
+                f"{column.mean():.2f} +- {half_width(column, np.zeros(2)):.2f}"
+                for column in values.T
+            ),
+            ", ".join(f"{value:.2f}" for value in values[:, 0]),
+        ]
 
 
-def _kinds(count: int) -> dict[str, np.ndarray]:
-    """Which images have a watermark: those of odd number (`planted.draw`)."""
-    odd = np.arange(count) % 2 == 1
-    return {"all": np.ones(count, bool), "object": ~odd, "watermark": odd}
-
-
-def _bootstrap(trainings: Sequence[Training], samples: int = 1000) -> np.ndarray:
-    """The mean over trainings of each method's share (samples, M), images drawn with replacement, alike for all."""
-    generator, count = np.random.default_rng(0), len(trainings[0].right)
-    drawn = []
-    for _ in range(samples):
-        rows = generator.integers(count, size=count)
-        means = [np.nanmean(one.energy[rows][one.right[rows]], 0) for one in trainings]
-        drawn.append(np.mean(means, 0))
-    return np.array(drawn)
-
-
-def main(seeds: int = 5, out: str = "runs/truth", options: str = "") -> None:
-    """Prints the tables; the workdirs are in `out`."""
-    extra = [f"--config.{option}" for option in options.split(",") if option]
+def main(seeds: int = 5, out: str = "runs/truth", root: str = "data") -> None:
+    """Prints the tables; the workdirs are in `out`, the pictures in `root`."""
     workdirs = [Path(out).resolve() / f"seed{seed}" for seed in range(seeds)]
     for seed, workdir in enumerate(workdirs):
         for script in ("train.py", "evaluate.py"):
             command = [sys.executable, script, "--config=configs/truth.py", f"--workdir={workdir}"]
-            command += [f"--config.seed={seed}", *extra]
+            command += [f"--config.seed={seed}", f"--config.data.root={Path(root).resolve()}"]
             subprocess.run(command, cwd=ROOT, check=True)
     comparison = Comparison.from_config(truth.get_config().methods)
     trainings = [measured(workdir, comparison) for workdir in workdirs]
-    right = ", ".join(f"{100 * one.right.mean():.1f}" for one in trainings)
-    print(f"Accuracy by training, %: {right}.\n")
-    header = ("method", "on the cause, %", "object", "watermark", "95 %")
-    print_table(header, method_rows(comparison.methods, trainings))
+    for kind, rows in kinds(len(trainings[0].right)).items():
+        right = ", ".join(f"{100 * one.right[rows].mean():.1f}" for one in trainings)
+        print(f"Accuracy by training, {kind}, %: {right}.")
     print()
-    header = ("score", "rank correlation with the truth", "95 %", "by training")
-    print_table(header, score_rows(trainings))
+    header = ("method", "on the cause, %", "object", "watermark", "average precision, %")
+    print_table(header, method_rows(comparison.methods, trainings))
+    print("\nIntervals: over trainings and images, 95 %.\n")
+    header = ("score", "correlation with the share", "with the precision", "by training")
+    print_table(header, score_rows(comparison.methods, trainings))
+    print("\nIntervals: over trainings alone, 95 %.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Which explanation finds the cause? Methods and scores judged on pictures whose label has a known cause.
 
-In half of the pictures of `planted` a faint watermark decides the class, in the others an object; a distractor is in
-all of them. A small ViT learns the classes, and every method's maps are compared: "energy inside" is the share of a map
-on the cause, and each other score says who it believes to be best. `python -m benchmarks.truth` runs five trainings and
-ranks methods by the truth, and scores by their agreement with it.
+In half of the pictures of `planted` a faint watermark decides the class, in the others an object; a distractor is
+beside them. A small hybrid ViT learns the classes, and the maps of the methods are compared: "energy inside" is the
+share of a map on the cause, and each other score says who it believes to be best. `python -m benchmarks.truth` runs
+five trainings and ranks methods by the truth, and scores by their agreement with it.
 
 Run:
     python train.py    --config configs/truth.py --workdir runs/truth
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.methods.images = 0
     config.methods.compared = tuple(name for name in METHODS if name not in _SLOW)
     config.methods.explained = ("target",)
-    config.methods.measures = ("perturbation",)
+    config.methods.measures = ("perturbation", "segmentation")
     config.methods.scores = tuple(name for name in SCORES if name != "road")
 
     config.report.title = "which explanation finds the cause"

@@ -2,8 +2,9 @@
 
 In half of the pictures a watermark decides the class, a small faint pattern; in the others an object of `shapes` does.
 Nothing else goes with the class: the other kind of cause is absent, and a distractor, a ring with its texture, is in
-every picture. A model that is right has therefore used the cause. The mask has the class at the cause's pixels, the
-whole square of a watermark, and background elsewhere. Every picture follows from (seed, split, index) alone.
+the picture where there is a place. A model that is right far more often than by chance uses the cause. The mask has
+the class at the cause's pixels, the whole square of a watermark, and background elsewhere. Every picture follows from
+(seed, split, index) alone.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-r"""Table 2: accuracy while relevant or irrelevant pixels are removed; six methods on ImageNet's validation images.
+r"""Table 2: accuracy while relevant or irrelevant pixels are removed; [Re]'s methods on ImageNet's validation images.
 
 [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et al., ReScience C 2022),
 Table 2; protocol of Chefer, Gur, Wolf (CVPR 2021). docs/protocol.md describes every setting.

@@ -1,4 +1,4 @@
-r"""Table 3: explanation maps as foreground masks, six methods on ImageNet-Segmentation (4,276 images).
+r"""Table 3: explanation maps as foreground masks, [Re]'s methods on ImageNet-Segmentation (4,276 images).
 
 [Re] Weakly-Supervised Semantic Segmentation via Transformer Explainability (Athanasiadis et al., ReScience C 2022),
 Table 3; protocol of Chefer, Gur, Wolf (CVPR 2021). docs/protocol.md describes every setting.

@@ -70,7 +70,10 @@ def measured(workdir: Path, comparison: Comparison) -> Training:
 
 
 def kinds(count: int) -> dict[str, np.ndarray]:
-    """The places of the images with each kind of cause: those of odd number have a watermark (`planted.draw`)."""
+    """The places of the images with each kind of cause: pictures of odd number have a watermark (`planted.draw`).
+
+    The n-th compared image is picture 3 n, which is odd where n is.
+    """
     places = np.arange(count)
     return {"all": places, "object": places[::2], "watermark": places[1::2]}
 

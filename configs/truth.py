@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.classifier.jitter = (0.0, 0.0, 0.0, 0.0)  # would blur a watermark
     config.classifier.flip = False  # a watermark has an orientation
 
-    config.methods.images = 0
+    config.methods.images = 34  # every third of 100: each second one has a watermark
     config.methods.compared = tuple(name for name in METHODS if name not in _LEFT_OUT)
     config.methods.explained = ("target",)
     config.methods.measures = ("perturbation", "segmentation")

@@ -57,7 +57,8 @@ class Training(NamedTuple):
 def measured(workdir: Path, comparison: Comparison) -> Training:
     """The measurements that the stage `methods` left."""
     files = [read_npz(path) for path in sorted((workdir / "methods/batches").glob("*.npz"))]
-    arrays = {name: np.concatenate([file[name] for file in files]) for name in files[0]}
+    names = [name for name, values in files[0].items() if values.ndim]
+    arrays = {name: np.concatenate([file[name] for file in files]) for name in names}
     scores = {
         name: arrays[f"score_{name}"] * (1 if SCORES[name].higher else -1)
         for name in comparison.scores

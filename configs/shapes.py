@@ -161,20 +161,17 @@ def get_config() -> ConfigDict:
     config.methods.images = 128  # number of val images that show one class; 0: all of them
     config.methods.compared = (
         *TABLE_METHODS,
-        "lrp/stable",
-        "partial_lrp/stable",
         "transformer_attribution/stable",
         "generic_attention",
         "attn_lrp_gamma",
         "libragrad",
-        "legrad",
         "random",
         "centre",
     )
     config.methods.explained = ("predicted", "target")
     config.methods.measures = ("perturbation", "segmentation")
     # Further scores of the maps, of vitx.evaluation.scores.SCORES; docs/methods.md says what each costs.
-    config.methods.scores = ("deletion", "insertion", "saco", "pointing", "energy")
+    config.methods.scores = ("pointing", "energy")
     config.methods.reference = (
         "transformer_attribution"  # all others are compared with it, image by image; "": none
     )

@@ -119,7 +119,9 @@ def test_sensitivity_is_the_largest_relative_change():
     largest = np.zeros((2, 3))
     for key in jax.random.split(jax.random.key(0), 5):
         noise = jax.random.uniform(key, (8, 12, 3), jnp.float32, -0.02, 0.02)
-        change = explained(case.model, case.images + np.asarray(noise, np.float64)) - case.maps
+        change = (
+            explained(case.model, case.images + np.asarray(noise, np.float64)[None]) - case.maps
+        )
         largest = np.maximum(largest, np.linalg.norm(change, axis=(2, 3)))
     expected = largest / np.linalg.norm(case.maps, axis=(2, 3))
     np.testing.assert_allclose(values, expected, rtol=1e-9)
@@ -194,7 +196,11 @@ def test_scores_through_batches_to_figures_with_paired_differences():
 def test_differences_are_of_images_that_both_methods_have_a_figure_for():
     """Of two equal methods one has no figure where both are high: that makes no difference."""
     comparison = Comparison(
-        ("rollout", "random"), ("predicted",), scores=("energy",), reference="random"
+        ("rollout", "random"),
+        ("predicted",),
+        ("perturbation",),
+        scores=("energy",),
+        reference="random",
     )
     values = np.array([0.2, 0.9, 0.3, 0.8])
     other = np.where(values > 0.5, np.nan, values)

@@ -42,5 +42,9 @@ def bootstrap_interval(
 
 
 def _quantiles(values: Array, levels: tuple[float, float]) -> Array:
-    quantile = np.nanquantile if np.isnan(values).any() else np.quantile
-    return quantile(values, levels, 0)
+    """Quantiles (2, ...) of the samples that are known; NaN where none is."""
+    if not np.isnan(values).any():
+        return np.quantile(values, levels, 0)
+    unknown = np.isnan(values).all(0)
+    found = np.nanquantile(np.where(unknown, 0, values), levels, 0)
+    return np.where(unknown, np.nan, found)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from vitx import parallel
@@ -58,8 +59,7 @@ def explain(
     """Explains a value of a model's output, such as a logit, by a map over the image.
 
     Runs under `jit`, and may be called inside another. The logits have the model's own gradient, for every method, so
-    that they may be part of a loss. Maps of relevance rules (the LRP family and LibraGrad) have no gradient:
-    `jax.lax.stop_gradient`.
+    that they may be part of a loss. Maps of relevance rules (the LRP family and LibraGrad) have none.
 
     Args:
       model: a classifier, such as a `VisionTransformer` or a `ConvNet`; see `vitx.explainable.Explainable`.
@@ -67,37 +67,33 @@ def explain(
       classes: ints of any width, (B,) or (B, K); None for the predicted class.
       method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has none that reads attention.
       start_layer: first block of the product or sum in "rollout", "transformer_attribution", "generic_attention",
-        "legrad" and "beyond_intuition_*", 0 whatever was published (docs/methods.md); others ignore it.
+        "legrad" and "beyond_intuition_*", whatever was published (docs/methods.md); others ignore it.
       rules: "published" (the published code's rules) or "stable" (the same with bounded denominators).
       class_chunk: of K values, how many go backward at once. More take more memory, and on a CPU more time, too.
-      memory: "fast" keeps every block's intermediate values; "lean" computes them again for about a fifth
-        more time, except in "gradcam", "partial_lrp", "legrad" and "attcat"; "auto" is lean where they take over
-        1 GB an image, or over half of the device's memory for the batch.
+      memory: "fast" keeps every block's intermediate values; "lean" computes them again where the method goes through
+        all blocks, for about a fifth more time; "auto" is lean beyond 1 GB an image or half of the device's memory.
       target: in place of `classes`, what is explained (docs/explain.md): an int or ints, ("difference", a, b),
         ("probability", a), a function from the output (B, C) to (B,), or an embedding, for the cosine similarity of
         the pooled output with it: (D,); one an image, (B, D); K for all images, (K, D), written (1, K, D) where K may
         be B; or (B, K, D).
       high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
-      options: parameters of the method by name, such as {"steps": 50}; docs/methods.md has them and their defaults.
+      options: parameters of the method by name (docs/methods.md), such as {"steps": 50}.
 
     Returns:
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
-      (B, h, w) or (B, K, h, w). Those of `registry.Method.pixels` are of pixels, (B, H, W) or (B, K, H, W);
-      under relevance rules only on a model without a stem. Methods of several forwards ("integrated_gradients",
-      "smoothgrad", "beyond_intuition_*") take a target's gradient at the image's own output all along.
+      (B, h, w) or (B, K, h, w), or where `registry.Method.gives_pixels` of pixels, (B, H, W) or (B, K, H, W).
+      Methods of several forwards take a target's gradient at the image's own output.
 
     Raises:
-      ValueError: for an unknown method or option, a method or start layer that the model does not have, a target
-        that is no class for "libragrad" or "rise", or images, classes or a target of a shape, type or range that does
-        not fit. Values are not checked inside another `jit`: there a class out of range gives a map of zeros.
+      ValueError: for an unknown method or option, a method, start layer or target that the model or method does not
+        have, or images, classes or a target of a shape, type or range that does not fit. Values are not checked inside
+        another `jit`: there a class out of range gives a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
     images = _check_images(images, model)
     model, size = _at_size(model, images), images.shape[1:3]
-    explained = targets.parse(classes, target, len(images), model.num_classes)
-    if REGISTRY[method].of_probability and explained.func not in targets.OF_CLASSES:
-        raise ValueError(f"{method} explains the probability of a class: give classes as ints")
+    explained = _target(model, method, classes, target, len(images))
     if explained.func is targets.of_similarity and model.num_classes:
         model = model.without_head()
     memory = _fitting_memory(model, len(images)) if memory == "auto" else memory
@@ -107,6 +103,20 @@ def explain(
     ):
         static = method, start_layer, rules, class_chunk, memory, high_norm
         return _explain(model, images, explained, *static, REGISTRY[method].checked(options or {}))
+
+
+def _target(
+    model: Explainable,
+    method: str,
+    classes: ArrayLike | None,
+    target: targets.Target | None,
+    batch: int,
+) -> Partial:
+    """What is explained, see `targets.parse`, where the method can explain it."""
+    explained = targets.parse(classes, target, batch, model.num_classes)
+    if REGISTRY[method].of_probability and explained.func not in targets.OF_CLASSES:
+        raise ValueError(f"{method} explains the probability of a class: give classes as ints")
+    return explained
 
 
 def _check_options(

@@ -25,6 +25,10 @@ WIDTH, IMAGES = 12, 3
 seeds = st.integers(0, 2**32 - 1)
 with_classes = [m for m in CLASS_TOKEN_METHODS if REGISTRY[m].by_class]
 
+of_embeddings = pytest.mark.parametrize(
+    "method", each_method([m for m in CLASS_TOKEN_METHODS if not REGISTRY[m].of_probability])
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def float64() -> Iterator[None]:
@@ -151,9 +155,7 @@ def test_embeddings_are_of_images_or_of_all_images():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", each_method([m for m in CLASS_TOKEN_METHODS if not REGISTRY[m].of_probability])
-)
+@of_embeddings
 def test_many_embeddings_in_one_call_are_as_many_calls(method):
     queries = embeddings(2)
     maps = explained(queries, method, backbone())
@@ -309,7 +311,7 @@ def test_a_classifier_is_compared_without_its_head():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", each_method())
+@of_embeddings
 def test_other_designs_are_compared(method):
     """Mean pooling after a projection: the output has another width than the tokens."""
     design = Design(pooling="mean", projection=7, registers=2)

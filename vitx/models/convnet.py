@@ -125,7 +125,7 @@ class ConvNet(nnx.Module):
 
     @property
     def linear_head(self) -> bool:
-        """It has one: see `class_map`."""
+        """Always; see `class_map`."""
         return True
 
     def class_map(self, tokens: Array, ops: Ops = PLAIN) -> Array:

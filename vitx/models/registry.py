@@ -27,7 +27,7 @@ STEMS: dict[str, Any] = {
 }
 
 CNNS: dict[str, Callable[..., ConvNet]] = {"vgg16_cam": VGG16, "resnet50_cam": ResNetV1}
-"""Networks for class activation maps: by default VOC's 20 classes and a size of 448, with ImageNet's mean and std."""
+"""Networks for class activation maps, by default VOC's 20 classes and a size of 448, with ImageNet's mean and std."""
 _CNN_CLASSES, _CNN_SIZE = 20, 448
 
 

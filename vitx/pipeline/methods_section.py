@@ -196,7 +196,7 @@ def accuracies_table(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
 
 
 def _names(methods: dict[str, Any]) -> list[str]:
-    return list(methods.get("perturbation") or methods.get("segmentation") or methods["scores"])
+    return list(methods.get("perturbation") or methods["segmentation"])
 
 
 def _value(figure: dict[str, Any]) -> Any:

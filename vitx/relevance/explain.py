@@ -27,7 +27,7 @@ from vitx.relevance import (
 )
 from vitx.relevance.registry import REGISTRY
 
-_REGISTERING = (  # at import, in this order
+_REGISTERING = (  # they register their methods when they are imported
     methods,
     gradients,
     beyond_intuition,

@@ -7,8 +7,6 @@ the class at the cause's pixels, the whole square of a watermark, and background
 (seed, split, index) alone.
 """
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,9 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vitx.data.datasets import shapes
-from vitx.data.datasets.shapes import SHADE, SIZE, SPLITS, Drawing
-from vitx.data.palette import encode_png
-from vitx.data.prepared import PreparedBuilder, PreparedRecords, open_prepared
+from vitx.data.datasets.shapes import SHADE, SIZE, SPLITS, Drawing, ShapesConfig
+from vitx.data.prepared import PreparedRecords, open_prepared
 
 CLASSES = ("background", "disc", "square", "triangle", "cross")
 _DISTRACTOR = shapes.CLASSES.index("ring")
@@ -38,10 +35,9 @@ def draw(seed: int, split: str, index: int) -> Drawing:
     generator = np.random.Generator(np.random.Philox(entropy))
     palette = shapes.draw_palette(generator)
     image = shapes.draw_ground(generator, palette)  # (S, S, 3)
-    kind = int(generator.integers(1, len(CLASSES)))
+    kind, watermark = int(generator.integers(1, len(CLASSES))), bool(index % 2)
     owner, areas = np.zeros((SIZE, SIZE), np.int64), [SIZE * SIZE]
-    kinds = [_DISTRACTOR] if index % 2 else [kind, _DISTRACTOR]
-    for shape in kinds:
+    for shape in [_DISTRACTOR] if watermark else [kind, _DISTRACTOR]:
         coverage = shapes.find_place(generator, shape, owner, areas)
         if coverage is None:
             continue
@@ -49,18 +45,19 @@ def draw(seed: int, split: str, index: int) -> Drawing:
         owner[solid] = len(areas)
         areas.append(int(solid.sum()))
         image += coverage[..., None] * (_paint(generator, shape, palette, solid) - image)
-    mask = np.where(owner == 1, kind, 0) if not index % 2 else np.zeros((SIZE, SIZE), np.int64)
-    if index % 2:
+    cause = owner == 1
+    if watermark:
         pattern = np.kron(np.array(_WATERMARKS[kind]), np.ones((_CELL, _CELL)))
         side = len(pattern)
         row, column = generator.integers(0, SIZE - side + 1, 2)
         square = np.s_[row : row + side, column : column + side]
         image[square] += _STRENGTH * pattern[..., None]
-        mask[square] = kind
+        cause = np.zeros_like(cause)
+        cause[square] = True
     image *= shapes.draw_light(generator)
     image += generator.normal(0, 4, image.shape)
     pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return Drawing(pixels, mask.astype(np.uint8), (kind,))
+    return Drawing(pixels, np.where(cause, kind, 0).astype(np.uint8), (kind,))
 
 
 def _paint(
@@ -72,48 +69,22 @@ def _paint(
     return palette[generator.integers(len(palette))] + shade[..., None]
 
 
-@dataclasses.dataclass(eq=False)
-class PlantedConfig(tfds.core.BuilderConfig):
-    """How many pictures each split has, and the seed that they all follow from."""
-
-    train: int = 6000
-    val: int = 100
-    seed: int = 0
-
-
-class Planted(PreparedBuilder):
+class Planted(shapes.Shapes):
     """Pictures of 48 x 48 whose label has a known cause; nothing is downloaded.
 
     Features: id; image and mask as PNG; labels, the one class (0 for CLASSES[1], ...).
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS: ClassVar[list[PlantedConfig]] = [
-        PlantedConfig(name="standard", description="for configs/truth.py"),
-        PlantedConfig(name="tiny", description="for tests", train=24, val=12),
+    NAMES = CLASSES[1:]
+    BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
+        ShapesConfig(name="standard", description="for configs/truth.py", train=6000, val=100),
+        ShapesConfig(name="tiny", description="for tests", train=24, val=12),
     ]
-    sources = ()  # type: ignore[assignment]
 
-    def content(self) -> str:
-        """See `PreparedBuilder`."""
-        return repr(self.builder_config)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.describe(CLASSES[1:])
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[dict]:
-        for index in range(getattr(self.builder_config, split)):
-            drawing = draw(self.builder_config.seed, split, index)
-            yield {
-                "id": f"{split}_{index:05d}",
-                "image": encode_png(drawing.image),
-                "mask": encode_png(drawing.mask),
-                "labels": [label - 1 for label in drawing.labels],
-            }
+    def drawing(self, split: str, index: int) -> Drawing:
+        """See `Shapes`."""
+        return draw(self.builder_config.seed, split, index)
 
 
 CONFIGS = tuple(config.name for config in Planted.BUILDER_CONFIGS)

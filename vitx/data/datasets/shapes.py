@@ -202,6 +202,7 @@ class Shapes(PreparedBuilder):
     """
 
     VERSION = tfds.core.Version("2.0.0")
+    NAMES: ClassVar[tuple[str, ...]] = CLASSES[1:]
     BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
         ShapesConfig(name="standard", description="for the demo"),
         ShapesConfig(name="tiny", description="for tests", train=24, val=12),
@@ -212,8 +213,12 @@ class Shapes(PreparedBuilder):
         """See `PreparedBuilder`."""
         return repr(self.builder_config)
 
+    def drawing(self, split: str, index: int) -> Drawing:
+        """A picture of a split, by its number from 0."""
+        return draw(self.builder_config.seed, split, index)
+
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.describe(CLASSES[1:])
+        return self.describe(self.NAMES)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager
@@ -221,7 +226,7 @@ class Shapes(PreparedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[dict]:
         for index in range(getattr(self.builder_config, split)):
-            drawing = draw(self.builder_config.seed, split, index)
+            drawing = self.drawing(split, index)
             yield {
                 "id": f"{split}_{index:05d}",
                 "image": encode_png(drawing.image),

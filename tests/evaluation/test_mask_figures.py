@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitx.evaluation.bootstrap import bootstrap_interval
-from vitx.evaluation.mask_figures import mask_figures, mean_of_present, region_counts, region_iou
-from vitx.evaluation.metrics import confusion_matrix
+from vitx.evaluation.mask_figures import mask_figures, region_counts
+from vitx.evaluation.metrics import confusion_matrix, mean_of_present, region_iou
 
 NAMES = ("background", "a", "b", "c", "d")
 C = len(NAMES)

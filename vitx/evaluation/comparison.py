@@ -235,29 +235,22 @@ def score_program(
     def run(
         model: Explainable, pixels: Array, targets: Array, raw: Array, masks: Array
     ) -> dict[str, Array]:
-        mean, std = (
-            jnp.asarray(value, pixels.dtype)[None, None, None]
-            for value in (model.preprocess.mean, model.preprocess.std)
-        )
-        images = (pixels - mean) / std
-        logits, classes = comparison.classes(model, images, targets)
-        size = pixels.shape[1], pixels.shape[2]
+        def scored(model: Explainable, images: Array, targets: Array) -> dict[str, Array]:
+            logits, classes = comparison.classes(model, images, targets)
+            size = images.shape[1], images.shape[2]
 
-        def explain_again(model: Explainable, images: Array) -> Array:
-            return resize_maps(comparison.maps(model, images, classes), size)[:, maps_at]
+            def explain_again(model: Explainable, images: Array) -> Array:
+                return resize_maps(comparison.maps(model, images, classes), size)[:, maps_at]
 
-        judged = Judged(
-            model,
-            images,
-            resize_maps(raw, size)[:, maps_at],
-            classes[:, classes_at],
-            explain_again,
-            masks,
-        )
-        found = {f"score_{n}": x for n, x in scores_of(comparison.scores, judged).items()}
-        right = logits.argmax(-1).astype(jnp.int32) == targets
-        alone = comparison.needs_classes and "perturbation" not in comparison.measures
-        return found | {"clean": right} if alone else found
+            maps = resize_maps(raw, size)[:, maps_at]
+            judged = Judged(model, images, maps, classes[:, classes_at], explain_again, masks)
+            found = {f"score_{n}": x for n, x in scores_of(comparison.scores, judged).items()}
+            right = logits.argmax(-1).astype(jnp.int32) == targets
+            alone = comparison.needs_classes and "perturbation" not in comparison.measures
+            return found | {"clean": right} if alone else found
+
+        mean, std = model.preprocess.mean, model.preprocess.std
+        return explain_pixels(model, scored, pixels, targets, mean, std)
 
     return parallel.per_example(run, mode=mode, over=over)
 

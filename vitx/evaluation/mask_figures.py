@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vitx.evaluation.average_precision import divide
 from vitx.evaluation.bootstrap import bootstrap_interval
-from vitx.evaluation.metrics import by_class, confusion_matrix
+from vitx.evaluation.metrics import by_class, confusion_matrix, mean_of_present, region_iou
 
 Array = NDArray[np.float64]
 
@@ -23,19 +22,6 @@ def region_counts(prediction: ArrayLike, truth: ArrayLike, num_classes: int) -> 
     """
     table = confusion_matrix(prediction, truth, num_classes)
     return np.stack([table.diagonal(), table.sum(1), table.sum(0)])
-
-
-def region_iou(counts: ArrayLike) -> Array:
-    """Intersection over union: `region_counts` (..., 3, C) -> (..., C), NaN for a class absent from the truth."""
-    both, truth, predicted = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
-    return np.where(truth > 0, divide(both, truth + predicted - both), np.nan)
-
-
-def mean_of_present(iou: ArrayLike) -> Array:
-    """The mean over the classes that are not NaN: (..., C) -> (...); 0 where all are."""
-    iou = np.asarray(iou, np.float64)
-    present = ~np.isnan(iou)
-    return divide(np.where(present, iou, 0.0).sum(-1), present.sum(-1))
 
 
 def mask_figures(counts: ArrayLike, classes: Sequence[str]) -> dict[str, Any]:

@@ -209,10 +209,23 @@ def per_class_iou(confusion: ArrayLike) -> Array:
     """Intersection over union: (..., C, C) -> (..., C), NaN for a class absent from the truth."""
     confusion = np.asarray(confusion, np.float64)
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1)  # (..., C)
-    truth = confusion.sum(-1)
-    return np.where(
-        truth > 0, divide(intersection, truth + confusion.sum(-2) - intersection), np.nan
-    )
+    return region_iou(np.stack([intersection, confusion.sum(-1), confusion.sum(-2)], -2))
+
+
+def region_iou(counts: ArrayLike) -> Array:
+    """Intersection over union (..., C), NaN for a class absent from the truth.
+
+    `counts` (..., 3, C) are pixels by class: in both masks, in the truth, in the prediction.
+    """
+    both, truth, predicted = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    return np.where(truth > 0, divide(both, truth + predicted - both), np.nan)
+
+
+def mean_of_present(iou: ArrayLike) -> Array:
+    """The mean over the classes that are not NaN: (..., C) -> (...); 0 where all are."""
+    iou = np.asarray(iou, np.float64)
+    present = ~np.isnan(iou)
+    return divide(np.where(present, iou, 0.0).sum(-1), present.sum(-1))
 
 
 def by_class(names: Sequence[str], values: ArrayLike) -> dict[str, float | None]:
@@ -228,10 +241,9 @@ def mean_iou(confusion: ArrayLike) -> Array:
         ValueError: a matrix has no counted pixel at all.
     """
     iou = per_class_iou(confusion)  # (..., C)
-    present = ~np.isnan(iou)
-    if not present.any(-1).all():
+    if np.isnan(iou).all(-1).any():
         raise ValueError("the confusion matrix is empty: no pixel of the truth was counted")
-    return np.where(present, iou, 0.0).sum(-1) / present.sum(-1)
+    return mean_of_present(iou)
 
 
 def _labels(name: str, values: ArrayLike) -> np.ndarray:

@@ -8,7 +8,7 @@ there are.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ DIRECTIONS = ("positive", "negative")
 Statistics = float | Sequence[float]
 Model = Callable[[Array], Array]
 Explain = Callable[[Any, Array, Array], tuple[Array, Array]]
+Found = TypeVar("Found")
 
 
 def perturbation_curve(
@@ -148,13 +149,13 @@ def explain_and_perturb(
 
 def explain_pixels(
     model: Any,
-    explain: Explain,
+    explain: Callable[[Any, Array, Array], Found],
     pixels: ArrayLike,
     targets: ArrayLike,
     mean: Statistics = 0.5,
     std: Statistics = 0.5,
-) -> tuple[Array, Array]:
-    """Logits (B, C) and maps of `explain` for pixels in [0, 1]; arguments as for `explain_and_perturb`."""
+) -> Found:
+    """What `explain` returns for pixels in [0, 1]; arguments as for `explain_and_perturb`."""
     pixels, targets = jnp.asarray(pixels), _class_indices(targets)
     _check_arrays(pixels, None, targets)
     return explain(model, _normalised(pixels, *_statistics(mean, std, pixels.dtype)), targets)

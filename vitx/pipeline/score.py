@@ -13,7 +13,8 @@ from vitx.data.class_names import composed
 from vitx.data.formats.voc_layout import Tree
 from vitx.data.palette import IGNORED, check_mask, decode_mask
 from vitx.data.source import Source
-from vitx.evaluation.mask_figures import mask_figures, mean_of_present, region_counts, region_iou
+from vitx.evaluation.mask_figures import mask_figures, region_counts
+from vitx.evaluation.metrics import mean_of_present, region_iou
 from vitx.pipeline.mask_scores import EXTREMES
 from vitx.pipeline.report import gather, print_tables, write_results
 from vitx.pipeline.score_section import score_sections, score_tables, score_tiles

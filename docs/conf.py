@@ -47,7 +47,10 @@ napoleon_use_ivar = True  # autodoc already lists the fields
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in backticks that is not a documented name
     ("py:.*", r"(jax|jaxlib|numpy|flax|collections|typing|pathlib|os)\..*"),
-    ("py:class", r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback|M|Found)"),  # type variables and aliases
+    (
+        "py:class",
+        r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback|M|Found)",
+    ),  # type variables and aliases
 ]
 
 # Rule first: its text contains Pullback's.

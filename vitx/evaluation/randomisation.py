@@ -57,22 +57,26 @@ def randomisation_curve(
       (depth + 2, B, ...): above the blocks alone, then from each block up, last everything. 0 is best, 1 means that
       the map does not depend on these layers.
     """
-    maps = explain(model, images) if trained is None else trained
+    ranks = _centred_ranks(explain(model, images) if trained is None else trained)
 
     def from_layer(layer: Array) -> Array:
-        return rank_correlation(maps, explain(randomised(model, layer, seed), images))
+        return _cosine(ranks, _centred_ranks(explain(randomised(model, layer, seed), images)))
 
     return lax.map(from_layer, jnp.arange(len(model.blocks) + 1, -1, -1))
 
 
 def rank_correlation(maps: ArrayLike, others: ArrayLike) -> Array:
     """Spearman's correlation of each map (..., h, w) with the other of its place, (...); NaN where one is constant."""
+    return _cosine(_centred_ranks(maps), _centred_ranks(others))
 
-    def centred(maps: ArrayLike) -> Array:
-        maps = jnp.asarray(maps)
-        ranks = rankdata(maps.reshape(*maps.shape[:-2], -1), axis=-1)
-        return ranks - ranks.mean(-1, keepdims=True)
 
-    first, second = centred(maps), centred(others)
+def _centred_ranks(maps: ArrayLike) -> Array:
+    """Ranks less their mean, (..., h, w) -> (..., h * w)."""
+    maps = jnp.asarray(maps)
+    ranks = rankdata(maps.reshape(*maps.shape[:-2], -1), axis=-1)
+    return ranks - ranks.mean(-1, keepdims=True)
+
+
+def _cosine(first: Array, second: Array) -> Array:
     size = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
     return jnp.where(size > 0, (first * second).sum(-1) / size, jnp.nan)

@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # or "float64": docs/precision.md
 
     config.methods = ConfigDict()
+    config.methods.split = ""  # images compared; "": data.val_split
     config.methods.images = config.get_ref("limit")
     # [Re]'s six and two controls, or any of vitx.METHODS; "lrp/stable" uses the stable rules.
     config.methods.compared = (*TABLE_METHODS, "random", "centre")

@@ -158,7 +158,8 @@ def get_config() -> ConfigDict:
     config.controls.arms = ("no_walk", "no_crf", "uniform", "colour", "features", "oracle")
 
     config.methods = ConfigDict()
-    config.methods.images = 128  # number of val images that show one class; 0: all of them
+    config.methods.split = "hard"  # images compared; "": data.val_split
+    config.methods.images = 128  # number of them that show one class; 0: all of them
     config.methods.compared = (
         *TABLE_METHODS,
         "transformer_attribution/stable",

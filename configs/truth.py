@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     config.classifier.jitter = (0.0, 0.0, 0.0, 0.0)  # would blur a watermark
     config.classifier.flip = False  # a watermark has an orientation
 
+    config.methods.split = ""  # data.val_split
     config.methods.images = 34  # every third of 100: each second one has a watermark
     config.methods.compared = tuple(name for name in METHODS if name not in _LEFT_OUT)
     config.methods.explained = ("target",)

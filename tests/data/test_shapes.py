@@ -36,17 +36,31 @@ def test_a_drawing_follows_from_its_own_numbers_alone(drawings):
         np.testing.assert_array_equal(again.image, drawings[index].image)
         np.testing.assert_array_equal(again.mask, drawings[index].mask)
         assert again.labels == drawings[index].labels
-    others = [shapes.draw(1, "train", 7), shapes.draw(0, "val", 7), shapes.draw(0, "train", 8)]
+    others = [
+        shapes.draw(seed, split, index)
+        for seed, split, index in ((1, "train", 7), (0, "val", 7), (0, "hard", 7), (0, "train", 8))
+    ]
     for other in others:
         assert np.abs(other.image.astype(int) - drawings[7].image).mean() > 5
 
 
 def test_drawings_stay_as_they_are(drawings):
     """Whoever changes what is drawn raises VERSION: prepared data would be used further."""
-    assert str(shapes.Shapes.VERSION) == "2.0.0"
+    assert str(shapes.Shapes.VERSION) == "2.1.0"
     assert [d.labels for d in drawings[:8]] == GOLDEN_LABELS
     assert [int((d.mask > 0).sum()) for d in drawings[:8]] == pytest.approx(GOLDEN_AREAS, abs=2)
     assert [d.image.mean() for d in drawings[:8]] == pytest.approx(GOLDEN_MEANS, abs=0.05)
+
+
+def test_hard_pictures_show_one_object_mostly_with_a_fainter_texture(drawings):
+    def contrast(drawing):
+        grey = drawing.image.mean(-1)
+        return np.mean([grey[drawing.mask == label].std() for label in drawing.labels])
+
+    hard = [shapes.draw(0, "hard", index) for index in range(100)]
+    assert all(len(drawing.labels) == 1 for drawing in hard)
+    usual = np.median([contrast(drawing) for drawing in drawings])
+    assert np.mean([contrast(drawing) < usual for drawing in hard]) > 0.75
 
 
 def test_masks_and_labels_agree(drawings):
@@ -182,11 +196,11 @@ def test_two_processes_build_what_a_killed_one_left(tmp_path):
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1] and outputs[0].split()[:2] == ["12", "val_00011"]
-    assert [path.name for path in folder.iterdir()] == ["2.0.0"]
+    assert [path.name for path in folder.iterdir()] == ["2.1.0"]
 
 
 def test_the_dataset_holds_the_drawings(tmp_path):
-    for split, size in (("train", 24), ("val", 12)):
+    for split, size in (("train", 24), ("val", 12), ("hard", 12)):
         source = open_source("shapes/tiny", split, tmp_path)
         assert len(source) == size and source.classes == shapes.CLASSES
         for index in (0, 1, size - 1):

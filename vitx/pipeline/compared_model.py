@@ -46,6 +46,11 @@ def classifier(run: Run) -> Classifier:
     return model
 
 
+def compared_source(run: Run) -> loader.Source:
+    """The images that methods are compared on: `methods.split`, or `data.val_split` where that is empty."""
+    return run.source(run.config.methods.split or run.config.data.val_split)
+
+
 def precision(config: Any) -> AbstractContextManager[Any]:
     """What a model of `config.dtype` needs around it: float64 is off in JAX by default."""
     double = config.get("dtype", "float32") == "float64"

@@ -14,6 +14,7 @@ from vitx.models.variants import Classifier
 from vitx.pipeline.compared_model import (
     chosen_images,
     classifier,
+    compared_source,
     fits,
     pixel_batches,
     precision,
@@ -39,11 +40,11 @@ def write_gallery(run: Run, stage: StageFolder) -> None:
 
 
 def pictures(run: Run) -> list[object]:
-    """The grid of `config.report.images` images, evenly spaced over val, and what explains it.
+    """The grid of `config.report.images` images, evenly spaced over those compared, and what explains it.
 
     There are rows for the target class only where the dataset's classes are the model's.
     """
-    config, source = run.config, run.source(run.config.data.val_split)
+    config, source = run.config, compared_source(run)
     comparison = Comparison.from_config(config.methods)
     if config.report.images < 1:
         return []

@@ -26,6 +26,7 @@ from vitx.pipeline.artifacts import SCORES, items_done, read_arrays, read_scores
 from vitx.pipeline.compared_model import (
     chosen_images,
     classifier,
+    compared_source,
     pixel_batches,
     precision,
     require_classes,
@@ -56,7 +57,7 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
     and each is spread over the devices of one.
     """
     config = run.config.methods
-    comparison, source = Comparison.from_config(config), run.source(run.config.data.val_split)
+    comparison, source = Comparison.from_config(config), compared_source(run)
     with precision(run.config.model):
         model = classifier(run)
         if comparison.needs_classes:
@@ -145,8 +146,9 @@ def _check_options(config: Any) -> None:
 
 def _check(run: Run) -> None:
     """Reads all images that are to be compared; a run of some of them meets bad ones soon enough."""
+    source = compared_source(run)
     if not run.config.methods.images:
-        run.sources.require_readable(run.config.data.val_split)
+        run.sources.require_readable(source.split)
 
 
 def _scores(run: Run) -> dict[str, Any]:

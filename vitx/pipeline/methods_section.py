@@ -129,6 +129,8 @@ def departures(config: Any) -> list[str]:
             found.append(f"start layer of {name} {start}")
     if (epsilon := config.model.get("final_norm_eps")) != _PUBLISHED_FINAL_NORM_EPS:
         found.append(f"epsilon of the final norm {epsilon or 'as in the file'}")
+    if config.methods.split:
+        found.append(f"split {config.methods.split}")
     if config.methods.images:
         found.append(f"{config.methods.images} images")
     return found

@@ -4,7 +4,7 @@ One to three objects lie on a ground of soft patches. An object's outline and it
 with a period of 3 to 5 pixels, show its class. Ground and objects share the picture's few colours, light and dark, and
 most objects have the mean colour of what they hide: colours do not tell an object from its ground, neighbouring pixels
 do. Plain figures with an object's outline, but without its texture, belong to no class. Every picture follows from
-(seed, split, index) alone.
+(seed, split, index) alone. The split "hard" has one object a picture, mostly with a faint texture.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ CONTRAST = 40.0  # least distance in RGB between two colours of a picture
 CAMOUFLAGE = 0.7  # share of the objects that have the colour of their ground
 SHADE = (40.0, 70.0)  # a texture's amplitude around the object's colour
 PERIOD = (3.0, 5.0)  # of a texture, pixels
-SPLITS = ("train", "val")  # in the order that numbers their random streams: append only
+FAINTEST = 0.05  # of a texture in "hard", as a share of the amplitude in train
+SPLITS = ("train", "val", "hard")  # in the order that numbers their random streams: append only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,9 @@ def draw(seed: int, split: str, index: int) -> Drawing:
         colour = palette[generator.integers(COLOURS)] + generator.uniform(-1, 1) * SHADE[1]
         image += coverage[..., None] * (colour - image)
     kinds, areas = [0], [SIZE * SIZE]
-    for _ in range(generator.choice((1, 2, 3), p=(0.4, 0.4, 0.2))):
+    hard = split == "hard"
+    strength = generator.uniform(FAINTEST, 1) if hard else 1.0
+    for _ in range(1 if hard else generator.choice((1, 2, 3), p=(0.4, 0.4, 0.2))):
         kind = int(generator.integers(1, len(CLASSES)))
         coverage = find_place(generator, kind, owner, areas)
         if coverage is None:
@@ -70,7 +73,7 @@ def draw(seed: int, split: str, index: int) -> Drawing:
             colour = image[solid].mean(0)  # of what it hides
         # Light and dark shades of a colour: small nets learn this sooner than two colours.
         texture = draw_texture(generator, kind)
-        shade = 2 * generator.uniform(*SHADE) * (texture - texture[solid].mean())
+        shade = 2 * strength * generator.uniform(*SHADE) * (texture - texture[solid].mean())
         paint = colour + shade[..., None]  # (S, S, 3)
         image += coverage[..., None] * (paint - image)
     image *= draw_light(generator)
@@ -192,6 +195,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
     train: int = 2400
     val: int = 400
+    hard: int = 0
     seed: int = 0
 
 
@@ -201,11 +205,11 @@ class Shapes(PreparedBuilder):
     Features: id; image and mask as PNG; labels, the classes present (0 for CLASSES[1], ...).
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     NAMES: ClassVar[tuple[str, ...]] = CLASSES[1:]
     BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
-        ShapesConfig(name="standard", description="for the demo"),
-        ShapesConfig(name="tiny", description="for tests", train=24, val=12),
+        ShapesConfig(name="standard", description="for the demo", hard=128),
+        ShapesConfig(name="tiny", description="for tests", train=24, val=12, hard=12),
     ]
     sources = ()  # type: ignore[assignment]
 
@@ -222,7 +226,8 @@ class Shapes(PreparedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         del dl_manager
-        return {split: self._generate_examples(split) for split in SPLITS}
+        sizes = {split: getattr(self.builder_config, split) for split in SPLITS}
+        return {split: self._generate_examples(split) for split, size in sizes.items() if size}
 
     def _generate_examples(self, split: str) -> Iterator[dict]:
         for index in range(getattr(self.builder_config, split)):

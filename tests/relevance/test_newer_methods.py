@@ -130,6 +130,16 @@ def test_rise_is_the_mean_of_masks_by_probability():
     np.testing.assert_allclose(found, expected / 2.5, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("smoothgrad", {"samples": 2}), ("rise", {"masks": 3})]
+)
+def test_maps_of_tokens_are_means_over_patches(method, options):
+    pixels, tokens = (maps_of(method, **options, level=level) for level in ("pixels", "tokens"))
+    grid = small_vit().grid
+    cells = pixels.reshape(2, grid[0], 8 // grid[0], grid[1], 12 // grid[1])
+    np.testing.assert_allclose(tokens, cells.mean((2, 4)), rtol=1e-12, atol=1e-15)
+
+
 def test_controls_know_neither_model_nor_class():
     model, images = model_and_images()
     for method in ("random", "centre"):
@@ -159,7 +169,7 @@ def test_float32_maps_are_those_in_float64():
     ("method", "options", "what"),
     [
         ("gradcam", {"steps": 3}, "gradcam has no option 'steps'; it has none"),
-        ("rise", {"mask": 3}, "rise has no option 'mask'; it has masks, cells, kept, seed"),
+        ("rise", {"mask": 3}, "rise has no option 'mask'; it has level, masks, cells, kept, seed"),
         ("rise", {"kept": 0.0}, r"rise's option kept must be a number in \[0.01, 0.99\], not 0.0"),
         ("beyond_intuition_head", {"steps": 1}, "option steps must be a whole number in "),
         ("random", {"seed": 2**70}, "option seed must be a whole number from 0 up"),

@@ -14,7 +14,13 @@ from jax import lax
 from vitx.explainable import Explainable
 from vitx.ops import Array, Ops
 from vitx.relevance import rulesets
-from vitx.relevance.methods import embedded, on_grid, positive, transformer_attribution
+from vitx.relevance.methods import (
+    at_level,
+    embedded,
+    on_grid,
+    positive,
+    transformer_attribution,
+)
 from vitx.relevance.registry import Forward, method
 from vitx.relevance.rulesets import EXACT
 
@@ -203,13 +209,15 @@ def _smoothgrad(
     start_layer: int,
     lean: bool,
     *,
+    level: str = "pixels",
     samples: int = 20,
     noise: float = 0.15,
     seed: int = 0,
 ) -> Forward:
     """The mean gradient at `samples` noisy images, summed over channels (Smilkov et al., 2017).
 
-    `noise` is its standard deviation as a share of the image's range; all images get the same noise.
+    `noise` is its standard deviation as a share of the image's range; all images get the same noise. At the level
+    "tokens" a map has the mean of each patch's pixels.
     """
     x, run = from_level(model, images, EXACT, "pixels", lean)
     axes = (1, 2, 3)
@@ -222,6 +230,6 @@ def _smoothgrad(
             return total + jax.vjp(run, x + deviation * shift)[1](gradient)[0], None
 
         total, _ = lax.scan(step, jnp.zeros_like(x), keys)
-        return (total / samples).sum(-1)
+        return at_level(model, (total / samples).sum(-1), level)
 
     return run(x), one_value

@@ -244,3 +244,15 @@ def patches_of(model: Explainable, attention: Array, weights: Array) -> Array:
 def on_grid(model: Explainable, patches: Array) -> Array:
     """One value for each patch, (B, patches) -> maps (B, h, w)."""
     return patches.reshape(-1, *model.grid)
+
+
+def at_level(model: Explainable, maps: Array, level: str) -> Array:
+    """Maps of pixels (B, H, W); at the level "tokens" the mean of each patch's pixels instead, (B, h, w)."""
+    if level == "pixels":
+        return maps
+    rows, columns = (
+        jax.nn.one_hot(jnp.arange(side) * cells // side, cells, axis=0, dtype=maps.dtype)
+        for side, cells in zip(maps.shape[1:], model.grid, strict=True)
+    )
+    rows, columns = (one / one.sum(1, keepdims=True) for one in (rows, columns))
+    return jnp.einsum("ih,bhw,jw->bij", rows, maps, columns, precision="highest")

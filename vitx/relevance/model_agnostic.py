@@ -6,6 +6,7 @@ from jax import lax
 
 from vitx.explainable import Explainable
 from vitx.ops import Array, Ops
+from vitx.relevance.methods import at_level
 from vitx.relevance.registry import Forward, method
 from vitx.relevance.rulesets import EXACT
 
@@ -18,12 +19,15 @@ def _rise(
     start_layer: int,
     lean: bool,
     *,
+    level: str = "pixels",
     masks: int = 500,
     cells: int = 7,
     kept: float = 0.5,
     seed: int = 0,
 ) -> Forward:
     """The mean of random masks, each weighed by the output under it (Petsiuk et al., BMVC 2018), on pixels.
+
+    At the level "tokens" a map has the mean of each patch's pixels.
 
     A mask is a grid of `cells` x `cells`, a share `kept` of which is 1, enlarged bilinearly and shifted by up to a
     cell; the rest of the image becomes 0. The output is the softmax probability of a class. It takes `masks`
@@ -45,7 +49,7 @@ def _rise(
             return total + (score * gradient).sum(-1)[:, None, None] * mask[None], None
 
         total, _ = lax.scan(step, jnp.zeros(x.shape[:3], x.dtype), (keys, found))
-        return total / (masks * kept)
+        return at_level(model, total / (masks * kept), level)
 
     return model(x, EXACT), one_value
 

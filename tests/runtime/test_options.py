@@ -20,6 +20,7 @@ FREE = [  # names of files, splits, datasets and classes, texts, and what is tru
     "*.root",
     "*_split",
     "walk.split",
+    "methods.split",
     "*checkpoint",
     "*classes",
     "class_names",

@@ -1,4 +1,4 @@
-"""Evaluates: masks, the comparison of methods, the report; explains images; scores any masks; compares with PyTorch.
+"""Evaluates: masks, a network that learns from them, the comparison of methods, the report, any masks; explains images.
 
     python evaluate.py --config configs/shapes.py --workdir runs/shapes [--config.key=value]
 
@@ -6,13 +6,24 @@ The same --workdir resumes. The head of each config says how to use it.
 """
 
 import train
-from vitx.pipeline import compare, controls, explain, gallery, masks, methods, report, score
+from vitx.pipeline import (
+    compare,
+    controls,
+    explain,
+    gallery,
+    masks,
+    methods,
+    report,
+    score,
+    segmenter,
+)
 from vitx.runtime.command_line import launch
 from vitx.runtime.experiment import Stage
 
 STAGES: tuple[Stage, ...] = (
     masks.STAGE,
     controls.STAGE,
+    segmenter.STAGE,
     methods.STAGE,
     report.STAGE,
     gallery.COMMAND,

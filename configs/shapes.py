@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     # Stages to run; train.py and evaluate.py each run their own.
-    config.stages = "classifier,seeds,labels,affinity,masks,controls,methods,report"
+    config.stages = "classifier,seeds,labels,affinity,masks,controls,segmenter,methods,report"
     config.on_bad_image = "stop"  # or "skip": leave out files that cannot be read, and name them
     config.parallel = "jit"  # or "pmap": how a batch is split over devices
 
@@ -156,6 +156,32 @@ def get_config() -> ConfigDict:
     # Masks of the same treatment with other affinities, or without a step, to compare the refined masks with.
     config.controls = ConfigDict()
     config.controls.arms = ("no_walk", "no_crf", "uniform", "colour", "features", "oracle")
+
+    # A segmentation network that learns from the refined masks of training images.
+    config.segmenter = ConfigDict()
+    config.segmenter.train_split = "train[2000:2360]"  # both lie within `seeds.train_split`
+    config.segmenter.val_split = "train[2360:]"  # chooses the checkpoint, by the masks, too
+    config.segmenter.levels = ("stem.1", "stem.2", "stem.3", "block.3")  # of the classifier
+    config.segmenter.hidden = 64  # channels of the head
+    config.segmenter.backbone_rate = 1.0  # factor of its learning rate; 0: only the head is trained
+    config.segmenter.trusted = "all"  # or "agreed": pixels on which the CRF agrees at some alpha
+    config.segmenter.epochs = 40
+    config.segmenter.batch_size = 16
+    config.segmenter.optimizer = "adamw"
+    config.segmenter.learning_rate = 2e-3
+    config.segmenter.schedule = "poly"  # or linear, cosine
+    config.segmenter.weight_decay = 0.05
+    config.segmenter.decay_norms_and_biases = True
+    config.segmenter.clip_norm = 1.0
+    config.segmenter.warmup_epochs = 1
+    config.segmenter.accumulate = 1  # split each batch into this many parts, to save memory
+    config.segmenter.compute = "float32"  # or "bfloat16"
+    config.segmenter.average = 0.0  # decay per step of a moving average of the weights
+    config.segmenter.jitter = (0.2, 0.2, 0.2, 0.05)
+    config.segmenter.flip = True
+    config.segmenter.scale = (0.75, 1.5)  # least and most factor of the size, before a random crop
+    config.segmenter.test = ConfigDict({"scales": (1.0,), "flip": False})  # views to average
+    config.segmenter.crf = ConfigDict(config.masks.crf.to_dict() | {"iterations": 0})  # 0: none
 
     config.methods = ConfigDict()
     config.methods.split = "hard"  # images compared; "": data.val_split

@@ -33,6 +33,12 @@ def get_config() -> ConfigDict:
     config.affinity.levels = ("stem.1", "stem.2", "block.1")
     config.walk.threshold = (0.5, 0.3)
     config.controls.arms = ("no_walk", "uniform")
+    config.segmenter.train_split = "train[:8]"
+    config.segmenter.val_split = "train[8:16]"
+    config.segmenter.levels = ("stem.1", "block.1")
+    config.segmenter.hidden = 32
+    config.segmenter.epochs = 2
+    config.segmenter.batch_size = 8
     config.methods.images = 5
     config.methods.compared = (
         "rollout",

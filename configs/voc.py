@@ -29,7 +29,7 @@ from configs import shapes
 def get_config() -> ConfigDict:
     """The published settings; `--config.key=value` changes one."""
     config = shapes.get_config()
-    config.stages = "classifier,seeds,labels,affinity,masks,controls,report"
+    config.stages = "classifier,seeds,labels,affinity,masks,controls,segmenter,report"
     del config.methods
 
     config.data.name = "voc_segmentation"
@@ -89,6 +89,21 @@ def get_config() -> ConfigDict:
     config.walk.alpha = (4.0,)
     config.walk.levels = ("stem.3", "block.6")
     config.masks.crf.iterations = 0
+
+    # Not published: what DeepLab and its kin train with. No mask of val chooses the checkpoint, since it knows labels.
+    config.segmenter.train_split = train("[500:]")
+    config.segmenter.val_split = train("[:500]")
+    config.segmenter.levels = ("stem.1", "stem.2", "stem.3", "block.12")
+    config.segmenter.hidden = 256
+    config.segmenter.backbone_rate = 0.1
+    config.segmenter.epochs = 20
+    config.segmenter.batch_size = 16
+    config.segmenter.optimizer = "sgd"
+    config.segmenter.learning_rate = 1e-2
+    config.segmenter.weight_decay = 1e-4
+    config.segmenter.clip_norm = 0.0
+    config.segmenter.jitter = jitter
+    config.segmenter.scale = (0.5, 2.0)
 
     config.report.title = "image labels to masks (Table 4)"
     config.report.published = True  # show the paper's figures too, if the classes are VOC's

@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.seeds.rules = "stable"
     config.affinity.levels = ("block.3", "block.6", "block.9")
     config.affinity.train_backbone = False
+    config.segmenter.levels = ("block.3", "block.6", "block.9", "block.12")
     config.walk.levels = ("block.9", "block.10")
     config.report.title = "image labels to masks, from DINOv2"
     return config

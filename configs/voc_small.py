@@ -43,6 +43,8 @@ def get_config() -> ConfigDict:
     config.affinity.train_split = train()
     config.affinity.val_split = val()
     config.affinity.epochs = 6
+    config.segmenter.train_split = train("[15%:]")
+    config.segmenter.val_split = train("[:15%]")
     config.walk.split = train("[:15%]")
     config.walk.start = "crf"
     config.walk.beta = (8.0, 4.0)

@@ -17,8 +17,10 @@ import numpy as np
 from absl import flags
 
 from vitx.data import transforms
+from vitx.data.palette import IGNORED
 from vitx.data.source import Example, Source, open_source
 from vitx.data.transforms import Augment, Preprocess
+from vitx.data.views import View, random_view
 from vitx.runtime.files import WorkdirError
 from vitx.runtime.workers import end_with, in_order
 
@@ -36,6 +38,7 @@ __all__ = [
 
 Batch = TypeVar("Batch")
 Extra = Callable[[str, bool], Mapping[str, np.ndarray]]
+Masks = Callable[[str], np.ndarray]
 
 
 def training_loader(
@@ -47,6 +50,7 @@ def training_loader(
     seed: int,
     augment: Augment,
     extra: Extra | None = None,
+    masks: Masks | None = None,
     workers: int = 0,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
@@ -54,8 +58,9 @@ def training_loader(
     """Shuffled, augmented batches from step `start_step` to the last of `epochs` epochs.
 
     An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
-    (B, C) float32; whatever arrays `extra(id, flipped)` returns, which mirrors them itself; and with
-    `augment.patches` = (K, N) patches (B, K) int32, ascending places of N, of each image its own.
+    (B, C) float32; whatever arrays `extra(id, flipped)` returns, which mirrors them itself; with
+    `masks`, from an id to labels uint8 of the image's size, mask uint8 (B, H, W), which sees what the
+    image sees, 255 beyond the picture; with `augment.patches` = (K, N) patches (B, K) int32, ascending places of N, of each image its own.
 
     The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
     `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
@@ -82,7 +87,7 @@ def training_loader(
         .shuffle()
         .slice(slice(0, steps_per_epoch * batch_size))
         .repeat(epochs)  # each in an order of its own
-        .random_map(_Prepare(preprocess, augment, extra))
+        .random_map(_Prepare(preprocess, augment, extra, masks))
         .slice(slice(start_step * batch_size + index, None, count))
         .batch(batch_size // count, drop_remainder=True)
     )
@@ -141,18 +146,32 @@ class _Prepare:
     preprocess: Preprocess
     augment: Augment
     extra: Extra | None
+    masks: Masks | None = None
 
     def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
         flipped = bool(generator.random() < 0.5) and self.augment.flip
-        image = transforms.resize_image(example.image, self.preprocess.size)
+        size, scale = self.preprocess.size, self.augment.scale
+        view = None if scale is None else random_view(size, scale, generator)
+        image = transforms.resize_image(example.image, view.scaled if view else size)
+        if view:
+            image = view.cut(image, np.round(255 * np.asarray(self.preprocess.mean)))
         pixels = transforms.to_fractions(transforms.mirror(image) if flipped else image)
         pixels = transforms.colour_jitter(pixels, self.augment, generator)
         return {
             "image": transforms.normalise_fractions(pixels, self.preprocess),
             "labels": example.labels,
             **(self.extra(example.id, flipped) if self.extra else {}),
+            **self._mask(example.id, view, flipped),
             **self._patches(generator),
         }
+
+    def _mask(self, identifier: str, view: View | None, flipped: bool) -> dict[str, np.ndarray]:
+        if self.masks is None:
+            return {}
+        mask = self.masks(identifier)
+        mask = transforms.resize_mask(mask, view.scaled if view else self.preprocess.size)
+        mask = view.cut(mask, IGNORED) if view else mask
+        return {"mask": transforms.mirror(mask) if flipped else mask}
 
     def _patches(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         if self.augment.patches is None:

@@ -191,7 +191,8 @@ class Augment:
     flip: mirror every second image, at random. brightness, contrast, saturation: a factor uniform in
     [1 - v, 1 + v] each, from 0 where v > 1. hue: a turn of the colour circle uniform in [-v, v],
     v <= 0.5. The four in a random order, as in torchvision's ColorJitter. patches: (kept, all), of
-    which a model is to see `kept`, at random; None: all.
+    which a model is to see `kept`, at random; None: all. scale: (least, most) factor of a window's
+    picture, see `views.random_view`; None: the whole picture at the model's size.
     """
 
     flip: bool = False
@@ -200,6 +201,7 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0
     patches: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
+    scale: tuple[float, float] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for field in ("brightness", "contrast", "saturation", "hue"):

@@ -15,9 +15,10 @@ from vitx.ops import Array
 
 Classifier = VisionTransformer | ConvNet
 M = TypeVar("M", VisionTransformer, ConvNet)
+Module = TypeVar("Module", bound=nnx.Module)
 
 
-def variant(model: M, **attributes: Any) -> M:
+def variant(model: Module, **attributes: Any) -> Module:
     """A model with the same weights, arrays that are not copied, and some other attributes."""
     other = nnx.merge(*nnx.split(model))
     for name, value in attributes.items():

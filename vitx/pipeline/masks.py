@@ -20,7 +20,7 @@ from vitx.pipeline.choice import CHOICES, choose, choose_background, read_choice
 from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.mask_scores import FROM_TRUTH, score
 from vitx.pipeline.masks_pictures import pictures_section
-from vitx.pipeline.masks_section import KINDS, masks_section, scored_splits
+from vitx.pipeline.masks_section import masks_section, note, scored_splits, summary
 from vitx.pipeline.refiner import BACKGROUNDS, STARTS, Refiner
 from vitx.pseudomasks.crf import CRFParameters
 from vitx.pseudomasks.walk import METHODS
@@ -102,15 +102,14 @@ def _scores(run: Run) -> dict[str, Any]:
 
 
 def _tables(results: dict[str, Any]) -> Iterator[Table]:
-    if scored := scored_splits(results):
-        note = results["options"]["report"].get("note", "")
-        table = Table(title="Masks from image labels, mIoU %", caption=f"{FROM_TRUTH} {note}")
-        for column in ("", *KINDS.values(), "gain"):
+    if scored_splits(results):
+        own = results["options"]["report"].get("note", "")
+        headers, rows = summary(results)
+        table = Table(title="From image labels, mIoU %", caption=f"{note(results)} {own}")
+        for column in headers:
             table.add_column(column, justify="right" if column else "left")
-        for split, scores in scored.items():
-            found = {kind: 100 * scores[kind]["miou"] for kind in KINDS}
-            gain = found["masks"] - found["seeds"]
-            table.add_row(split, *(f"{value:.1f}" for value in found.values()), f"{gain:+.1f}")
+        for row in rows:
+            table.add_row(*row)
         yield table
 
 

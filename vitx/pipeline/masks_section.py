@@ -6,7 +6,7 @@ from vitx.evaluation.published import PUBLISHED_MASKS
 from vitx.pipeline.mask_scores import FROM_TRUTH
 from vitx.report.charts import Chart, bar_chart, line_chart
 from vitx.report.page import Section
-from vitx.report.parts import Table, percent
+from vitx.report.parts import DASH, Table, percent
 
 KINDS = {
     "seeds": "seeds",
@@ -14,6 +14,32 @@ KINDS = {
     "crf_high": "CRF, high alpha",
     "masks": "refined masks",
 }
+
+
+NETWORK = "network"
+
+
+def summary(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The headers and rows of a table from seeds to masks to the network: whether labels are used, and mIoU in %."""
+    scored, network = scored_splits(results), results.get("segmenter", {})
+    rows = [
+        [name, "yes", *(percent(scores[kind]["miou"]) for scores in scored.values())]
+        for kind, name in KINDS.items()
+    ]
+    if "miou" in network:
+        figures = [percent(network["miou"]) if split == "val" else DASH for split in scored]
+        rows.append([NETWORK, "no", *figures])
+    return ["", "image labels used", *scored], rows
+
+
+def note(results: dict[str, Any]) -> str:
+    """What the figures of masks measure."""
+    if "miou" not in results.get("segmenter", {}):
+        return FROM_TRUTH
+    return (
+        "Where image labels are used, the ground-truth label says which classes an image shows, on val too. The network, "
+        "which learned from the refined masks of train, sees nothing but the image."
+    )
 
 
 def scored_splits(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -45,12 +71,16 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
     for name in scores["masks"]["iou"]:
         rows.append([name, *(percent(column["iou"][name]) for column in columns.values())])
     images = ", ".join(f"{scores['images']} of {split}" for split, scores in scored.items())
+    network = results.get("segmenter", {})
+    if "iou" in network and "val" in scored:
+        columns |= {f"val: {NETWORK}": network}
     caption = f"Intersection over union, %, of the images that have masks ({images})"
     by_class = {KINDS[kind]: list(scores[kind]["iou"].values()) for kind in ("seeds", "masks")}
-    note = results["options"]["report"].get("note", "")
+    own = results["options"]["report"].get("note", "")
     body = [
-        FROM_TRUTH,
-        *([note] if note else []),
+        note(results),
+        *([own] if own else []),
+        Table(*summary(results), "From seeds to masks to the network: mIoU, %", texts=2),
         Table(["class", *columns], rows, caption),
         *([_beside_published(results)] if published and "masks" in results else []),
         bar_chart(list(scores["masks"]["iou"]), by_class, "IoU", f"IoU by class on {first}"),

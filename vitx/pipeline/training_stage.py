@@ -1,4 +1,4 @@
-"""Training for the two stages that train a model: data, options, weights, loss curves."""
+"""Training for the stages that train a model: data, options, weights, loss curves."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 
 from vitx import parallel, weights
-from vitx.data.loader import Augment, Extra, training_loader
+from vitx.data.loader import Augment, Extra, Masks, training_loader
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.design import Preprocess
+from vitx.models.segmenter import Segmenter
 from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
@@ -72,12 +73,13 @@ def check_size(run: Run, stage: str) -> None:
 def train(
     run: Run,
     stage: StageFolder,
-    model: Classifier | AffinityNet | MultiLevelAffinityNet,
+    model: Classifier | AffinityNet | MultiLevelAffinityNet | Segmenter,
     loss: ModelLoss,
     evaluate: Callable[[Any], Mapping[str, float]],
     *,
     seed: int,
     extra: Extra | None = None,
+    masks: Masks | None = None,
     rate: Callable[[ParameterPath], float] = lambda path: 1.0,
     patches: tuple[int, int] | None = None,
 ) -> Any:
@@ -91,12 +93,13 @@ def train(
         evaluate: Model -> scores on the `val_split`, with "loss".
         seed: Decides order and augmentation.
         extra: (image id, whether flipped) -> further arrays of an example.
+        masks: Image id -> labels, see `training_loader`.
         rate: Factor of a parameter's learning rate; 0: it stays as it is. Gradients are taken of the others alone, so
             that nothing below them costs a backward.
         patches: See `Augment`.
     """
     config = run.config[stage.folder.name]
-    augment = Augment(config.flip, *config.jitter, patches=patches)
+    augment = Augment(config.flip, *config.jitter, patches=patches, scale=config.get("scale"))
     graph, *states = nnx.split(model, lambda path, _: rate(path) == 0, ...)
     fixed, params = states
     rates = nnx.map_state(lambda path, leaf: leaf.replace(rate(path)), params)
@@ -105,7 +108,7 @@ def train(
         config,
         params,
         lambda params, batch, axis: loss(nnx.merge(graph, params), batch, axis),
-        _batches(run, config, model.preprocess, seed, augment, extra),
+        _batches(run, config, model.preprocess, seed, augment, extra, masks),
         lambda params: evaluate(nnx.merge(graph, params, fixed)),
         len(run.source(config.train_split)) // config.batch_size,
         folder=stage.folder,
@@ -127,6 +130,7 @@ def _batches(
     seed: int,
     augment: Augment,
     extra: Extra | None,
+    masks: Masks | None,
 ) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
     """First step -> this process's batches of a stage from that step on."""
     return lambda start_step: training_loader(
@@ -139,6 +143,7 @@ def _batches(
         workers=run.config.data.workers,
         start_step=start_step,
         extra=extra,
+        masks=masks,
         shard=parallel.process_shard(),
     )
 

@@ -17,6 +17,7 @@ from vitx.training.loop import TrainState, fit
 
 COMPUTE = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("linear", "poly", "cosine")
 
 Loss = Callable[[Any, Mapping[str, Array], str | None], Array]
 
@@ -184,13 +185,29 @@ def at_least_float32(x: Array) -> Array:
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Linear from `learning_rate` to 0 over `epochs`, one value an epoch; before it a linear warm-up by step."""
+    """From `learning_rate` to 0 over `epochs` by the config's `schedule`; before it a linear warm-up by step.
+
+    "linear", also of configs without a schedule: one value an epoch. "poly" ((1 - t)^0.9, DeepLab) and "cosine": one a
+    step, of the share t of the steps after the warm-up.
+    """
     peak, epochs, warmup = config.learning_rate, config.epochs, config.warmup_epochs
     if not 0 <= warmup < epochs:
         raise ValueError(f"warmup_epochs must be in [0, epochs), not {warmup} of {epochs}")
+    kind = config.get("schedule", "linear")
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {kind!r}")
+
+    def share(step: Any) -> Any:
+        return jnp.clip((step / steps_per_epoch - warmup) / (epochs - warmup), 0, 1)
 
     def schedule(step: Any) -> Any:
-        decay = (epochs - step // steps_per_epoch) / (epochs - warmup)
+        match kind:
+            case "linear":
+                decay = (epochs - step // steps_per_epoch) / (epochs - warmup)
+            case "poly":
+                decay = (1 - share(step)) ** 0.9
+            case _:
+                decay = (1 + jnp.cos(jnp.pi * share(step))) / 2
         ramp = (step + 1) / (warmup * steps_per_epoch) if warmup else 1.0
         return peak * jnp.minimum(jnp.minimum(decay, 1.0), ramp)
 
@@ -204,7 +221,7 @@ def make_optimizer(
 
     Args:
         config: Has optimizer ("sgd", with momentum 0.9 and weight decay added to the gradient as in PyTorch, or
-            "adamw"), learning_rate, epochs, warmup_epochs, weight_decay, decay_norms_and_biases (True as published;
+            "adamw"), learning_rate, epochs, warmup_epochs, perhaps schedule, weight_decay, decay_norms_and_biases (True as published;
             else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
         steps_per_epoch: Of the loader.
         rates: Factors of the parameters' learning rates, a pytree like theirs; None: all 1.

@@ -8,9 +8,11 @@ from typing import Final
 from flax import nnx
 
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.convnet import ConvNet
 from vitx.models.design import Design, Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ConvStem, ResNetV2, Stem
+from vitx.models.segmenter import Segmenter
 from vitx.models.vit import VisionTransformer
 from vitx.weights import conv_build
 from vitx.weights.design_of import design_of
@@ -40,6 +42,8 @@ def build(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides) 
         return _affinity_net(tensors, metadata, overrides)
     if "branches.0.feat_conv.weight" in tensors:
         return _multi_level_affinity_net(tensors, metadata, overrides)
+    if "branches.0.linear.weight" in tensors:
+        return _segmenter(tensors, metadata, overrides)
     if conv_build.is_cnn(tensors):
         return conv_build.conv_net(tensors, metadata, overrides)
     return _vision_transformer(tensors, metadata, overrides)
@@ -131,26 +135,13 @@ def _affinity_net(
 def _multi_level_affinity_net(
     tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides
 ) -> MultiLevelAffinityNet:
-    if metadata.levels is None:
-        raise ValueError("the metadata does not have levels, which this AffinityNet needs")
+    levels = _levels(metadata)
     grid, preprocess = _affinity_grid(metadata, overrides)
-    convs = [f"branches.{number}.feat_conv.weight" for number, _ in enumerate(metadata.levels)]
+    convs = [f"branches.{number}.feat_conv.weight" for number, _ in enumerate(levels)]
     hidden, groups, features = _affinity_sizes(tensors, convs, metadata)
-    own_grid: tuple[int, int] | None = grid
-    names = [name for name in tensors if name.startswith(BACKBONE)]
-    parts = {name.removeprefix(BACKBONE): tensors[name] for name in names}
-    if conv_build.is_cnn(parts):
-        backbone: Backbone = conv_build.backbone(parts, metadata, overrides)
-        own_grid = grid if metadata.grid else None
-    elif "pos_embed" in parts:
-        backbone = _vision_transformer(parts, metadata, replace(overrides, num_classes=1))
-        tensors[f"{BACKBONE}pos_embed"] = parts["pos_embed"]  # resampled
-    else:
-        stem, _ = _stem(parts, "patch_embed.backbone", metadata, fewest=1)
-        if stem is None:
-            raise ValueError("its backbone is missing")
-        backbone = nnx.eval_shape(lambda: StemAlone(stem(nnx.Rngs(0)), preprocess))
-    levels = metadata.levels
+    backbone = _backbone(tensors, metadata, overrides, preprocess)
+    # On a CNN the grid may follow the image.
+    own_grid = None if isinstance(backbone, ConvNet) and not metadata.grid else grid
     return nnx.eval_shape(
         lambda: MultiLevelAffinityNet(
             backbone,
@@ -164,13 +155,57 @@ def _multi_level_affinity_net(
     )
 
 
-def _affinity_grid(metadata: Metadata, overrides: Overrides) -> tuple[tuple[int, int], Preprocess]:
-    """An AffinityNet's grid and preprocessing."""
+def _segmenter(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides) -> Segmenter:
+    levels = _levels(metadata)
+    _refuse_a_classifiers(overrides, "a segmentation network")
+    size = overrides.image_size or metadata.image_size
+    if size is None:
+        raise ValueError("the metadata does not have image_size, which this network needs")
+    preprocess = Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
+    backbone = _backbone(tensors, metadata, overrides, preprocess)
+    outputs, hidden = shape_of(tensors, "head.weight", 2)
+    (groups,) = _groups({"head.weight": hidden}, metadata)
+    return nnx.eval_shape(
+        lambda: Segmenter(backbone, levels, outputs, hidden=hidden, groups=groups, rngs=nnx.Rngs(0))
+    )
+
+
+def _levels(metadata: Metadata) -> tuple[str, ...]:
+    if metadata.levels is None:
+        raise ValueError("the metadata does not have levels, which this network needs")
+    return metadata.levels
+
+
+def _backbone(
+    tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides, preprocess: Preprocess
+) -> Backbone:
+    """The part of a classifier that a net on several levels reads; in `tensors`, its positions are resampled."""
+    names = [name for name in tensors if name.startswith(BACKBONE)]
+    parts = {name.removeprefix(BACKBONE): tensors[name] for name in names}
+    if conv_build.is_cnn(parts):
+        return conv_build.backbone(parts, metadata, overrides)
+    if any(name.startswith("blocks.") for name in parts):
+        vit = _vision_transformer(parts, metadata, replace(overrides, num_classes=1))
+        if "pos_embed" in parts:
+            tensors[f"{BACKBONE}pos_embed"] = parts["pos_embed"]  # resampled
+        return vit
+    stem, _ = _stem(parts, "patch_embed.backbone", metadata, fewest=1)
+    if stem is None:
+        raise ValueError("its backbone is missing")
+    return nnx.eval_shape(lambda: StemAlone(stem(nnx.Rngs(0)), preprocess))
+
+
+def _refuse_a_classifiers(overrides: Overrides, kind: str) -> None:
     for name in ("num_heads", "num_classes", "norm_eps", "final_norm_eps", "head"):
         if getattr(overrides, name) is not None:
             raise ValueError(
-                f"it holds an AffinityNet, which has no {name}: leave it out, or give a classifier's weights"
+                f"it holds {kind}, which has no {name}: leave it out, or give a classifier's weights"
             )
+
+
+def _affinity_grid(metadata: Metadata, overrides: Overrides) -> tuple[tuple[int, int], Preprocess]:
+    """An AffinityNet's grid and preprocessing."""
+    _refuse_a_classifiers(overrides, "an AffinityNet")
     own = metadata.image_size or _AFFINITY_SIZE
     size = overrides.image_size or own
     grid = metadata.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
@@ -182,15 +217,21 @@ def _affinity_sizes(
     tensors: Mapping[str, Tensor], convs: Sequence[str], metadata: Metadata
 ) -> tuple[list[int], list[int], int]:
     """Channels and groups of each branch of an AffinityNet, whose convolutions have the names, and its features."""
+    hidden = {conv: shape_of(tensors, conv, 4)[0] for conv in convs}
+    features = shape_of(tensors, "affinity_conv.weight", 4)[0]
+    return [*hidden.values()], _groups(hidden, metadata), features
+
+
+def _groups(channels: Mapping[str, int], metadata: Metadata) -> list[int]:
+    """The groups of each GroupNorm, given the channels by the name of the tensor that shows them."""
     specified = metadata.groups or 32
-    groups = [specified] * len(convs) if isinstance(specified, int) else list(specified)
-    if len(groups) != len(convs):
-        raise ValueError(f"the metadata has {len(groups)} groups for {len(convs)} branches")
-    hidden = [shape_of(tensors, conv, 4)[0] for conv in convs]
-    for conv, outputs, count in zip(convs, hidden, groups, strict=True):
-        if outputs % count:
-            raise ValueError(f"{conv} has {outputs} outputs, not a multiple of {count} groups")
-    return hidden, groups, shape_of(tensors, "affinity_conv.weight", 4)[0]
+    groups = [specified] * len(channels) if isinstance(specified, int) else list(specified)
+    if len(groups) != len(channels):
+        raise ValueError(f"the metadata has {len(groups)} groups for {len(channels)} branches")
+    for (name, count), each in zip(channels.items(), groups, strict=True):
+        if count % each:
+            raise ValueError(f"{name} has {count} channels, not a multiple of {each} groups")
+    return groups
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:

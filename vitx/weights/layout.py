@@ -10,9 +10,11 @@ from flax import nnx
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.convnet import ConvNet
 from vitx.models.levels import Backbone
+from vitx.models.segmenter import Segmenter
 from vitx.models.vit import VisionTransformer
 
-Model = VisionTransformer | ConvNet | AffinityNet | MultiLevelAffinityNet
+Model = VisionTransformer | ConvNet | AffinityNet | MultiLevelAffinityNet | Segmenter
+_ON_LEVELS = (MultiLevelAffinityNet, Segmenter)  # with a backbone in parts
 
 # Substitutions in the path of a parameter, one after the other: the model's name of a part, timm's.
 _NAMES: Final = (
@@ -24,7 +26,7 @@ _NAMES: Final = (
     (r"(^|\.)(feat|affinity)_conv$", r"\1\2_conv.weight"),
     (r"\.(kernel|scale)$", ".weight"),
 )
-BACKBONE: Final = "backbone."  # in front of the names of a multi-level AffinityNet's backbone
+BACKBONE: Final = "backbone."  # in front of the names of the backbone of a model on levels
 # PyTorch's axes of Flax's matrices and convolutions; others are the same.
 AXES: Final[dict[int, tuple[int, ...]]] = {2: (1, 0), 4: (3, 2, 0, 1)}
 
@@ -56,7 +58,7 @@ class Entry(NamedTuple):
 
 def entries(model: Model | Backbone) -> Iterator[Entry]:
     """All parameters of a model; their values may be abstract."""
-    if isinstance(model, MultiLevelAffinityNet):
+    if isinstance(model, _ON_LEVELS):
         for entry in entries(model.backbone):
             yield entry._replace(name=BACKBONE + entry.name)
     stem = "resnet_backbone." if isinstance(model, AffinityNet) else "patch_embed.backbone."
@@ -64,7 +66,7 @@ def entries(model: Model | Backbone) -> Iterator[Entry]:
         if not isinstance(parameter, nnx.Param):
             continue
         name, shape = ".".join(map(str, path)), tuple(parameter.shape)
-        if isinstance(model, MultiLevelAffinityNet) and name.startswith(BACKBONE):
+        if isinstance(model, _ON_LEVELS) and name.startswith(BACKBONE):
             continue
         if isinstance(model, VisionTransformer) and name == "patch_embed.kernel":
             # Its rows are (row, column, channel) of a patch.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.models.convnet import ConvNet
+from vitx.models.segmenter import Segmenter
 from vitx.models.variants import Classifier
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import build
@@ -91,8 +92,9 @@ def load_classifier(path: str | Path, *, headless: bool = False, **options: Any)
     }
     model = load(path, **given)
     if not isinstance(model, VisionTransformer | ConvNet):
+        kind = "a segmentation network" if isinstance(model, Segmenter) else "an AffinityNet"
         raise ValueError(
-            f"{path}: it holds an AffinityNet, which has no classes to explain or to train: give a "
+            f"{path}: it holds {kind}, which has no classes to explain or to train: give a "
             "classifier's weights"
         )
     if not model.num_classes and not headless:

@@ -212,6 +212,7 @@ SCHEMES: Final = (
     ),
     Scheme("[Re]", r"^feat_conv\."),  # AffinityNet, which timm does not have
     Scheme("vitx", r"^branches\.0\.feat_conv\."),  # AffinityNet on several levels
+    Scheme("vitx", r"^branches\.0\.linear\."),  # a segmentation network
     Scheme("vitx", r"^stages\.0\.0\."),  # a CNN
     Scheme(
         "[Re]", r"^resnet_backbone\.", ((r"resnet_backbone\.(.*)", r"patch_embed.backbone.\1"),)

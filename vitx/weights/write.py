@@ -14,6 +14,7 @@ from vitx.models.design import Preprocess
 from vitx.models.levels import Backbone, StemAlone
 from vitx.models.resnet import ResNetV2
 from vitx.models.resnet_v1 import ResNetV1
+from vitx.models.segmenter import Segmenter
 from vitx.models.vgg import VGG16
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import plain_json, write_bytes
@@ -27,8 +28,8 @@ def save(model: Model, path: str | Path) -> None:
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
     (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT), each
-    value as JSON. AffinityNet has the names of [Re]; CNNs, and stems that timm does not have, keep
-    vitx's, and an AffinityNet on a CNN, too.
+    value as JSON. AffinityNet has the names of [Re]; CNNs, segmentation networks, stems that timm does
+    not have, and an AffinityNet on a CNN keep vitx's.
 
     timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, SigLIP's
     tower, CLIP's without a projection, EVA-02 tiny and small, and DINOv2 (with registers only those
@@ -38,7 +39,7 @@ def save(model: Model, path: str | Path) -> None:
     layer).
 
     Args:
-      model: a `VisionTransformer`, a `VGG16` or `ResNetV1`, an `AffinityNet` or a `MultiLevelAffinityNet`.
+      model: a `VisionTransformer`, `VGG16`, `ResNetV1`, `AffinityNet`, `MultiLevelAffinityNet` or `Segmenter`.
       path: a .safetensors file, or a folder, in which it becomes model.safetensors. If it is a
         symbolic link, its target is replaced, and the link stays.
 
@@ -49,7 +50,7 @@ def save(model: Model, path: str | Path) -> None:
     """
     if not isinstance(model, Model):
         raise ValueError(
-            f"cannot save a {type(model).__name__}: no VisionTransformer, CNN or AffinityNet"
+            f"cannot save a {type(model).__name__}: no VisionTransformer, CNN, AffinityNet or Segmenter"
         )
     if not os.fspath(path):
         raise ValueError(
@@ -92,6 +93,9 @@ def describe(model: Model) -> dict[str, Any]:
         own = {"levels": model.levels, "groups": groups}
         grid = {"grid": model.grid} if model.grid else {}
         return _of_backbone(model.backbone) | own | grid
+    if isinstance(model, Segmenter):
+        own = {"levels": model.levels, "groups": model.branches[0].norm.groups}
+        return _of_backbone(model.backbone) | own
     headless = {} if model.num_classes else {"num_classes": 0}
     if isinstance(model, ConvNet):
         return _of_backbone(model) | headless

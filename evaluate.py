@@ -1,4 +1,6 @@
-"""Evaluates: masks, a network that learns from them, the comparison of methods, the report, any masks; explains images.
+"""Evaluates: masks, a network that learns from them, the comparison of methods, the report.
+
+It also explains images, scores any masks, and compares a checkpoint with PyTorch.
 
     python evaluate.py --config configs/shapes.py --workdir runs/shapes [--config.key=value]
 

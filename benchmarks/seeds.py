@@ -1,4 +1,4 @@
-"""The pipeline for several seeds: mean and spread of every kind of mask, and what each step adds.
+"""The pipeline for several seeds: mean and spread of every kind of mask and of the network, what each step adds.
 
 Runs both scripts for each seed, and once more from the same trained stages for each variant: options chosen without
 masks, and AffinityNet on the stem's last map alone. Prints tables in Markdown. A second start goes on where the first
@@ -99,6 +99,12 @@ def scores(workdirs: Sequence[Path], kind: str) -> list[float]:
     return [100 * found["val"][kind]["miou"] for found in read]
 
 
+def network(workdirs: Sequence[Path]) -> list[float]:
+    """The mIoU on val of the network that learned from the masks, without image labels, percent, by seed."""
+    read = [json.loads((workdir / "segmenter/scores.json").read_text()) for workdir in workdirs]
+    return [100 * found["miou"] for found in read]
+
+
 def spread(name: str, values: Sequence[float], digits: int = 1) -> list[str]:
     """A row: the values' mean, spread, and all of them."""
     deviation = np.std(values, ddof=1) if len(values) > 1 else float("nan")
@@ -120,7 +126,7 @@ def main(
     for seed in range(seeds):
         common = [f"--config={config}", f"--config.seed={seed}", *extra]
         first = folder / f"seed{seed}"
-        run(first, common, ("masks", "controls"))
+        run(first, common, ("masks", "controls", "segmenter"))
         workdirs.setdefault("", []).append(first)
         for name in filter(None, variants.split(",")):
             option, kept = VARIANTS[name]
@@ -137,6 +143,10 @@ def main(
     print_table(header, rows(*tables(workdirs[""])))
     print()
     found = [spread("refined masks, options chosen by masks", scores(workdirs[""], "masks"))]
+    seen = network(workdirs[""])
+    found.append(spread("network, without image labels", seen))
+    ahead = np.subtract(seen, scores(workdirs[""], "masks"))
+    found.append(spread("network, ahead of the refined masks, which use them", list(ahead)))
     if AUTO in workdirs:
         found.append(spread("chosen without masks", scores(workdirs[AUTO], "masks")))
     if SINGLE in workdirs:

@@ -91,8 +91,8 @@ def get_config() -> ConfigDict:
     config.masks.crf.iterations = 0
 
     # Not published: what DeepLab and its kin train with. No mask of val chooses the checkpoint, since it knows labels.
-    config.segmenter.train_split = train("[500:]")
-    config.segmenter.val_split = train("[:500]")
+    config.segmenter.train_split = train("[5%:]")
+    config.segmenter.val_split = train("[:5%]")
     config.segmenter.levels = ("stem.1", "stem.2", "stem.3", "block.12")
     config.segmenter.hidden = 256
     config.segmenter.backbone_rate = 0.1

@@ -22,6 +22,10 @@ _MASKS = (
     "--config.affinity.levels=()",
     "--config.walk.levels=('stem.2',)",
     "--config.controls.arms=('no_walk','uniform')",
+    "--config.segmenter.levels=('stem.1','block.1')",
+    "--config.segmenter.hidden=32",
+    "--config.segmenter.epochs=2",
+    "--config.segmenter.batch_size=4",
     "--config.report.images=2",
 )
 _METHODS = (

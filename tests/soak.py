@@ -27,6 +27,7 @@ STAGES = {
     "labels": "train.py",
     "affinity": "train.py",
     "masks": "evaluate.py",
+    "segmenter": "evaluate.py",
 }
 BEGUN = {  # files that show that a stage has results
     "classifier": "checkpoints/[0-9]*",
@@ -34,6 +35,7 @@ BEGUN = {  # files that show that a stage has results
     "labels": "train/*.png",
     "affinity": "checkpoints/[0-9]*",
     "masks": "train/*.png",
+    "segmenter": "checkpoints/[0-9]*",
 }
 RESULTS = (
     "*/model.safetensors",
@@ -41,6 +43,7 @@ RESULTS = (
     "seeds/*/*.npz",
     "labels/**/*.png",
     "masks/**/*.png",
+    "segmenter/**/*.png",
 )
 OPTIONS = (
     "--config.data.train_split=train_aug[:50%]",
@@ -50,6 +53,10 @@ OPTIONS = (
     "--config.classifier.batch_size=2",
     "--config.affinity.epochs=2",
     "--config.affinity.batch_size=2",
+    "--config.segmenter.train_split=train_aug[:50%][25%:]",
+    "--config.segmenter.val_split=train_aug[:50%][:25%]",
+    "--config.segmenter.epochs=2",
+    "--config.segmenter.batch_size=2",
     "--config.seeds.batch_size=1",  # fewer paddings than images
 )
 
@@ -105,7 +112,7 @@ def undisturbed(data: Path, workdir: Path, options: Sequence[str], log: Path) ->
             raise RuntimeError(f"{stage} ended with {code}: see {log}")
         seconds = json.loads((workdir / stage / "stage.json").read_text())["seconds"]
         images = sum(1 for _ in (workdir / "seeds").glob("*/*.npz"))
-        if stage in ("classifier", "affinity"):
+        if stage in ("classifier", "affinity", "segmenter"):
             lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
             images = max(json.loads(line)["step"] for line in lines) * 2  # of a batch
         figures[stage] = {"seconds": seconds, "images": images, "peak_gb": gigabytes}

@@ -20,6 +20,10 @@ OPTIONS = (
     "--config.affinity.features=32",
     "--config.walk.log2_steps=3",
     "--config.walk.levels=('stem.2',)",
+    "--config.segmenter.levels=('stem.1','block.1')",
+    "--config.segmenter.hidden=32",
+    "--config.segmenter.epochs=3",
+    "--config.segmenter.batch_size=4",
 )
 
 

@@ -343,3 +343,34 @@ def test_a_damaged_dataset_names_its_folder(tmp_path):
         records.write_bytes(damage)
         with pytest.raises(ValueError, match=rf"{records.parent} is damaged .* delete that folder"):
             open_source("shapes/tiny", "val", tmp_path)[0]
+
+
+def test_masks_see_what_images_see():
+    """Without a scale to the pixel; with one, windows of nearest pixels, 255 beyond the picture."""
+    marked = Marked(20)
+
+    def masks(identifier):
+        return np.ascontiguousarray(marked[int(identifier)].image[..., 1])
+
+    for batch in load(marked, preprocess=PLAIN, augment=Augment(flip=True), masks=masks):
+        assert batch["mask"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["mask"] / np.float32(255), batch["image"][..., 1])
+    beyond = 0
+    for batch in load(
+        marked, preprocess=PLAIN, augment=Augment(flip=True, scale=(0.5, 2)), masks=masks
+    ):
+        inside = batch["mask"] != 255
+        beyond += (~inside).sum()
+        green = 255 * batch["image"][..., 1][inside]
+        assert (
+            np.abs(green - batch["mask"][inside].astype(float)).max() <= 10
+        )  # a pixel of the ramp
+    assert beyond > 0
+
+
+def test_a_view_changes_nothing_of_training_without_one(source):
+    whole = load(source)
+    assert_same(whole, load(source, augment=dataclasses.replace(JITTER, scale=None)))
+    views = load(source, augment=dataclasses.replace(JITTER, scale=(0.5, 2.0)))
+    assert_same(views, load(source, augment=dataclasses.replace(JITTER, scale=(0.5, 2.0))))
+    assert not np.array_equal(whole[0]["image"], views[0]["image"])

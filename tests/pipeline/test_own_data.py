@@ -36,6 +36,8 @@ SMALL = {
     "affinity.features": 32,
     "affinity.levels": ("stem.1", "block.1"),
     "walk.log2_steps": (2, 1),
+    "segmenter.batch_size": 8,
+    "segmenter.levels": ("stem.1", "block.1"),
     "controls.arms": ("no_walk", "uniform"),
     "report.images": 2,
 }

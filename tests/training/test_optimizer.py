@@ -43,6 +43,24 @@ def test_rate_warms_up_by_step() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_rates_that_fall_by_step(warmup: int) -> None:
+    steps, ramp = 6, 2 * warmup
+    share = np.clip(np.arange(steps) - ramp, 0, None) / (steps - ramp)
+    expected = {"poly": (1 - share) ** 0.9, "cosine": np.cos(np.pi * share / 2) ** 2}
+    for kind, decay in expected.items():
+        config = _config(schedule=kind, epochs=3, warmup_epochs=warmup)
+        rate = learning_rate(config, steps_per_epoch=2)
+        found = [float(rate(jnp.int32(step))) for step in range(steps)]
+        first = np.minimum(1, (np.arange(steps) + 1) / ramp) if ramp else 1
+        np.testing.assert_allclose(found, 0.5 * np.minimum(decay, first), rtol=1e-6)
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    with pytest.raises(ValueError, match="schedule must be one of linear, poly, cosine, not 'x'"):
+        learning_rate(_config(schedule="x"), steps_per_epoch=1)
+
+
 def test_sgd_is_pytorchs() -> None:
     # v <- 0.9 v + (g + decay * w); w <- w - rate * v, every parameter decayed
     config = _config(epochs=10)

@@ -59,8 +59,9 @@ def training_loader(
 
     An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
     (B, C) float32; whatever arrays `extra(id, flipped)` returns, which mirrors them itself; with
-    `masks`, from an id to labels uint8 of the image's size, mask uint8 (B, H, W), which sees what the
-    image sees, 255 beyond the picture; with `augment.patches` = (K, N) patches (B, K) int32, ascending places of N, of each image its own.
+    `masks`, from an id to the labels of its pixels, mask (B, H, W) uint8, scaled, cut and mirrored as
+    the image is, 255 beyond the picture; and with `augment.patches` = (K, N) patches (B, K) int32,
+    ascending places of N, of each image its own.
 
     The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
     `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An

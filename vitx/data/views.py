@@ -23,8 +23,10 @@ class View:
         window[...] = fill
         taken, put = [], []
         for length, extent, start in zip(self.size, self.scaled, self.corner, strict=True):
-            taken.append(slice(max(start, 0), min(start + length, extent)))
-            put.append(slice(max(-start, 0), min(extent - start, length)))
+            first = max(start, 0)
+            last = max(first, min(start + length, extent))
+            taken.append(slice(first, last))
+            put.append(slice(first - start, last - start))
         window[tuple(put)] = picture[tuple(taken)]
         return window
 

@@ -7,10 +7,10 @@ layers, since a linear head (DINOv2, Oquab et al., TMLR 2024) only adds up what 
 the levels already see the whole image, and pseudo-masks are few.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -88,10 +88,12 @@ class Segmenter(nnx.Module):
         """Normalised images (B, H, W, 3) -> logits at their size, (B, H, W, classes)."""
         images = images.astype(self.head.kernel.dtype)
         maps = features_at(self.backbone, images, self.levels)
-        grid = max((x.shape[1:3] for x in maps), key=math.prod)
+        _, height, width, _ = max((x.shape for x in maps), key=lambda shape: shape[1])
         pairs = zip(self.branches, maps, strict=True)
-        joined = sum(on_grid(branch(x), grid) for branch, x in pairs)  # (B, h, w, hidden)
-        return on_grid(self.head(jax.nn.gelu(joined)), images.shape[1:3])
+        resized = [on_grid(branch(x), (height, width)) for branch, x in pairs]
+        joined = functools.reduce(jnp.add, resized)  # (B, h, w, hidden)
+        logits = self.head(jax.nn.gelu(joined, approximate=False))
+        return on_grid(logits, (images.shape[1], images.shape[2]))
 
 
 def segment(
@@ -128,7 +130,7 @@ def segment(
     return _segment(model, images, tuple(map(float, scales)), bool(flip))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _segment(model: Segmenter, images: Array, scales: tuple[float, ...], flip: bool) -> Array:
     height, width = images.shape[1:3]
     side = _cell(model)
@@ -147,8 +149,8 @@ def _segment(model: Segmenter, images: Array, scales: tuple[float, ...], flip: b
 
 def _log_probabilities(model: Segmenter, images: Array, size: tuple[int, int]) -> Array:
     logits = on_grid(model(images), size)
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    return jax.nn.log_softmax(logits.astype(wide))
+    half = jnp.finfo(logits.dtype).bits < 32
+    return jax.nn.log_softmax(logits.astype(jnp.float32) if half else logits)
 
 
 def at_input_size(model: Segmenter, size: tuple[int, int]) -> Segmenter:

@@ -37,8 +37,8 @@ def note(results: dict[str, Any]) -> str:
     if "miou" not in results.get("segmenter", {}):
         return FROM_TRUTH
     return (
-        "Where image labels are used, the ground-truth label says which classes an image shows, on val too. The network, "
-        "which learned from the refined masks of train, sees nothing but the image."
+        "Where image labels are used, the ground-truth label says which classes an image shows, on val too. The "
+        "network, which learned from the refined masks of train, sees nothing but the image."
     )
 
 

@@ -107,6 +107,7 @@ class TrainingMasks:
         self._agreed = run.config.segmenter.trusted == "agreed"
 
     def __call__(self, identifier: str) -> np.ndarray:
+        """The mask of an image."""
         mask = read_mask(self._masks, "train", identifier)
         if not self._agreed:
             return mask

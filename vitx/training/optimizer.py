@@ -221,8 +221,8 @@ def make_optimizer(
 
     Args:
         config: Has optimizer ("sgd", with momentum 0.9 and weight decay added to the gradient as in PyTorch, or
-            "adamw"), learning_rate, epochs, warmup_epochs, perhaps schedule, weight_decay, decay_norms_and_biases (True as published;
-            else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
+            "adamw"), learning_rate, epochs, warmup_epochs, perhaps schedule, weight_decay, decay_norms_and_biases (True
+            as published; else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
         steps_per_epoch: Of the loader.
         rates: Factors of the parameters' learning rates, a pytree like theirs; None: all 1.
 

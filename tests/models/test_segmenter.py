@@ -133,7 +133,7 @@ def test_wrong_arguments_are_named():
     for scales in ((), (1.0, 0.0), (float("inf"),)):
         with pytest.raises(ValueError, match="scales must be at least one number above 0"):
             vitx.segment(model, images, scales=scales)
-    with pytest.raises(ValueError, match="no level 'block.3'; it has stem.1"):
+    with pytest.raises(ValueError, match=r"no level 'block\.3'; it has stem\.1"):
         Segmenter(small_hybrid(), ("block.3",), 4, hidden=32, rngs=nnx.Rngs(0))
 
 

@@ -100,6 +100,7 @@ def test_report_holds_every_section_and_picture(finished: Run) -> None:
     possible = {
         (images + 2 * finished.config.report.extremes) * 8
         + images * (2 + 4 + len(finished.config.controls.arms))  # seeds, two CRFs, refined masks
+        + images * 4  # image, truth, refined, network
         + images * (1 + methods)
         + others * methods
         for others in range(images + 1)

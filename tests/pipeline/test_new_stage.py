@@ -44,7 +44,16 @@ STAGE = Stage(
 def _run(folder: Path, most: int = 10) -> Run:
     config: ConfigDict = testing.get_config()
     config.stages, config.data.root = "count,report", str(folder / "data")
-    for name in ("classifier", "seeds", "labels", "affinity", "walk", "controls", "methods"):
+    for name in (
+        "classifier",
+        "seeds",
+        "labels",
+        "affinity",
+        "walk",
+        "controls",
+        "segmenter",
+        "methods",
+    ):
         del config[name]
     config.count = ConfigDict({"most": most})
     # The new line, in the list of a script.

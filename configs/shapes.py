@@ -165,6 +165,7 @@ def get_config() -> ConfigDict:
     config.segmenter.hidden = 64  # channels of the head
     config.segmenter.backbone_rate = 1.0  # factor of its learning rate; 0: only the head is trained
     config.segmenter.trusted = "all"  # or "agreed": pixels on which the CRF agrees at some alpha
+    config.segmenter.robustness = 0.5  # against wrong labels, see vitx.pipeline.segmenter; 0: none
     config.segmenter.epochs = 20
     config.segmenter.batch_size = 16
     config.segmenter.optimizer = "adamw"

@@ -96,6 +96,7 @@ def get_config() -> ConfigDict:
     config.segmenter.levels = ("stem.1", "stem.2", "stem.3", "block.12")
     config.segmenter.hidden = 256
     config.segmenter.backbone_rate = 0.1
+    config.segmenter.robustness = 0.0
     config.segmenter.epochs = 20
     config.segmenter.batch_size = 16
     config.segmenter.optimizer = "sgd"

@@ -44,21 +44,27 @@ def _random(seed: int, ignored: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 999), ignored=st.sampled_from([0.0, 0.3, 0.9, 1.0]))
-def test_the_loss_is_cross_entropy_of_what_is_not_ignored(seed, ignored) -> None:
+@given(
+    seed=st.integers(0, 999),
+    ignored=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    q=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_the_loss_is_of_what_is_not_ignored(seed, ignored, q) -> None:
+    """Cross-entropy, the generalised one; their gradient is the softmax less the label, times p^q."""
     logits, mask = _random(seed, ignored)
     counted = mask != 255
     with jax.enable_x64(True):
-        loss = lambda x: mask_loss(lambda _: x, {"image": mask, "mask": mask}, None)  # noqa: E731
+        loss = lambda x: mask_loss(q)(lambda _: x, {"image": mask, "mask": mask}, None)  # noqa: E731
         found, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
-        sums, counts = map(np.asarray, pixel_losses(jnp.asarray(logits), mask))
+        sums, counts = map(np.asarray, pixel_losses(jnp.asarray(logits), mask, q))
     chosen, labels = logits[counted], mask[counted]
     probability = np.exp(chosen) / np.exp(chosen).sum(-1, keepdims=True)
-    each = -np.log(probability[np.arange(len(labels)), labels])
+    own = probability[np.arange(len(labels)), labels]
+    each = (1 - own**q) / q if q else -np.log(own)
     np.testing.assert_allclose(found, each.mean() if len(each) else 0, rtol=1e-12)
     np.testing.assert_allclose([sums.sum(), counts.sum()], [each.sum(), len(each)], rtol=1e-12)
     expected = np.zeros_like(logits)
-    expected[counted] = (probability - np.eye(6)[labels]) / max(len(each), 1)
+    expected[counted] = own[:, None] ** q * (probability - np.eye(6)[labels]) / max(len(each), 1)
     np.testing.assert_allclose(gradient, expected, atol=1e-12)
 
 
@@ -78,7 +84,7 @@ def test_it_overfits_two_images(mode: str, compute: str) -> None:
     graph, params = nnx.split(net)
 
     def loss(params, batch, axis):
-        return mask_loss(nnx.merge(graph, params), batch, axis)
+        return mask_loss()(nnx.merge(graph, params), batch, axis)
 
     optimizer = optax.adam(5e-3)
     step = gradient_step(loss, optimizer, mode, compute=compute)
@@ -206,6 +212,7 @@ WRONG = {
     "backbone_rate": (1.5, r"a number in \[0, 1\], not 1.5"),
     "schedule": ("step", "one of linear, poly, cosine, not 'step'"),
     "scale": ((2.0, 0.5), r"two numbers in \[0.1, 4\], the lower one first, not \(2.0, 0.5\)"),
+    "robustness": (1.5, r"a number in \[0, 1\], not 1.5"),
     "trusted": ("some", "one of all, agreed, not 'some'"),
     "test.scales": ((), r"a tuple, of which each is a number in \(0, 4\], not \(\)"),
     "crf.iterations": (-1, "a whole number from 0 up, not -1"),

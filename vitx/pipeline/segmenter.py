@@ -32,21 +32,29 @@ from vitx.training.optimizer import SCHEDULES, at_least_float32
 TRUSTED = ("all", "agreed")
 
 
-def pixel_losses(logits: Array, mask: Array) -> tuple[Array, Array]:
-    """Cross-entropy summed over an image's pixels, and their number, without those that are 255.
+def pixel_losses(logits: Array, mask: Array, robustness: float = 0.0) -> tuple[Array, Array]:
+    """The loss summed over an image's pixels, and their number, without those that are 255.
 
-    Logits (B, H, W, C), mask (B, H, W) -> (B,), (B,).
+    Logits (B, H, W, C), mask (B, H, W) -> (B,), (B,). Cross-entropy, or with a robustness q the generalised one (Zhang
+    & Sabuncu, NeurIPS 2018), (1 - p^q) / q, in which a pixel counts the less the less probable its label: q in (0, 1],
+    of which 1 is the mean absolute error, and 0 the limit, cross-entropy.
     """
     counted = mask != IGNORED
     labels = jnp.where(counted, mask, 0).astype(jnp.int32)
     losses = optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), labels)
+    if robustness:
+        losses = -jnp.expm1(-robustness * losses) / robustness
     return jnp.where(counted, losses, 0).sum((1, 2)), counted.astype(losses.dtype).sum((1, 2))
 
 
-def mask_loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
-    """The mean cross-entropy over the pixels of a batch of image (B, H, W, 3) and mask (B, H, W), 255 ignored."""
-    losses, counts = pixel_losses(model(batch["image"]), batch["mask"])
-    return losses.sum() / jnp.maximum(parallel.sum_over_devices(counts.sum(), axis), 1)
+def mask_loss(robustness: float = 0.0) -> training_stage.ModelLoss:
+    """The mean of `pixel_losses` over the pixels of a batch of image (B, H, W, 3) and mask (B, H, W), 255 ignored."""
+
+    def loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
+        losses, counts = pixel_losses(model(batch["image"]), batch["mask"], robustness)
+        return losses.sum() / jnp.maximum(parallel.sum_over_devices(counts.sum(), axis), 1)
+
+    return loss
 
 
 def train_segmenter(run: Run, stage: StageFolder) -> None:
@@ -76,7 +84,7 @@ def train_segmenter(run: Run, stage: StageFolder) -> None:
         run,
         stage,
         initial_segmenter(run),
-        mask_loss,
+        mask_loss(config.robustness),
         evaluate,
         seed=run.config.seed + 2,
         masks=masks,
@@ -172,6 +180,7 @@ STAGE = Stage(
         "segmenter.backbone_rate": number(0, 1),
         "segmenter.schedule": among(SCHEDULES),
         "segmenter.scale": Wanted(_is_scale, "two numbers in [0.1, 4], the lower one first"),
+        "segmenter.robustness": number(0, 1),
         "segmenter.trusted": among(TRUSTED),
         "segmenter.test.scales": several(number(0, 4, above=True)),
         "segmenter.crf.iterations": whole(0),

@@ -63,7 +63,7 @@ def train_segmenter(run: Run, stage: StageFolder) -> None:
     val, masks = run.source(config.val_split), TrainingMasks(run)
 
     def losses(model: Any, images: Array, labels: Array) -> tuple[Array, Array]:
-        return pixel_losses(model(images), labels)
+        return pixel_losses(model(images), labels, config.robustness)
 
     validate = parallel.per_example(losses, mode=mode)
 
@@ -127,7 +127,8 @@ class TrainingMasks:
 
 
 def _check_model(config: Any, model: Any) -> None:
-    require_option("segmenter.levels", config.segmenter.levels, model)
+    if "segmenter" in config:
+        require_option("segmenter.levels", config.segmenter.levels, model)
 
 
 def _check(run: Run) -> None:

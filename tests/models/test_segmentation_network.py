@@ -16,8 +16,10 @@ from scipy.special import erf, log_softmax, logsumexp
 
 import vitx
 from tests.models.test_models import group_norm_by_hand
+from tests.models.test_vgg import small_resnet, small_vgg
 from tests.resizing import bilinear
 from tests.small_models import filled, images_for, small_family, small_hybrid, small_vit
+from vitx.models.convnet import ConvNet
 from vitx.models.levels import features_at
 from vitx.models.segmenter import Segmenter, at_input_size
 from vitx.weights import load_classifier
@@ -35,6 +37,8 @@ NETS = {
     "vit": (lambda: small_vit(heads=3, norm_eps=1e-5), ("block.1", "block.2")),
     "dinov2": (lambda: small_family("dinov2 registers"), ("block.1", "block.2")),
     "dinov3": (lambda: small_family("dinov3"), ("block.2",)),
+    "vgg": (lambda: small_vgg().at_size((16, 24)), ("conv3", "fc7")),
+    "resnet": (lambda: small_resnet().at_size((16, 32)), ("layer3", "layer1")),
 }
 
 
@@ -119,6 +123,10 @@ def test_images_of_another_size(net):
     assert found.shape == (*larger.shape[:3], 4)
     expected = at_input_size(model, larger.shape[1:3])(jnp.asarray(larger))
     np.testing.assert_allclose(found, log_softmax(np.asarray(expected), -1), atol=1e-12)
+    if isinstance(model.backbone, ConvNet):  # has no cells that the size must fit
+        expected = log_softmax(np.asarray(model(images[:, 1:])), -1)
+        np.testing.assert_allclose(vitx.segment(model, images[:, 1:]), expected, atol=1e-12)
+        return
     with pytest.raises(ValueError, match=r"size \(\d+, \d+\) is not a multiple of the"):
         vitx.segment(model, images[:, 1:])
 

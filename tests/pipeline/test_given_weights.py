@@ -16,6 +16,7 @@ from vitx import weights
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.design import Preprocess
 from vitx.models.resnet import ResNetV2
+from vitx.models.segmenter import Segmenter
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import read_mask, read_seed_maps, seeded
 from vitx.runtime.experiment import Run, Stage, check_options, check_stages, run_stages
@@ -197,6 +198,9 @@ def test_an_affinitynet_that_does_not_fit_ends_the_run_at_its_start(
     _refused(
         tmp_path, data, "holds a classifier, where an AffinityNet is expected", **{key: hybrid}
     )
+    network = Segmenter(_hybrid(), ("stem.1",), 6, hidden=32, rngs=nnx.Rngs(0))
+    network_file = _saved(network, tmp_path / "network.safetensors")
+    _refused(tmp_path, data, "holds a segmentation network, where", **{key: network_file})
     published = _saved(_net(()), tmp_path / "published.safetensors")
     _refused(tmp_path, data, r"reads the levels \(\), where .*'block\.1'\)", **{key: published})
     levels = _saved(_net(LEVELS), tmp_path / "levels.safetensors")

@@ -20,9 +20,8 @@ from jax.typing import ArrayLike
 from vitx.models.affinitynet import on_grid
 from vitx.models.design import Preprocess
 from vitx.models.layers import GroupNorm, Linear
-from vitx.models.levels import Backbone, features_at, level_channels, part_below
+from vitx.models.levels import Backbone, StemAlone, features_at, level_channels, part_below
 from vitx.models.variants import at_size, cell, variant
-from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 
@@ -45,7 +44,7 @@ class Segmenter(nnx.Module):
     side by side, as in SegFormer, with a norm for each, since a ViT's tokens and a stem's features differ in scale.
 
     Args:
-      backbone: a Vision Transformer with a stem or without; stays as it is.
+      backbone: a Vision Transformer with a stem or without, or a CNN; stays as it is.
       levels: names of the backbone's levels, see `vitx.models.levels`.
       num_classes: outputs at each pixel, background included.
       hidden: channels of the head, a multiple of `groups`.
@@ -107,7 +106,7 @@ def segment(
     Args:
       model: a `Segmenter`, such as `vitx.load` makes of the file that stage `segmenter` writes.
       images: normalised, (B, H, W, 3), at `model.preprocess.size`; or at another size, whose sides are multiples of
-        a token's cell.
+        a token's cell; for a CNN of any size.
       scales: factors of the size at which the model sees the images, each above 0; sides become multiples of the cell.
       flip: whether it sees them mirrored, too.
 
@@ -136,15 +135,20 @@ def _segment(model: Segmenter, images: Array, scales: tuple[float, ...], flip: b
     side = _cell(model)
     views = []
     for scale in scales:
-        size = tuple(max(1, round(n * scale / side)) * side for n in (height, width))
-        shape = (len(images), *size, 3)
-        scaled = images if size == (height, width) else jax.image.resize(images, shape, "bilinear")
-        sized = at_input_size(model, (size[0], size[1]))
+        size, scaled = (height, width), images
+        if scale != 1:  # at 1 a CNN sees images of any size as they are
+            size = (_multiple(height * scale, side), _multiple(width * scale, side))
+            scaled = jax.image.resize(images, (len(images), *size, 3), "bilinear")
+        sized = at_input_size(model, size)
         views.append(_log_probabilities(sized, scaled, (height, width)))
         if flip:
             mirrored = _log_probabilities(sized, scaled[:, :, ::-1], (height, width))
             views.append(mirrored[:, :, ::-1])
     return jax.nn.logsumexp(jnp.stack(views), axis=0) - math.log(len(views))
+
+
+def _multiple(length: float, side: int) -> int:
+    return max(1, round(length / side)) * side
 
 
 def _log_probabilities(model: Segmenter, images: Array, size: tuple[int, int]) -> Array:
@@ -158,7 +162,7 @@ def at_input_size(model: Segmenter, size: tuple[int, int]) -> Segmenter:
     if size == tuple(model.preprocess.size):
         return model
     backbone = model.backbone
-    if isinstance(backbone, VisionTransformer):
+    if not isinstance(backbone, StemAlone):
         return variant(model, backbone=at_size(backbone, size))
     side = _cell(model)
     if any(length % side or length < side for length in size):
@@ -170,4 +174,4 @@ def at_input_size(model: Segmenter, size: tuple[int, int]) -> Segmenter:
 def _cell(model: Segmenter) -> int:
     """Side in pixels of what the sides of an image must be multiples of."""
     backbone = model.backbone
-    return cell(backbone) if isinstance(backbone, VisionTransformer) else backbone.stem.stride
+    return backbone.stem.stride if isinstance(backbone, StemAlone) else cell(backbone)

@@ -14,7 +14,7 @@ from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 Classifier = VisionTransformer | ConvNet
-M = TypeVar("M", VisionTransformer, ConvNet)
+M = TypeVar("M", VisionTransformer, ConvNet, Classifier)
 Module = TypeVar("Module", bound=nnx.Module)
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
+from vitx.models.segmenter import Segmenter
 from vitx.models.variants import Classifier
 from vitx.pipeline.explainer import trained_classes
 from vitx.pipeline.training_stage import WEIGHTS
@@ -112,7 +113,8 @@ def given_net(run: Run) -> AffinityNet | MultiLevelAffinityNet:
     except ValueError as error:
         raise ValueError(f"config.affinity.checkpoint: {error}") from error
     if not isinstance(net, AffinityNet | MultiLevelAffinityNet):
-        raise ValueError(f"{key} holds a classifier, where an AffinityNet is expected")
+        kind = "segmentation network" if isinstance(net, Segmenter) else "classifier"
+        raise ValueError(f"{key} holds a {kind}, where an AffinityNet is expected")
     levels = net.levels if isinstance(net, MultiLevelAffinityNet) else ()
     if levels != tuple(options.levels):
         raise ValueError(

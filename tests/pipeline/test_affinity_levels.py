@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(folder: Path, data: Path, name: str, **options: object) -> Run:
     config: ConfigDict = testing.get_config()
     config.data.root, config.model.name = str(data), name
-    config.affinity.levels = LEVELS[name]
+    config.affinity.levels = config.segmenter.levels = LEVELS[name]
     config.update_from_flattened_dict({f"affinity.{key}": value for key, value in options.items()})
     check_options(config, KNOWN)
     return begun(config, folder)

@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
     config.affinity.levels = ("block.3", "block.6", "block.9")
     config.affinity.train_backbone = False
     config.segmenter.levels = ("block.3", "block.6", "block.9", "block.12")
+    config.segmenter.backbone_rate = 0.0  # only the head learns, as in DINOv2's own evaluation
     config.walk.levels = ("block.9", "block.10")
     config.report.title = "image labels to masks, from DINOv2"
     return config

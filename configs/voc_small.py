@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.labels.alpha_high = 8.0
     # The widths of both CRFs are in pixels of the images: these suit 72 x 96 (docs/performance.md, "Small images").
     config.labels.crf.sxy_bilateral = config.masks.crf.sxy_bilateral = 12.0
+    config.segmenter.crf.sxy_bilateral, config.segmenter.crf.srgb = 12.0, 15.0
     config.labels.crf.srgb = config.masks.crf.srgb = 15.0
     config.affinity.train_split = train()
     config.affinity.val_split = val()

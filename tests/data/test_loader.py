@@ -355,6 +355,16 @@ def test_masks_see_what_images_see():
     for batch in load(marked, preprocess=PLAIN, augment=Augment(flip=True), masks=masks):
         assert batch["mask"].dtype == np.uint8
         np.testing.assert_array_equal(batch["mask"] / np.float32(255), batch["image"][..., 1])
+
+    square = np.zeros((16, 16, 3), np.uint8)
+    square[4:8, 8:12] = 255  # shows rows and columns
+    squares, shown = Marked(20), 0
+    squares[:] = [dataclasses.replace(example, image=square) for example in squares]
+    options = {"augment": Augment(flip=True, scale=(2.0, 2.0)), "preprocess": PLAIN}
+    for batch in load(squares, masks=lambda _: square[..., 0] // 255, **options):
+        seen, shown = batch["mask"] == 1, shown + (batch["mask"] == 1).sum()
+        np.testing.assert_array_equal(seen, batch["image"][..., 0] > 0.5)  # its edges are grey
+    assert shown > 100
     beyond = 0
     for batch in load(
         marked, preprocess=PLAIN, augment=Augment(flip=True, scale=(0.5, 2)), masks=masks

@@ -1,5 +1,6 @@
 """Stage `segmenter`: its loss, that it learns, that it resumes, and what it refuses."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -21,12 +22,15 @@ from tests.runs import KNOWN, begun
 from tests.small_models import small_hybrid
 from vitx import parallel, weights
 from vitx.data.palette import decode_mask
+from vitx.data.transforms import normalise
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
 from vitx.models.segmenter import Segmenter, segment
+from vitx.pipeline import segmenter, segmenter_masks
 from vitx.pipeline.artifacts import crf_folder, read_mask, seeded
-from vitx.pipeline.masks_section import note, summary
+from vitx.pipeline.masks_section import masks_section, note, summary
 from vitx.pipeline.segmenter import TrainingMasks, initial_segmenter, mask_loss, pixel_losses
-from vitx.report.parts import DASH
+from vitx.pseudomasks.crf import CRFParameters, dense_crf
+from vitx.report.parts import DASH, Table
 from vitx.runtime.experiment import Run, check_options, check_stages, run_stages
 from vitx.runtime.signals import Stopped
 from vitx.training.loop import TrainState
@@ -146,20 +150,44 @@ def test_seeds_masks_and_network_are_in_one_table(masked, tmp_path) -> None:
     assert headers == ["", "image labels used", "val", "train"]
     assert [row[1] for row in rows] == ["yes"] * 4
     assert "not a segmentation network" in note(results)
-    results |= {"segmenter": {"miou": 0.5, "iou": {}}}
+    network = {"miou": 0.5, "iou": dict.fromkeys(results["masks"]["iou"], 0.25)}
+    results |= {"segmenter": network, "options": run.config.to_dict()}
+    tables = [part for part in masks_section(results).body if isinstance(part, Table)]
+    assert all(len(table.headers) == len(row) for table in tables for row in table.rows)
+    assert tables[1].headers[-1] == "val: network" and tables[1].rows[1][-1] == "25.0"
     assert summary(results)[1] == [*rows, ["network", "no", "50.0", DASH]]
     assert "sees nothing but the image" in note(results)
 
 
-@pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_bytes(masked, tmp_path) -> None:
-    """Also when masks of val are lost after that."""
-    whole, run = _copied(masked, tmp_path / "whole"), _copied(masked, tmp_path / "stopped")
-    run_stages(whole, [KNOWN["segmenter"]])
-    with run.stop:
-        signal.raise_signal(signal.SIGTERM)
+def _stopped(run: Run, patch: pytest.MonkeyPatch, name: str, after: int, module=segmenter) -> None:
+    """Runs the stage until a signal at the call number `after` of a function of `module` ends it."""
+    function, calls = getattr(module, name), itertools.count(1)
+
+    def signalling(*arguments: object) -> object:
+        if next(calls) == after:
+            run.stop.signal = signal.SIGTERM
+        return function(*arguments)
+
+    with patch.context() as inner:
+        inner.setattr(module, name, signalling)
         with pytest.raises(Stopped):
             run_stages(run, [KNOWN["segmenter"]])
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bytes(masked, tmp_path, monkeypatch) -> None:
+    """Stopped in training, then between two masks of val; also when such a mask is lost after that."""
+    whole, run = _copied(masked, tmp_path / "whole"), _copied(masked, tmp_path / "stopped")
+    run_stages(whole, [KNOWN["segmenter"]])
+    steps = {int(path.name) for path in (tmp_path / "whole/segmenter/checkpoints").glob("[0-9]*")}
+    _stopped(run, monkeypatch, "read_mask", after=9)  # within the first of two epochs
+    halfway = {
+        int(path.name) for path in (run.workdir.folder / "segmenter/checkpoints").glob("[0-9]*")
+    }
+    assert halfway and 0 < max(halfway) < max(steps)
+    run = _run(tmp_path / "stopped", masked[0])
+    _stopped(run, monkeypatch, "write_mask", after=1, module=segmenter_masks)
+    assert len([*(run.workdir.folder / "segmenter/val").glob("*.png")]) < len(seeded(run, "val"))
     run = _run(tmp_path / "stopped", masked[0])
     run_stages(run, [KNOWN["segmenter"]])
     one, two = (folder / "segmenter" for folder in (tmp_path / "whole", tmp_path / "stopped"))
@@ -177,8 +205,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(masked, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_frozen_backbone_keeps_its_bits(masked, tmp_path) -> None:
-    """And the views and the CRF at test time are used."""
-    options = {"test.scales": (1.0, 1.5), "test.flip": True, "crf.iterations": 1}
+    """And masks of val are those of the views and the CRF at test time."""
+    scales = (1.0, 1.5)
+    options = {"test.scales": scales, "test.flip": True, "crf.iterations": 2}
     run = _copied(masked, tmp_path / "run", backbone_rate=0.0, **options)
     first = nnx.to_flat_state(nnx.state(initial_segmenter(run)))
     before = {path: np.asarray(leaf[...]) for path, leaf in first}
@@ -187,6 +216,14 @@ def test_a_frozen_backbone_keeps_its_bits(masked, tmp_path) -> None:
     for path, leaf in after:
         same = np.array_equal(before[path], leaf[...])
         assert same == (path[0] == "backbone"), path
+    net, example = weights.load(run.finished("segmenter").folder), seeded(run, "val")[0]
+    image = normalise(example.image[None], net.preprocess)
+    found = np.asarray(jnp.exp(segment(net, image, scales, flip=True))).transpose(0, 3, 1, 2)
+    crf = CRFParameters(**run.config.segmenter.crf)
+    expected = dense_crf(example.image[None], found, parameters=crf, backend="exact")[0].argmax(0)
+    mask = read_mask(run.finished("segmenter"), "val", example.id)
+    assert (mask == expected).mean() > 0.999
+    assert (mask != found[0].argmax(0)).any()
 
 
 @pytest.mark.slow

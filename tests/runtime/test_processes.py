@@ -25,7 +25,7 @@ OPTIONS = (
     "--config.classifier.epochs=4",
     "--config.methods.compared=('rollout','transformer_attribution')",
     "--config.methods.fractions=(0.0,0.5)",
-    "--config.stages=classifier,seeds,labels,affinity,masks,methods",
+    "--config.stages=classifier,seeds,labels,affinity,masks,segmenter,methods",
 )
 
 

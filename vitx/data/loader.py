@@ -152,10 +152,9 @@ class _Prepare:
     def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
         flipped = bool(generator.random() < 0.5) and self.augment.flip
         size, scale = self.preprocess.size, self.augment.scale
-        view = None if scale is None else random_view(size, scale, generator)
-        image = transforms.resize_image(example.image, view.scaled if view else size)
-        if view:
-            image = view.cut(image, np.round(255 * np.asarray(self.preprocess.mean)))
+        view = View(size, size, (0, 0)) if scale is None else random_view(size, scale, generator)
+        image = transforms.resize_image(example.image, view.scaled)
+        image = view.cut(image, np.round(255 * np.asarray(self.preprocess.mean)))
         pixels = transforms.to_fractions(transforms.mirror(image) if flipped else image)
         pixels = transforms.colour_jitter(pixels, self.augment, generator)
         return {
@@ -166,12 +165,10 @@ class _Prepare:
             **self._patches(generator),
         }
 
-    def _mask(self, identifier: str, view: View | None, flipped: bool) -> dict[str, np.ndarray]:
+    def _mask(self, identifier: str, view: View, flipped: bool) -> dict[str, np.ndarray]:
         if self.masks is None:
             return {}
-        mask = self.masks(identifier)
-        mask = transforms.resize_mask(mask, view.scaled if view else self.preprocess.size)
-        mask = view.cut(mask, IGNORED) if view else mask
+        mask = view.cut(transforms.resize_mask(self.masks(identifier), view.scaled), IGNORED)
         return {"mask": transforms.mirror(mask) if flipped else mask}
 
     def _patches(self, generator: np.random.Generator) -> dict[str, np.ndarray]:

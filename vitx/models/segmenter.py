@@ -1,16 +1,15 @@
 """A segmentation network: a classifier's backbone, and a small head that reads several of its levels.
 
-The head is the all-MLP one of SegFormer (Xie et al., NeurIPS 2021). A 1x1 convolution brings each level to the same
-channels, all are resized to the finest level's grid and joined, and a second 1x1 convolution gives the classes. Two
-layers, since a linear head (DINOv2, Oquab et al., TMLR 2024) only adds up what each level says alone: it cannot say
-"this class, from a block, up to this edge, from the stem". No larger decoder, as SETR's (Zheng et al., CVPR 2021):
-the levels already see the whole image, and pseudo-masks are few.
+The head follows the all-MLP one of SegFormer (Xie et al., NeurIPS 2021), with GroupNorm and GELU. A 1x1 convolution
+brings each level to the same channels, all are resized to the finest level's grid and joined, and a second 1x1
+convolution gives the classes. Two layers, since a linear head (DINOv2, Oquab et al., TMLR 2024) only adds up what
+each level says alone: it cannot say "this class, from a block, up to this edge, from the stem". No larger decoder, as
+SETR's (Zheng et al., CVPR 2021): the blocks already see the whole image, and pseudo-masks are few.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax.typing import ArrayLike
 from vitx.models.affinitynet import on_grid
 from vitx.models.design import Preprocess
 from vitx.models.layers import GroupNorm, Linear
-from vitx.models.levels import Backbone, StemAlone, features_at, level_channels, part_below
+from vitx.models.levels import Backbone, features_at, level_channels, part_below
 from vitx.models.variants import at_size, cell, variant
 from vitx.ops import Array
 
@@ -98,7 +97,7 @@ class Segmenter(nnx.Module):
 def segment(
     model: Segmenter, images: ArrayLike, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> Array:
-    """Which class each pixel of some images shows, as log-probabilities; nothing but the images is used.
+    """Log-probabilities of the classes at each pixel of some images; nothing but the images is used.
 
     `segment(model, images).argmax(-1)` are the labels, 0 for background. Runs under `jit`, and may be called inside
     another.
@@ -132,7 +131,7 @@ def segment(
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _segment(model: Segmenter, images: Array, scales: tuple[float, ...], flip: bool) -> Array:
     height, width = images.shape[1:3]
-    side = _cell(model)
+    side = cell(model.backbone)
     views = []
     for scale in scales:
         size, scaled = (height, width), images
@@ -159,19 +158,4 @@ def _log_probabilities(model: Segmenter, images: Array, size: tuple[int, int]) -
 
 def at_input_size(model: Segmenter, size: tuple[int, int]) -> Segmenter:
     """The network for images of another size (H, W), see `vitx.models.variants.at_size`; weights are shared."""
-    if size == tuple(model.preprocess.size):
-        return model
-    backbone = model.backbone
-    if not isinstance(backbone, StemAlone):
-        return variant(model, backbone=at_size(backbone, size))
-    side = _cell(model)
-    if any(length % side or length < side for length in size):
-        raise ValueError(f"size {size} is not a multiple of the stem's stride, {side} pixels")
-    preprocess = replace(backbone.preprocess, size=size)
-    return variant(model, backbone=variant(backbone, preprocess=preprocess))
-
-
-def _cell(model: Segmenter) -> int:
-    """Side in pixels of what the sides of an image must be multiples of."""
-    backbone = model.backbone
-    return backbone.stem.stride if isinstance(backbone, StemAlone) else cell(backbone)
+    return variant(model, backbone=at_size(model.backbone, size))

@@ -10,11 +10,12 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from vitx.models.convnet import ConvNet
+from vitx.models.levels import Backbone, StemAlone
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 Classifier = VisionTransformer | ConvNet
-M = TypeVar("M", VisionTransformer, ConvNet, Classifier)
+M = TypeVar("M", VisionTransformer, ConvNet, Classifier, Backbone)
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -30,7 +31,7 @@ def at_size(model: M, size: tuple[int, int]) -> M:
     """The model for images of another size: positions resampled to its grid, all other weights shared.
 
     Args:
-      model: a `VisionTransformer`, or a `ConvNet`, which has no positions.
+      model: a `VisionTransformer`, or a `ConvNet` or a hybrid's stem, which have no positions.
       size: (H, W) in pixels; of a transformer multiples of the side of a token's cell (`cell`).
 
     Returns:
@@ -47,6 +48,8 @@ def at_size(model: M, size: tuple[int, int]) -> M:
     side = cell(model)
     if any(length % side for length in preprocess.size):
         raise ValueError(f"size {preprocess.size} is not a multiple of the cell, {side} pixels")
+    if isinstance(model, StemAlone):
+        return variant(model, preprocess=preprocess)
     grid = (preprocess.size[0] // side, preprocess.size[1] // side)
     design, changed = model.design, {"preprocess": preprocess, "grid": grid}
     if model.pos_embed is not None:
@@ -82,10 +85,12 @@ def _tokens(model: VisionTransformer, images: Array) -> Array:
     return model.normed(encoded)
 
 
-def cell(model: Classifier) -> int:
+def cell(model: Backbone) -> int:
     """Side in pixels of the square of the image that a patch token, or a cell of a CNN's last map, covers."""
     if isinstance(model, ConvNet):
         return model.stride
+    if isinstance(model, StemAlone):
+        return model.stem.stride
     return model.preprocess.size[0] // model.grid[0]
 
 

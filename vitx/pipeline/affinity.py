@@ -15,7 +15,7 @@ from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
-from vitx.pipeline.artifacts import SPLITS, check_grid, read_mask, seeded
+from vitx.pipeline.artifacts import SPLITS, check_grid, identifiers, read_mask, seeded
 from vitx.pipeline.given_weights import given_facts, given_net, given_path, given_remark, keep
 from vitx.pseudomasks.affinity import affinities, affinity_loss, pair_labels
 from vitx.report.page import Section
@@ -104,10 +104,10 @@ class _Labels:
 
     def __init__(self, run: Run, *sources: loader.Source):
         stage = run.finished("labels")
-        labelled = {split: {*_ids(seeded(run, split))} for split in SPLITS}
+        labelled = {split: {*identifiers(seeded(run, split))} for split in SPLITS}
         self._labels = {}
         for source in sources:
-            for identifier in _ids(source):
+            for identifier in identifiers(source):
                 split = next((name for name in SPLITS if identifier in labelled[name]), None)
                 if split is None:
                     raise ValueError(
@@ -119,10 +119,6 @@ class _Labels:
     def __call__(self, identifier: str, flipped: bool) -> dict[str, np.ndarray]:
         label = self._labels[identifier]
         return {"label": np.ascontiguousarray(label[:, ::-1]) if flipped else label}
-
-
-def _ids(source: loader.Source) -> list[str]:
-    return list(map(source.identifier, range(len(source))))
 
 
 def _check_model(config: Any, model: Any) -> None:

@@ -31,6 +31,11 @@ def seeded(run: Run, split: str) -> loader.Source:
     return run.source(config.seeds.train_split if split == "train" else config.data.val_split)
 
 
+def identifiers(source: loader.Source) -> list[str]:
+    """The ids of a source's images, in order."""
+    return list(map(source.identifier, range(len(source))))
+
+
 def read_scores(run: Run, name: str) -> Any:
     """The scores that a stage wrote, which has to be done."""
     return json.loads((run.finished(name).folder / SCORES).read_text())

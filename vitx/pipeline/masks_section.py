@@ -32,6 +32,16 @@ def summary(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", "image labels used", *scored], rows
 
 
+_SELECTED = " Labels of val chose the epoch of the classifier or of AffinityNet, as published."
+
+
+def _selected_on_val(options: dict[str, Any]) -> bool:
+    """Whether a stage before the network chose its checkpoint on val."""
+    val = options["data"]["val_split"]
+    chosen = (options[stage]["val_split"] for stage in ("classifier", "affinity"))
+    return any(split.partition("[")[0] == val.partition("[")[0] for split in chosen)
+
+
 def note(results: dict[str, Any]) -> str:
     """What the figures of masks measure."""
     if "miou" not in results.get("segmenter", {}):
@@ -39,6 +49,7 @@ def note(results: dict[str, Any]) -> str:
     return (
         "Where image labels are used, the ground-truth label says which classes an image shows, on val too. The "
         "network, which learned from the refined masks of train, sees nothing but the image."
+        + (_SELECTED if _selected_on_val(results["options"]) else "")
     )
 
 
@@ -67,13 +78,13 @@ def masks_section(results: dict[str, Any], published: bool = False) -> Section:
         for split, scores in scored.items()
         for kind, name in KINDS.items()
     }
+    network = results.get("segmenter", {})
+    if "iou" in network and "val" in scored:
+        columns |= {f"val: {NETWORK}": network}
     rows = [["mean", *(percent(column["miou"]) for column in columns.values())]]
     for name in scores["masks"]["iou"]:
         rows.append([name, *(percent(column["iou"][name]) for column in columns.values())])
     images = ", ".join(f"{scores['images']} of {split}" for split, scores in scored.items())
-    network = results.get("segmenter", {})
-    if "iou" in network and "val" in scored:
-        columns |= {f"val: {NETWORK}": network}
     caption = f"Intersection over union, %, of the images that have masks ({images})"
     by_class = {KINDS[kind]: list(scores[kind]["iou"].values()) for kind in ("seeds", "masks")}
     own = results["options"]["report"].get("note", "")

@@ -16,7 +16,7 @@ from vitx.models.segmenter import Segmenter
 from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
-from vitx.pipeline.artifacts import SCORES, crf_folder, read_mask, read_scores, seeded
+from vitx.pipeline.artifacts import SCORES, crf_folder, identifiers, read_mask, read_scores, seeded
 from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.segmenter_masks import score_masks, write_masks
 from vitx.pipeline.segmenter_section import segmenter_section
@@ -37,7 +37,7 @@ def pixel_losses(logits: Array, mask: Array, robustness: float = 0.0) -> tuple[A
 
     Logits (B, H, W, C), mask (B, H, W) -> (B,), (B,). Cross-entropy, or with a robustness q the generalised one (Zhang
     & Sabuncu, NeurIPS 2018), (1 - p^q) / q, in which a pixel counts the less the less probable its label: q in (0, 1],
-    of which 1 is the mean absolute error, and 0 the limit, cross-entropy.
+    of which 1 is half the mean absolute error, and 0 the limit, cross-entropy.
     """
     counted = mask != IGNORED
     labels = jnp.where(counted, mask, 0).astype(jnp.int32)
@@ -78,7 +78,12 @@ def train_segmenter(run: Run, stage: StageFolder) -> None:
             found = validate(local, batch["image"], labels)
             sums += [part[batch["valid"]].sum(dtype=np.float64) for part in found]
         loss, count = parallel.sum_over_processes(sums)
-        return {"loss": float(loss / max(count, 1))}
+        if not count:
+            raise ValueError(
+                f"no pixel of the masks of config.segmenter.val_split={config.val_split} is trusted: "
+                "name more images, or --config.segmenter.trusted=all"
+            )
+        return {"loss": float(loss / count)}
 
     best = training_stage.train(
         run,
@@ -135,10 +140,10 @@ def _check(run: Run) -> None:
     """Raises ValueError for images without a mask to learn from, and for what else would end the stage later."""
     training_stage.check_size(run, "segmenter")
     source = seeded(run, "train")
-    masked = {source.identifier(place) for place in range(len(source))}
+    masked = {*identifiers(source)}
     for key in ("train_split", "val_split"):
         split = run.source(run.config.segmenter[key])
-        for identifier in map(split.identifier, range(len(split))):
+        for identifier in identifiers(split):
             if identifier not in masked:
                 raise ValueError(
                     f"image {identifier} of config.segmenter.{key}={split.split} is not in "

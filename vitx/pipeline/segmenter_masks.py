@@ -8,8 +8,7 @@ import numpy as np
 from vitx import parallel
 from vitx.data import loader
 from vitx.data.transforms import resize_maps
-from vitx.evaluation.bootstrap import bootstrap_interval
-from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
+from vitx.evaluation.mask_figures import mask_figures, region_counts
 from vitx.models.segmenter import Segmenter, segment
 from vitx.ops import Array
 from vitx.pipeline.artifacts import missing_batches, read_mask, seeded, write_mask
@@ -46,6 +45,10 @@ def write_masks(run: Run, stage: StageFolder, model: Segmenter) -> None:
 def _mask(run: Run, example: loader.Example, maps: np.ndarray) -> np.ndarray:
     """Probabilities (C, h, w) -> the most probable class of each of an image's pixels, after a CRF if one is wanted."""
     crf = CRFParameters(**run.config.segmenter.crf)
+    if not np.isfinite(maps).all():
+        raise FloatingPointError(
+            f"segmenter: the network's output of image {example.id} is not finite"
+        )
     maps = resize_maps(maps, example.size)
     if crf.iterations:
         backend = run.config.labels.backend
@@ -57,29 +60,15 @@ def score_masks(run: Run, stage: StageFolder) -> dict[str, Any]:
     """Scores of the network's masks of val, fractions.
 
     Returns:
-      {} where no image has a mask. Else images (those with a mask), miou, its interval (95 %, bootstrap over images)
-      and iou by class name.
+      {} where no image has a mask. Else images (those with a mask), and the figures of `mask_figures`.
     """
     source = seeded(run, "val")
-    count = len(source.classes)
-    mine = parallel.share(range(len(source)))
-    tables = np.zeros((max(len(mine), 1), count, count), np.int64)
-    for table, example in zip(tables, loader.read_ahead(source, mine), strict=False):
+    count, mine = len(source.classes), parallel.share(range(len(source)))
+    counts = np.zeros((max(len(mine), 1), 3, count), np.int64)
+    for row, example in zip(counts, loader.read_ahead(source, mine), strict=False):
         if example.mask is not None:
-            table += confusion_matrix(read_mask(stage, "val", example.id), example.mask, count)
+            row += region_counts(read_mask(stage, "val", example.id), example.mask, count)
         run.stop.check()
-    (tables,) = parallel.gather_shares([tables], len(source))
-    tables = tables[tables.any((1, 2))]
-    if not len(tables):
-        return {}
-
-    def statistic(drawn: np.ndarray) -> dict[str, np.ndarray]:
-        return {"miou": mean_iou(np.einsum("sn,nij->sij", drawn, tables))}
-
-    total = tables.sum(0)
-    return {
-        "images": len(tables),
-        "miou": float(mean_iou(total)),
-        "interval": bootstrap_interval(statistic, len(tables))["miou"].tolist(),
-        "iou": by_class(source.classes, per_class_iou(total)),
-    }
+    (counts,) = parallel.gather_shares([counts], len(source))
+    counts = counts[counts[:, 1].any(-1)]
+    return {"images": len(counts)} | mask_figures(counts, source.classes) if len(counts) else {}

@@ -8,6 +8,7 @@ import pytest
 
 from vitx.data import datasets
 from vitx.data.class_names import find_classes, read_classes
+from vitx.data.datasets.shapes import Shapes
 from vitx.data.formats.voc_annotations import ClassList
 from vitx.data.source import open_source
 
@@ -65,7 +66,7 @@ def test_a_dataset_is_one_file(toy):
 def test_datasets_that_tfds_itself_wrote_are_read(tmp_path):
     """Those have no list of ids and labels, and no digest."""
     source = open_source("shapes/tiny", "val", tmp_path)
-    (tmp_path / "shapes/tiny/2.0.0/metadata.json").unlink()
+    (tmp_path / f"shapes/tiny/{Shapes.VERSION}/metadata.json").unlink()
     again = open_source("shapes/tiny", "val", tmp_path)
     assert again.fingerprint == source.fingerprint
     for index in range(len(source)):

@@ -81,7 +81,7 @@ COMMANDS = {
     "unknown dataset": (["--config.data.name=voc"], "unknown dataset 'voc'; there is folder"),
     "empty split": (
         ["--config.classifier.val_split=train[5:5]"],
-        "config.classifier.val_split=train[5:5]: split 'train[5:5]' of shapes/tiny/2.0.0 has no examples",
+        "config.classifier.val_split=train[5:5]: split 'train[5:5]' of shapes/tiny/2.1.0 has no examples",
     ),
     "batch larger than the split": (
         ["--config.affinity.batch_size=64"],

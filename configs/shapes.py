@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
     config.classifier.checkpoint = ""  # trained weights in place of the stage's training
     config.classifier.head = ""  # the model's own kind; or one of vitx.models.heads.HEADS
     config.classifier.best_patches = 8  # of the heads "best" and "pooled+best"
-    config.classifier.trainable = "all"  # or "block.10": this block and all above; or "head"
+    # Or "block.10", of a CNN "conv3": this block or level and all above; or "head".
+    config.classifier.trainable = "all"
     config.classifier.layer_decay = 1.0  # of the learning rate, from each layer to the one below
     config.classifier.token_dropout = 0.0  # share of patches that a training step leaves out
     config.classifier.train_split = "train[:2000]"
@@ -52,7 +53,11 @@ def get_config() -> ConfigDict:
     config.classifier.epochs = 4
     config.classifier.batch_size = 16
     config.classifier.optimizer = "adamw"
+    config.classifier.momentum = 0.9  # of sgd
     config.classifier.learning_rate = 2e-3
+    config.classifier.schedule = "linear"  # or poly, cosine
+    config.classifier.new_rate = 1.0  # factor of the learning rate of the new head
+    config.classifier.bias_rate = 1.0  # factor of the learning rate of biases
     config.classifier.weight_decay = 0.05
     config.classifier.decay_norms_and_biases = True
     config.classifier.clip_norm = 1.0
@@ -63,6 +68,9 @@ def get_config() -> ConfigDict:
     config.classifier.average = 0.0
     config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
     config.classifier.flip = True
+    # Least and most pixels of the long side, before a random crop of the input's size; (): squashed to it.
+    config.classifier.long_side = ()
+    config.classifier.dropout = False  # of whole channels in training, of a CNN
 
     config.seeds = ConfigDict()
     config.seeds.train_split = "train[2000:]"  # training images that get seeds, labels and masks
@@ -72,6 +80,9 @@ def get_config() -> ConfigDict:
     config.seeds.root = 3
     config.seeds.rules = "published"
     config.seeds.scales = (1.0,)  # of the input; seed maps are the mean over them
+    config.seeds.own_size = False  # input of the image's own size, in whole cells
+    # "min-max": each map. "maximum": their sum over scales, over its maximum.
+    config.seeds.normalise = "min-max"
     config.seeds.contrast = False  # take from each map the mean of the image's other maps
     config.seeds.refine = (
         ""  # or "mctformer", "clip_es": spread maps along the model's own attention
@@ -104,7 +115,13 @@ def get_config() -> ConfigDict:
     config.affinity.epochs = 12
     config.affinity.batch_size = 16
     config.affinity.optimizer = "sgd"
+    config.affinity.momentum = 0.9  # of sgd
     config.affinity.learning_rate = 0.05
+    config.affinity.schedule = "linear"  # or poly, cosine
+    config.affinity.new_rate = (
+        1.0  # factors of the learning rate, of the head's layers and of biases
+    )
+    config.affinity.bias_rate = 1.0
     config.affinity.weight_decay = 1e-4
     config.affinity.decay_norms_and_biases = True
     config.affinity.clip_norm = 0.0
@@ -115,6 +132,9 @@ def get_config() -> ConfigDict:
     config.affinity.average = 0.0
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
     config.affinity.flip = True
+    config.affinity.long_side = ()  # as for the classifier
+    config.affinity.dropout = False  # of whole channels in training, of a CNN
+    config.affinity.epsilon = 1e-6  # in the loss
     config.affinity.grid = 24  # side, of features and labels; published: the input over 8
     config.affinity.radius = 5
     config.affinity.pairs = "near"  # "published": fewer
@@ -122,6 +142,7 @@ def get_config() -> ConfigDict:
     # Levels of the backbone that AffinityNet reads, such as ("stem.1", "stem.2", "block.1"); published: (), the stem.
     config.affinity.levels = ("stem.1", "stem.2", "stem.3", "block.2")
     config.affinity.train_backbone = True  # False: only the head is trained
+    config.affinity.trainable = "all"  # or "conv3": of a CNN's backbone this level and all above
 
     # Tuples are candidates: the best one on the images of `split`, a part of train, is used.
     config.walk = ConfigDict()
@@ -169,6 +190,7 @@ def get_config() -> ConfigDict:
     config.segmenter.epochs = 20
     config.segmenter.batch_size = 16
     config.segmenter.optimizer = "adamw"
+    config.segmenter.momentum = 0.9  # of sgd
     config.segmenter.learning_rate = 2e-3
     config.segmenter.schedule = "poly"  # or linear, cosine
     config.segmenter.weight_decay = 0.05

@@ -20,7 +20,7 @@ from vitx.data import transforms
 from vitx.data.palette import IGNORED
 from vitx.data.source import Example, Source, open_source
 from vitx.data.transforms import Augment, Preprocess
-from vitx.data.views import View, random_view
+from vitx.data.views import View, random_crop, random_view
 from vitx.runtime.files import WorkdirError
 from vitx.runtime.workers import end_with, in_order
 
@@ -60,8 +60,8 @@ def training_loader(
     An iterator over dicts of image (B, H, W, 3) float32, normalised, at preprocess.size; labels
     (B, C) float32; whatever arrays `extra(id, flipped)` returns, which mirrors them itself; with
     `masks`, from an id to the labels of its pixels, mask (B, H, W) uint8, scaled, cut and mirrored as
-    the image is, 255 beyond the picture; and with `augment.patches` = (K, N) patches (B, K) int32,
-    ascending places of N, of each image its own.
+    the image is, 255 beyond the picture; with `augment.patches` = (K, N) patches (B, K) int32,
+    ascending places of N, of each image its own; and with `augment.dropout` dropout (B,) int32, seeds.
 
     The batch at a step follows from (seed, step) alone. `batch_size` counts all processes: with
     `shard` (i, n), process i of n gets every n-th example of each batch, B = batch_size / n. An
@@ -151,8 +151,7 @@ class _Prepare:
 
     def __call__(self, example: Example, generator: np.random.Generator) -> dict[str, np.ndarray]:
         flipped = bool(generator.random() < 0.5) and self.augment.flip
-        size, scale = self.preprocess.size, self.augment.scale
-        view = View(size, size, (0, 0)) if scale is None else random_view(size, scale, generator)
+        view = self._view(example.image.shape[:2], generator)
         image = transforms.resize_image(example.image, view.scaled)
         image = view.cut(image, np.round(255 * np.asarray(self.preprocess.mean)))
         pixels = transforms.to_fractions(transforms.mirror(image) if flipped else image)
@@ -163,7 +162,16 @@ class _Prepare:
             **(self.extra(example.id, flipped) if self.extra else {}),
             **self._mask(example.id, view, flipped),
             **self._patches(generator),
+            **self._dropout(generator),
         }
+
+    def _view(self, picture: tuple[int, int], generator: np.random.Generator) -> View:
+        size, augment = self.preprocess.size, self.augment
+        if augment.long_side is not None:
+            return random_crop(size, picture, augment.long_side, generator)
+        if augment.scale is not None:
+            return random_view(size, augment.scale, generator)
+        return View(size, size, (0, 0))
 
     def _mask(self, identifier: str, view: View, flipped: bool) -> dict[str, np.ndarray]:
         if self.masks is None:
@@ -176,6 +184,11 @@ class _Prepare:
             return {}
         kept, count = self.augment.patches
         return {"patches": np.sort(generator.permutation(count)[:kept]).astype(np.int32)}
+
+    def _dropout(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        if not self.augment.dropout:
+            return {}
+        return {"dropout": np.asarray(generator.integers(2**31 - 1), np.int32)}
 
 
 @dataclasses.dataclass

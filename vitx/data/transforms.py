@@ -192,7 +192,9 @@ class Augment:
     [1 - v, 1 + v] each, from 0 where v > 1. hue: a turn of the colour circle uniform in [-v, v],
     v <= 0.5. The four in a random order, as in torchvision's ColorJitter. patches: (kept, all), of
     which a model is to see `kept`, at random; None: all. scale: (least, most) factor of a window's
-    picture, see `views.random_view`; None: the whole picture at the model's size.
+    picture, see `views.random_view`; long_side: (least, most) pixels of one that keeps its shape, see
+    `views.random_crop`, in place of scale; both None: the whole picture at the model's size.
+    dropout: whether each image gets a seed for the channels that its training step leaves out.
     """
 
     flip: bool = False
@@ -202,6 +204,8 @@ class Augment:
     hue: float = 0.0
     patches: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
     scale: tuple[float, float] | None = dataclasses.field(default=None, kw_only=True)
+    long_side: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
+    dropout: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for field in ("brightness", "contrast", "saturation", "hue"):

@@ -36,7 +36,30 @@ def random_view(
 ) -> View:
     """A window of `size` at a random place of a picture scaled to `size` times a factor uniform in `scale`."""
     factor = generator.uniform(*scale)
-    scaled = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+    return _random_window(size, _scaled(size, factor), generator)
+
+
+def random_crop(
+    size: tuple[int, int],
+    picture: tuple[int, int],
+    long_side: tuple[int, int],
+    generator: np.random.Generator,
+) -> View:
+    """A window of `size` at a random place of a picture (H, W) whose long side becomes a length drawn in `long_side`.
+
+    The picture keeps its shape, as in psa (Ahn & Kwak, CVPR 2018).
+    """
+    length = int(generator.integers(*long_side, endpoint=True))
+    return _random_window(size, _scaled(picture, length / max(picture)), generator)
+
+
+def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _random_window(
+    size: tuple[int, int], scaled: tuple[int, int], generator: np.random.Generator
+) -> View:
     corner = []
     for length, extent in zip(size, scaled, strict=True):
         slack = extent - length

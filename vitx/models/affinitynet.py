@@ -17,6 +17,9 @@ from vitx.models.levels import Backbone, features_at, level_channels, part_below
 from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS, VGG16
 from vitx.ops import Array, linear
 
+PSA_FEATURES = 448
+PSA_STEP = 56  # so that each branch of `vgg16_affinity_net` has whole groups
+
 
 def _kaiming_normal(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(math.sqrt(2 / inputs) * jax.random.normal(rngs(), (inputs, outputs)))
@@ -144,21 +147,27 @@ class MultiLevelAffinityNet(nnx.Module):
 
 
 def vgg16_affinity_net(
-    backbone: VGG16, grid: tuple[int, int] | None = None, *, rngs: nnx.Rngs
+    backbone: VGG16,
+    grid: tuple[int, int] | None = None,
+    *,
+    features: int = PSA_FEATURES,
+    rngs: nnx.Rngs,
 ) -> MultiLevelAffinityNet:
     """AffinityNet on VGG-16 as its authors have it: conv4, conv5 and fc7, whose fc6 is dilated by 4, 448 channels.
 
     Args:
       backbone: the classifier; stays as it is.
       grid: see `MultiLevelAffinityNet`.
+      features: channels of the pixel features, a multiple of 56; fewer than published for a smaller backbone.
       rngs: source of the head's initial weights.
     """
+    part = features // 7
     return MultiLevelAffinityNet(
         backbone.dilated(AFFINITY_DILATION),
         AFFINITY_LEVELS,
         grid,
-        hidden=(64, 128, 256),
-        features=448,
+        hidden=(part, 2 * part, 4 * part),
+        features=features,
         groups=(8, 16, 32),
         rngs=rngs,
     )

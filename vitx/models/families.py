@@ -198,5 +198,8 @@ MODELS: dict[str, Sizes] = {
     # Small hybrids for small images: a 12 x 12 token grid at 48 x 48.
     "vit_mini_conv_s4_48": Sizes(64, 3, 2, 128, patch=1, stem="conv", image_size=48),
     "vit_mini_conv_full_s4_48": Sizes(64, 3, 2, 128, patch=1, stem="conv_full", image_size=48),
+    "vit_mini_conv_full_gap_s4_48": Sizes(
+        64, 3, 2, 128, patch=1, stem="conv_full", image_size=48, design=MEAN
+    ),
     "vit_test_conv_s4_48": Sizes(32, 2, 2, 64, patch=1, stem="conv_tiny", image_size=48),
 }

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, SupportsIndex
 
 import jax
@@ -26,7 +27,13 @@ STEMS: dict[str, Any] = {
     "conv_tiny": lambda rngs: ConvStem((16, 32), stride=4, rngs=rngs),
 }
 
-CNNS: dict[str, Callable[..., ConvNet]] = {"vgg16_cam": VGG16, "resnet50_cam": ResNetV1}
+CNNS: dict[str, Callable[..., ConvNet]] = {
+    "vgg16_cam": VGG16,
+    "resnet50_cam": ResNetV1,
+    # For small images, at twice their size: a 12 x 12 grid at 96 x 96.
+    "vgg_mini_cam": partial(VGG16, widths=(16, 32, 64, 64, 64), hidden=128),
+    "vgg_test_cam": partial(VGG16, widths=(4, 8, 8, 16, 16), hidden=32),
+}
 """Networks for class activation maps, by default VOC's 20 classes and a size of 448, with ImageNet's mean and std."""
 _CNN_CLASSES, _CNN_SIZE = 20, 448
 

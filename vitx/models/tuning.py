@@ -1,10 +1,11 @@
-"""Fine-tuning a pretrained Vision Transformer: its layers by number, and its logits from some of the patches.
+"""Fine-tuning a pretrained backbone: its layers by number, their learning rates, and logits from some of the patches.
 
 Layer 0 is the embedding: stem, patch embedding, prefix tokens, positions, and a norm before the blocks. Layer N is
 block N, from 1 as in `vitx.models.levels`. The layer after the last block has all that is above: norms, pooling, heads.
+A CNN's layers are its levels in their order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,27 +15,47 @@ from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 
 
-def layer_of(path: Sequence[Any], depth: int) -> int:
-    """The layer of a parameter, by its path in a model of `depth` blocks."""
-    if path[0] == "blocks":
+def layer_of(path: Sequence[Any], depth: int, levels: Sequence[str] = ()) -> int:
+    """The layer of a parameter, by its path in a model of `depth` blocks, or in a CNN of these `levels`, its depth."""
+    if path[0] == "blocks" or (levels and path[0] == "stages"):
         return int(path[1]) + 1
+    if path[0] in levels:
+        return levels.index(path[0]) + 1
     return depth + 1 if path[0] in ABOVE_BLOCKS else 0
 
 
-def first_trained(trainable: str, depth: int) -> int:
-    """The lowest layer that is trained: "all", "block.N" and all above it, or "head", all above the last block."""
+def first_trained(trainable: str, depth: int, levels: Sequence[str] = ()) -> int:
+    """The lowest layer that is trained: "all", "block.N" and all above it, or "head", all above the last block.
+
+    Of a CNN also the name of one of its `levels`.
+    """
     if trainable.startswith("block."):
         return int(trainable.removeprefix("block."))
+    if trainable in levels:
+        return levels.index(trainable) + 1
     return {"all": 0, "head": depth + 1}[trainable]
 
 
-def rate_factor(path: Sequence[Any], depth: int, first: int, decay: float) -> float:
+def group_factor(
+    path: Sequence[Any], new: Collection[str], new_rate: float, bias_rate: float
+) -> float:
+    """The factor of a parameter's learning rate by its group, as Caffe's models have it.
+
+    `new_rate` for parameters with one of the names `new` in their path, `bias_rate` for biases, their product for both.
+    """
+    factor = new_rate if any(name in new for name in path) else 1.0
+    return factor * bias_rate if path[-1] == "bias" else factor
+
+
+def rate_factor(
+    path: Sequence[Any], depth: int, first: int, decay: float, levels: Sequence[str] = ()
+) -> float:
     """The factor of a parameter's learning rate: decay^(depth + 1 - layer), and 0 in layers below `first`.
 
     That is 1 above the blocks, `decay` in the last block, decay^depth in the first, and decay^(depth + 1) in the
     embedding, as in BEiT (Bao et al., ICLR 2022), after ELECTRA (Clark et al., ICLR 2020).
     """
-    layer = layer_of(path, depth)
+    layer = layer_of(path, depth, levels)
     return decay ** (depth + 1 - layer) if layer >= first else 0.0
 
 

@@ -5,7 +5,6 @@ Or `classifier.checkpoint` names weights that have learned it.
 
 import functools
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,10 +18,12 @@ from vitx import parallel, weights
 from vitx.data import loader
 from vitx.evaluation.average_precision import average_precision_multilabel
 from vitx.evaluation.metrics import by_class
-from vitx.models.heads import HEADS
+from vitx.models.convnet import ConvNet
+from vitx.models.levels import level_channels
 from vitx.models.registry import create
 from vitx.models.tuning import (
     first_trained,
+    group_factor,
     kept_count,
     logits_from_patches,
     rate_factor,
@@ -31,8 +32,8 @@ from vitx.models.variants import Classifier
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
 from vitx.pipeline import training_stage
-from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import SCORES, read_scores
+from vitx.pipeline.classifier_options import OPTIONS, check_model
 from vitx.pipeline.given_weights import (
     digest_of,
     given_classifier,
@@ -45,9 +46,10 @@ from vitx.report.page import Section, Tile
 from vitx.report.parts import Table, percent
 from vitx.runtime.experiment import Run, Stage, wanted_stages
 from vitx.runtime.files import write_json
-from vitx.runtime.options import BELOW_ONE, Wanted, number, whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import at_least_float32
+
+NEW = ("head", "head_dist", "head_patches")  # layers that no checkpoint has, see `group_factor`
 
 
 def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
@@ -58,10 +60,16 @@ def multilabel_soft_margin(logits: Array, labels: Array) -> Array:
 def image_loss(model: Any, batch: Mapping[str, Array], axis: str | None) -> Array:
     """The mean of `multilabel_soft_margin` over a batch of image (B, H, W, 3) and labels (B, C).
 
-    With patches (B, K) the model sees these alone, see `logits_from_patches`.
+    With patches (B, K) the model sees these alone, see `logits_from_patches`; with dropout (B,) a CNN leaves out
+    channels, see `ConvNet`.
     """
-    images, patches = batch["image"], batch.get("patches")
-    logits = model(images) if patches is None else logits_from_patches(model, images, patches)
+    images = batch["image"]
+    if "patches" in batch:
+        logits = logits_from_patches(model, images, batch["patches"])
+    elif "dropout" in batch:
+        logits = model(images, dropout=batch["dropout"])
+    else:
+        logits = model(images)
     losses = multilabel_soft_margin(at_least_float32(logits), batch["labels"])
     return losses.sum() / parallel.sum_over_devices(jnp.ones_like(losses).sum(), axis)
 
@@ -94,8 +102,14 @@ def _trained(run: Run, stage: StageFolder) -> Classifier:
         scores = validate(model, selection, config.batch_size, mode)
         return {name: scores[name] for name in ("loss", "map") if scores[name] is not None}
 
-    depth, count = len(model.blocks), math.prod(model.grid)
-    first = first_trained(config.trainable, depth)
+    levels = tuple(level_channels(model)) if isinstance(model, ConvNet) else ()
+    depth, count = len(levels or model.blocks), math.prod(model.grid)
+    first = first_trained(config.trainable, depth, levels)
+
+    def rate(path: training_stage.ParameterPath) -> float:
+        group = group_factor(path, NEW, config.new_rate, config.bias_rate)
+        return group * rate_factor(path, depth, first, config.layer_decay, levels)
+
     patches = (kept_count(count, config.token_dropout), count) if config.token_dropout else None
     return training_stage.train(
         run,
@@ -104,7 +118,7 @@ def _trained(run: Run, stage: StageFolder) -> Classifier:
         image_loss,
         evaluate,
         seed=run.config.seed,
-        rate=lambda path: rate_factor(path, depth, first, config.layer_decay),
+        rate=rate,
         patches=patches,
     )
 
@@ -222,28 +236,6 @@ def _check(run: Run) -> None:
         training_stage.check_size(run, STAGE.name)
 
 
-def _is_trainable(value: Any) -> bool:
-    return isinstance(value, str) and bool(re.fullmatch(r"all|head|block\.[1-9]\d*", value))
-
-
-def _check_model(config: Any, model: Classifier) -> None:
-    options, patches = config.classifier, math.prod(model.grid)
-    if not isinstance(model, VisionTransformer):
-        if options.token_dropout or options.trainable.startswith("block."):
-            raise ValueError(
-                "config.classifier.token_dropout and trainable=block.N are for Vision Transformers, not for a CNN"
-            )
-        return
-    if options.trainable.startswith("block."):
-        require_option("classifier.trainable", [options.trainable], model)
-    kept = kept_count(patches, options.token_dropout)
-    if "best" in model.design.head and kept < model.design.best_patches:
-        raise ValueError(
-            f"config.classifier.best_patches {model.design.best_patches} must be at most the {kept} patches that "
-            f"token_dropout={options.token_dropout:g} keeps of {patches}"
-        )
-
-
 def _tables(results: Mapping[str, Any]) -> list[str]:
     mean = results["classifier"]["map"]
     shown = "no image shows a class" if mean is None else f"mAP {100 * mean:.1f} %"
@@ -271,18 +263,9 @@ STAGE = Stage(
     keys=("seed", "data", "model", "classifier"),
     ignores=("data.root", "data.classes", "data.workers", "classifier.checkpoint"),
     facts=_facts,
-    options=training_stage.ranges("classifier")
-    | {
-        "classifier.trainable": Wanted(_is_trainable, "all, head, or a block such as block.10"),
-        "classifier.token_dropout": BELOW_ONE,
-        "classifier.layer_decay": number(0, 1, above=True),
-        "classifier.head": Wanted(
-            lambda head: head in ("", *HEADS), f"empty, or one of {', '.join(HEADS)}"
-        ),
-        "classifier.best_patches": whole(1),
-    },
+    options=OPTIONS,
     check_options=_check_options,
-    check_model=_check_model,
+    check_model=check_model,
     splits=("classifier.train_split", "classifier.val_split", "data.val_split"),
     check=_check,
     scores=lambda run: {"classifier": read_scores(run, "classifier")},

@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from vitx.pipeline.artifacts import (
     write_seed_maps,
 )
 from vitx.pseudomasks.attention import KINDS
-from vitx.pseudomasks.seeds import class_seed_maps
+from vitx.pseudomasks.seeds import NORMALISATIONS, class_seed_maps, over_maximum
 from vitx.relevance.explain import METHODS, RULES
 from vitx.relevance.registry import REGISTRY
 from vitx.runtime.experiment import Run, Stage
@@ -50,65 +51,114 @@ def padded_classes(labels: np.ndarray, width: int) -> np.ndarray:
     return classes
 
 
-def scaled_size(model: Classifier, scale: float) -> tuple[int, int]:
-    """The model's input size times a scale, rounded to whole cells, at least one."""
+def scaled_size(
+    model: Classifier, scale: float, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """A size, by default the model's input size, times a scale, rounded to whole cells, at least one."""
     side = cell(model)
     height, width = (
-        max(1, math.floor(length * scale / side + 0.5)) * side for length in model.preprocess.size
+        max(1, math.floor(length * scale / side + 0.5)) * side
+        for length in size or model.preprocess.size
     )
     return height, width
+
+
+def input_groups(
+    config: ConfigDict, model: Classifier, source: loader.Source
+) -> Mapping[tuple[int, int], list[int] | None]:
+    """The places of a source's images by the input size, all at the model's, or each at its own in whole cells.
+
+    None stands for all places. A group of images shares its compiled programs.
+    """
+    if not config.own_size:
+        return {model.preprocess.size: None}
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place in range(len(source)):
+        groups.setdefault(scaled_size(model, 1.0, source.size(place)), []).append(place)
+    return groups
 
 
 def make_seeds(run: Run, stage: StageFolder) -> None:
     """Writes `<split>/<id>.npz` for each image: classes (K,), seed maps (K, H, W) at the input size; counts flat ones.
 
-    An image's labels name its classes, on val too. Seed maps are the mean over `seeds.scales` of the input.
+    An image's labels name its classes, on val too. Seed maps are the mean over `seeds.scales` of the input, or with
+    `seeds.normalise=maximum` the sum over its maximum.
     """
     config = run.config.seeds
     model = weights.load_classifier(run.finished("classifier").folder)
-
-    def seed_maps_of_batch(model_at: Any, images: Array, classes: Array) -> Array:
-        return class_seed_maps(
-            model_at,
-            images,
-            classes,
-            size=model.preprocess.size,
-            start_layer=config.start_layer,
-            root=config.root,
-            rules=config.rules,
-            method=config.method,
-            contrast=config.contrast,
-            refine=config.refine,
-        )
-
-    seed_map = parallel.per_example(seed_maps_of_batch, mode=run.config.parallel)
-    mesh = parallel.local_mesh()
-    spread = parallel.replicate(model, mesh)  # once: all scales share its weights
-    models = [
-        parallel.replicate(at_size(spread, scaled_size(model, scale)), mesh)
-        for scale in config.scales
-    ]
+    spread = parallel.replicate(model, parallel.local_mesh())  # once: all sizes share its weights
     for split in SPLITS:
         source = seeded(run, split)
-        scales = [
-            loader.evaluation_batches(
-                source, preprocess=scaled.preprocess, batch_size=config.batch_size
-            )
-            for scaled in models
+        groups = [
+            _Group(run, spread, size, source, places)
+            for size, places in input_groups(config, model, source).items()
         ]
-        missing, images, done = missing_batches(stage, scales[0], ".npz", split)
+        found = [missing_batches(stage, group.scales[0], ".npz", split) for group in groups]
+        images, done = (sum(counts) for counts in zip(*(f[1:] for f in found), strict=True))
         with progress(images, f"seeds {split}", start=done) as bar:
-            read = (loader.read_ahead(batches, missing) for batches in scales)
-            for batch, *others in zip(*read, strict=True):
-                classes = padded_classes(batch["labels"], width_of(batch["labels"]))
-                inputs = [each["image"] for each in (batch, *others)]
-                maps = [seed_map(*pair, classes) for pair in zip(models, inputs, strict=True)]
-                seed_maps = functools.reduce(np.add, maps) / len(maps)
-                for row in np.flatnonzero(batch["valid"]):
-                    write_seed_maps(stage, split, batch["id"][row], seed_maps[row], classes[row])
-                bar.advance(int(batch["valid"].sum()))
-                run.stop.check()
+            for group, (missing, _, _) in zip(groups, found, strict=True):
+                for batch, classes, seed_maps in group.seed_maps(missing):
+                    for row in np.flatnonzero(batch["valid"]):
+                        name = batch["id"][row]
+                        write_seed_maps(stage, split, name, seed_maps[row], classes[row])
+                    bar.advance(int(batch["valid"].sum()))
+                    run.stop.check()
     _count(run, stage)
+
+
+class _Group:
+    """Images of one input size, at several scales of it."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: Classifier,
+        size: tuple[int, int],
+        source: loader.Source,
+        places: Sequence[int] | None,
+    ):
+        self._run, self._size = run, size
+        config, mesh = run.config.seeds, parallel.local_mesh()
+        self._models = [
+            parallel.replicate(at_size(model, scaled_size(model, scale, size)), mesh)
+            for scale in config.scales
+        ]
+        self.scales = [
+            loader.EvaluationBatches(source, scaled.preprocess, config.batch_size, places)
+            for scaled in self._models
+        ]
+
+    def seed_maps(self, numbers: Sequence[int]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
+        """Numbered batches, with classes (B, K) and seed maps (B, K, H, W)."""
+        config = self._run.config.seeds
+
+        def of_batch(model: Any, images: Array, classes: Array) -> Array:
+            return class_seed_maps(
+                model,
+                images,
+                classes,
+                size=self._size,
+                start_layer=config.start_layer,
+                root=config.root,
+                rules=config.rules,
+                method=config.method,
+                contrast=config.contrast,
+                refine=config.refine,
+                normalise=config.normalise,
+            )
+
+        seed_map = parallel.per_example(of_batch, mode=self._run.config.parallel)
+        read = (loader.read_ahead(batches, numbers) for batches in self.scales)
+        for batch, *others in zip(*read, strict=True):
+            classes = padded_classes(batch["labels"], width_of(batch["labels"]))
+            inputs = [each["image"] for each in (batch, *others)]
+            maps = [seed_map(*pair, classes) for pair in zip(self._models, inputs, strict=True)]
+            total = functools.reduce(np.add, maps)
+            if config.normalise == "maximum":
+                # Image and mirror image are added in psa, too; their mean is half of that.
+                yield batch, classes, over_maximum(2 * total)
+            else:
+                yield batch, classes, total / len(maps)
 
 
 def _count(run: Run, stage: StageFolder) -> None:
@@ -173,6 +223,7 @@ STAGE = Stage(
         "seeds.refine": Wanted(
             lambda value: value in ("", *KINDS), f"empty, or one of {', '.join(KINDS)}"
         ),
+        "seeds.normalise": among(NORMALISATIONS),
         "seeds.background": candidates(number(0, 1)),
     },
     check_model=_check_model,

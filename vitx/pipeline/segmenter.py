@@ -27,7 +27,7 @@ from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import LEVELS, POSITIVE, Wanted, among, number, several, whole
 from vitx.runtime.workdir import StageFolder
-from vitx.training.optimizer import SCHEDULES, at_least_float32
+from vitx.training.optimizer import at_least_float32
 
 TRUSTED = ("all", "agreed")
 
@@ -184,7 +184,6 @@ STAGE = Stage(
             lambda value: whole(32).fits(value) and value % 32 == 0, "a multiple of 32"
         ),
         "segmenter.backbone_rate": number(0, 1),
-        "segmenter.schedule": among(SCHEDULES),
         "segmenter.scale": Wanted(_is_scale, "two numbers in [0.1, 4], the lower one first"),
         "segmenter.robustness": number(0, 1),
         "segmenter.trusted": among(TRUSTED),

@@ -19,7 +19,7 @@ from vitx.runtime.experiment import Run
 from vitx.runtime.metrics import read_metrics
 from vitx.runtime.options import BELOW_ONE, POSITIVE, Wanted, among, number, whole
 from vitx.runtime.workdir import StageFolder
-from vitx.training.optimizer import COMPUTE, OPTIMIZERS, check_batch, minimise
+from vitx.training.optimizer import COMPUTE, OPTIMIZERS, SCHEDULES, check_batch, minimise
 
 WEIGHTS = "model.safetensors"
 
@@ -38,6 +38,11 @@ def ranges(stage: str) -> dict[str, Wanted]:
         "weight_decay": number(0),
         "clip_norm": number(0),
         "optimizer": among(OPTIMIZERS),
+        "momentum": BELOW_ONE,
+        "schedule": among(SCHEDULES),
+        "new_rate": POSITIVE,
+        "bias_rate": POSITIVE,
+        "long_side": Wanted(_is_length, "(), or two whole numbers from 1 up, the lower one first"),
         "compute": among(COMPUTE),
         "average": BELOW_ONE,
         "jitter": Wanted(_is_jitter, "four numbers from 0 up, the last of at most 0.5"),
@@ -51,6 +56,14 @@ def _is_jitter(value: Any) -> bool:
         and len(value) == 4
         and all(map(number(0).fits, value))
         and value[3] <= 0.5
+    )
+
+
+def _is_length(value: Any) -> bool:
+    if not isinstance(value, tuple | list):
+        return False
+    return not value or (
+        len(value) == 2 and all(map(whole(1).fits, value)) and value[0] <= value[1]
     )
 
 
@@ -99,7 +112,14 @@ def train(
         patches: See `Augment`.
     """
     config = run.config[stage.folder.name]
-    augment = Augment(config.flip, *config.jitter, patches=patches, scale=config.get("scale"))
+    augment = Augment(
+        config.flip,
+        *config.jitter,
+        patches=patches,
+        scale=config.get("scale"),
+        long_side=tuple(config.get("long_side", ())) or None,
+        dropout=config.get("dropout", False),
+    )
     graph, *states = nnx.split(model, lambda path, _: rate(path) == 0, ...)
     fixed, params = states
     rates = nnx.map_state(lambda path, leaf: leaf.replace(rate(path)), params)

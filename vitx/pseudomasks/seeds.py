@@ -13,6 +13,8 @@ from vitx.pseudomasks.attention import box_mask, patch_affinity, spread
 from vitx.pseudomasks.label_values import require_byte_classes
 from vitx.relevance.explain import explain
 
+NORMALISATIONS = ("min-max", "maximum")
+
 
 def class_seed_maps(
     model: Explainable,
@@ -26,6 +28,7 @@ def class_seed_maps(
     method: str = "transformer_attribution",
     contrast: bool = False,
     refine: str = "",
+    normalise: str = "min-max",
 ) -> Array:
     """Seed maps of an image's classes, the mean over the image and its mirror image (docs/protocol.md, "Seed maps").
 
@@ -40,9 +43,11 @@ def class_seed_maps(
       method: one of `vitx.METHODS`. Negative values of its maps count as zero.
       contrast: take from each map the mean of the image's other maps, see `contrasted`.
       refine: "", or one of `attention.KINDS`, which needs a `VisionTransformer`; see `refined`.
+      normalise: of `NORMALISATIONS`. "min-max" stretches each map to [0, 1]. "maximum" leaves that to `over_maximum`,
+        once views are added, and takes the root before upsampling, as psa (Ahn & Kwak, CVPR 2018).
 
     Returns:
-      (B, K, H, W) in [0, 1], zero for padding. Runs under `jit`; images do not influence each other.
+      (B, K, H, W), zero for padding, in [0, 1] under "min-max". Runs under `jit`; images do not influence each other.
 
     Raises:
       ValueError: for classes of another shape, an option that `explain` refuses, an unknown `refine`, or one for a
@@ -68,7 +73,10 @@ def class_seed_maps(
         if not isinstance(model, VisionTransformer):
             raise ValueError(f"refine wants a VisionTransformer, not a {type(model).__name__}")
         maps = refined(model, both, maps, refine)
-    seed_maps = seed_maps_of(maps, images.shape[1:3], size, root)
+    if normalise == "maximum":
+        seed_maps = resize_maps(_rooted(maps, root), size)
+    else:
+        seed_maps = seed_maps_of(maps, images.shape[1:3], size, root)
     plain, mirrored = jnp.split(seed_maps, 2)
     mean = (plain + mirrored[..., ::-1]) / 2
     return jnp.where((classes >= 0)[..., None, None], mean, 0)
@@ -122,7 +130,16 @@ def seed_maps_of(
     if root <= 0:
         raise ValueError(f"root must be above 0, not {root}")
     full = resize_maps(maps, (input_size[0], input_size[1]))
-    return resize_maps(min_max(jnp.where(full < 0, 0, full) ** (1 / root)), size)
+    return resize_maps(min_max(_rooted(full, root)), size)
+
+
+def _rooted(maps: Array, root: float) -> Array:
+    return jnp.where(maps < 0, 0, maps) ** (1 / root)
+
+
+def over_maximum(maps: Maps) -> Maps:
+    """Maps (..., H, W) from 0 up, each over its maximum and 1e-5, as in psa: zero maps stay so."""
+    return maps / (maps.max((-2, -1), keepdims=True) + 1e-5)
 
 
 def min_max(maps: Array) -> Array:

@@ -220,9 +220,10 @@ def make_optimizer(
     """The optimiser that a stage's config names.
 
     Args:
-        config: Has optimizer ("sgd", with momentum 0.9 and weight decay added to the gradient as in PyTorch, or
-            "adamw"), learning_rate, epochs, warmup_epochs, perhaps schedule, weight_decay, decay_norms_and_biases (True
-            as published; else all but vectors decay), and clip_norm (of the whole gradient, 0 for none).
+        config: Has optimizer ("sgd", with weight decay added to the gradient as in PyTorch and perhaps a momentum other
+            than 0.9, or "adamw"), learning_rate, epochs, warmup_epochs, perhaps schedule, weight_decay,
+            decay_norms_and_biases (True as published; else all but vectors decay), and clip_norm (of the whole
+            gradient, 0 for none).
         steps_per_epoch: Of the loader.
         rates: Factors of the parameters' learning rates, a pytree like theirs; None: all 1.
 
@@ -235,7 +236,8 @@ def make_optimizer(
     match config.optimizer:
         case "sgd":
             rule = optax.chain(
-                optax.add_decayed_weights(decay, decayed), optax.sgd(rate, momentum=0.9)
+                optax.add_decayed_weights(decay, decayed),
+                optax.sgd(rate, momentum=config.get("momentum", 0.9)),
             )
         case "adamw":
             rule = optax.adamw(rate, weight_decay=decay, mask=decayed)

@@ -44,6 +44,16 @@ def run(workdir: Path, arguments: Sequence[str], last: Sequence[str] = ("masks",
         subprocess.run(command, cwd=ROOT, check=True)
 
 
+def copy_stages(source: Path, workdir: Path, stages: Sequence[str]) -> None:
+    """Copies stages that are done into another workdir, where they are missing."""
+    for stage in stages:
+        if not (workdir / stage).exists():
+            part = workdir / f"{stage}.part"  # whole or absent, also after a kill
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source / stage, part)
+            part.rename(workdir / stage)
+
+
 def tables(workdirs: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """The kinds of masks, and their confusion matrices (seeds, images, kinds, C, C)."""
     found = [read_npz(workdir / "controls" / CONFUSIONS) for workdir in workdirs]
@@ -131,12 +141,7 @@ def main(
         for name in filter(None, variants.split(",")):
             option, kept = VARIANTS[name]
             workdir = folder / f"seed{seed}_{name}"
-            for stage in kept:
-                if not (workdir / stage).exists():
-                    part = workdir / f"{stage}.part"  # whole or absent, also after a kill
-                    shutil.rmtree(part, ignore_errors=True)
-                    shutil.copytree(first / stage, part)
-                    part.rename(workdir / stage)
+            copy_stages(first, workdir, kept)
             run(workdir, [*common, option])
             workdirs.setdefault(name, []).append(workdir)
     header = ("masks", "mean", "sd", "range", "refined masks are ahead by", "least")

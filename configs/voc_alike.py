@@ -2,8 +2,7 @@
 
 Table 4 compares seed maps of four scales, divided by their maximum, with seed maps of one scale and min-max, and walks
 with other constants. Here only the backbone, its training and its method differ from configs/voc_cam.py, so that the
-two runs compare these. To compare the methods' walks alone, without AffinityNet's training, add to both
-    --config.stages=classifier,seeds,labels,masks,report --config.walk.affinity=colour
+two runs compare these.
 
 Run: as configs/voc.py, with --config configs/voc_alike.py
 """

@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
 
     config.seeds.method = "cam"
     treat(config)
+    config.walk.levels = ("conv4", "fc7")
     config.segmenter.levels = ("conv3", *AFFINITY_LEVELS)
     config.report.title = "image labels to masks with VGG-16 (Table 4)"
     return config

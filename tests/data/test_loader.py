@@ -384,3 +384,24 @@ def test_a_view_changes_nothing_of_training_without_one(source):
     views = load(source, augment=dataclasses.replace(JITTER, scale=(0.5, 2.0)))
     assert_same(views, load(source, augment=dataclasses.replace(JITTER, scale=(0.5, 2.0))))
     assert not np.array_equal(whole[0]["image"], views[0]["image"])
+
+
+def test_each_image_gets_a_seed_for_its_dropout(source):
+    plain, dropped = load(source), load(source, augment=dataclasses.replace(JITTER, dropout=True))
+    seeds = np.concatenate([batch.pop("dropout") for batch in dropped])
+    assert seeds.dtype == np.int32 and seeds.min() >= 0 and len(np.unique(seeds)) == len(seeds)
+    assert_same(plain, dropped)  # nothing else is drawn otherwise
+
+
+def test_a_crop_of_a_picture_and_its_mask(source):
+    """Of the input's own size: the whole picture, where its mask is."""
+    options = {"augment": Augment(long_side=(48, 48)), "batch_size": 1, "epochs": 1}
+    truth = {example.id: example.mask for example in source}
+    cropped = load(source, masks=truth.__getitem__, **options)
+    assert_same(cropped, load(source, masks=truth.__getitem__, **options | {"augment": Augment()}))
+    smaller = load(
+        source, masks=truth.__getitem__, **options | {"augment": Augment(long_side=(24, 24))}
+    )
+    for batch in smaller:
+        beyond = batch["mask"][0] == 255
+        assert beyond.sum() >= 48 * 48 - 24 * 24

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitx.data.views import View, random_view
+from vitx.data.views import View, random_crop, random_view
 
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -45,3 +45,21 @@ def test_places_and_scales_vary():
     assert np.ptp(shares) > 0.95 and abs(np.mean(shares) - 0.5) < 0.05
     whole = random_view((20, 30), (1.0, 1.0), generator)
     assert whole == View((20, 30), (20, 30), (0, 0))
+
+
+@given(size=SIDES, picture=SIDES, seed=st.integers(0, 999))
+def test_a_crop_keeps_the_pictures_shape(size, picture, seed):
+    view = random_crop(size, picture, (8, 20), np.random.default_rng(seed))
+    assert 8 <= max(view.scaled) <= 20
+    ratio = max(view.scaled) / max(picture)
+    for length, extent, scaled, start in zip(size, picture, view.scaled, view.corner, strict=True):
+        assert abs(scaled - max(1, extent * ratio)) <= 0.5
+        first, last = sorted((0, scaled - length))
+        assert first <= start <= last
+
+
+def test_long_sides_vary():
+    generator = np.random.default_rng(0)
+    sides = [random_crop((9, 9), (30, 20), (10, 13), generator).scaled for _ in range(200)]
+    assert {side for side, _ in sides} == {10, 11, 12, 13}
+    assert random_crop((30, 20), (30, 20), (30, 30), generator) == View((30, 20), (30, 20), (0, 0))

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
+from tests.models.test_vgg import small_resnet, small_vgg
 from tests.small_models import filled, images_for, small_hybrid
 from vitx.models.design import Design, Preprocess
 from vitx.models.tuning import (
     first_trained,
+    group_factor,
     kept_count,
     layer_of,
     logits_from_patches,
@@ -201,3 +203,34 @@ def test_how_many_patches_are_kept(patches, dropout) -> None:
     kept = kept_count(patches, dropout)
     assert 1 <= kept <= patches and abs(kept - patches * (1 - dropout)) <= 1
     assert kept_count(patches, 0.0) == patches
+
+
+def test_layers_of_cnns_are_their_levels() -> None:
+    vgg, resnet = small_vgg(), small_resnet()
+    names = tuple(vgg.level_channels)
+    assert names == ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+    first = first_trained("conv3", len(names), names)
+    found = {}
+    for path in _paths(vgg):
+        name = f"stages.{path[1]}" if path[0] == "stages" else path[0]
+        found.setdefault(name, set()).add(rate_factor(path, len(names), first, 1.0, names))
+    frozen = {name for name, factors in found.items() if factors == {0.0}}
+    trained = {name for name, factors in found.items() if factors == {1.0}}
+    assert frozen == {"stages.0", "stages.1"}
+    assert trained == {"stages.2", "stages.3", "stages.4", "fc6", "fc7", "head"}
+    names = tuple(resnet.level_channels)
+    for path in _paths(resnet):
+        layer = {"conv": 0, "norm": 0, "head": 5}.get(path[0])
+        assert layer_of(path, 4, names) == (path[1] + 1 if layer is None else layer)
+        assert first_trained("layer4", 4, names) == 4 and first_trained("head", 4, names) == 5
+
+
+def test_rates_by_group_are_psas() -> None:
+    """1 and 2 times the rate for weights and biases, 10 and 20 for new ones."""
+    found = {
+        (path[0], path[-1]): group_factor(path, ("head",), 10.0, 2.0)
+        for path in _paths(small_resnet())
+    }
+    assert found["head", "kernel"] == 10 and found["head", "bias"] == 20
+    assert found["stages", "kernel"] == found["norm", "scale"] == 1
+    assert found["stages", "bias"] == found["norm", "bias"] == 2

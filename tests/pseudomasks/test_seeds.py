@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import vitx
+from tests.models.test_vgg import small_vgg
 from tests.resizing import bilinear
 from tests.small_models import small_vit
 from vitx.pipeline import masks_section
@@ -20,6 +21,7 @@ from vitx.pseudomasks.seeds import (
     class_seed_maps,
     contrasted,
     min_max,
+    over_maximum,
     seed_maps_of,
     seed_mask,
 )
@@ -301,3 +303,26 @@ def test_several_backgrounds_are_as_many_masks():
     assert found.shape == (3, 6, 7)
     for mask, level in zip(found, levels, strict=True):
         np.testing.assert_array_equal(mask, seed_mask(seed_maps, classes, float(level)))
+
+
+def test_maps_over_their_maximum_are_psas(x64):
+    """Views of two sizes: square roots, upsampled, mirrored back, added, over the maximum; written out."""
+    net = small_vgg()
+    size, classes = (16, 24), np.array([[2, 0], [1, -1]])
+    generator = np.random.default_rng(0)
+    views = [generator.standard_normal((2, *side, 3)) for side in (size, (24, 40))]
+    options = {"size": size, "root": 2, "method": "cam", "normalise": "maximum"}
+    found = over_maximum(
+        2 * sum(np.asarray(class_seed_maps(net, jnp.asarray(v), classes, **options)) for v in views)
+    )
+    for image, class_ in ((0, 2), (0, 0), (1, 1)):
+        total = np.zeros(size)
+        for view in views:
+            for step in (1, -1):
+                seen = jnp.asarray(view[image : image + 1, :, ::step])
+                map_ = np.asarray(net.features(seen))[0] @ np.asarray(net.head.kernel)[:, class_]
+                total += bilinear(np.sqrt(map_.clip(0)), size)[:, ::step]
+        place = list(classes[image]).index(class_)
+        expected = total / (total.max() + 1e-5)
+        np.testing.assert_allclose(found[image, place], expected, atol=1e-9)
+    assert not found[1, 1].any()

@@ -56,6 +56,18 @@ def test_rates_that_fall_by_step(warmup: int) -> None:
         np.testing.assert_allclose(found, 0.5 * np.minimum(decay, first), rtol=1e-6)
 
 
+def test_a_momentum_of_ones_own() -> None:
+    """Against the sum over earlier gradients, each times the momentum to the power of its age."""
+    optimizer = make_optimizer(_config(momentum=0.25, weight_decay=0.0), steps_per_epoch=1000)
+    gradients = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    state = optimizer.init(jnp.zeros(3))
+    for step in range(4):
+        update, state = optimizer.update(jnp.asarray(gradients[step]), state, jnp.zeros(3))
+        ages = np.arange(step, -1, -1.0)
+        expected = -0.5 * (0.25**ages) @ gradients[: step + 1]
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_unknown_schedule_is_named() -> None:
     with pytest.raises(ValueError, match="schedule must be one of linear, poly, cosine, not 'x'"):
         learning_rate(_config(schedule="x"), steps_per_epoch=1)

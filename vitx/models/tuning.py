@@ -17,11 +17,11 @@ from vitx.ops import Array
 
 def layer_of(path: Sequence[Any], depth: int, levels: Sequence[str] = ()) -> int:
     """The layer of a parameter, by its path in a model of `depth` blocks, or in a CNN of these `levels`, its depth."""
-    if path[0] == "blocks" or (levels and path[0] == "stages"):
+    if path[0] == ("stages" if levels else "blocks"):
         return int(path[1]) + 1
     if path[0] in levels:
         return levels.index(path[0]) + 1
-    return depth + 1 if path[0] in ABOVE_BLOCKS else 0
+    return depth + 1 if path[0] in (("head",) if levels else ABOVE_BLOCKS) else 0
 
 
 def first_trained(trainable: str, depth: int, levels: Sequence[str] = ()) -> int:

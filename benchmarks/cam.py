@@ -1,0 +1,119 @@
+"""Class activation maps and relevance as seeds, like for like: does the paper's conclusion hold on `shapes`?
+
+[Re] concludes from Table 4 that CNNs give better seeds. Here a small CNN and a small hybrid learn from the same images.
+Their maps go through the same steps with the same candidates of options, of which the same training images choose: only
+the model, its training, its maps and AffinityNet's levels differ. A hybrid has CAMs where its head reads the mean of
+the patches; that of `configs/shapes.py` reads the class token. Prints tables in Markdown. A second start goes on where
+the first ended.
+
+python -m benchmarks.cam [--seeds 5] [--options key=value,...] [--out runs/cam] [--systems vgg_cam,attribution]
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.command import parse_options
+from benchmarks.seeds import copy_stages, half_width, run
+from benchmarks.tables import print_table
+
+KINDS = {
+    "seeds": "seeds",
+    "crf_low": "CRF'd seeds, low alpha",
+    "crf_high": "CRF'd seeds, high alpha",
+    "masks": "refined masks",
+}
+REFERENCE = "attribution"
+
+
+class System(NamedTuple):
+    """A model and its maps: title, the options that differ from configs/shapes.py, and whose classifier it has."""
+
+    title: str
+    options: Mapping[str, str]
+    classifier: str = ""
+
+
+_VGG = {
+    "model.name": "vgg_mini_cam",
+    "model.image_size": "96",  # 48 x 48 pixels, enlarged: its grid is 12 x 12, as the hybrid's
+    "classifier.epochs": "6",
+    "classifier.learning_rate": "1e-3",
+    "affinity.levels": "('conv2','conv3','conv4','fc7')",
+    "affinity.learning_rate": "0.02",
+}
+_GAP = {"model.name": "vit_mini_conv_full_gap_s4_48"}
+SYSTEMS = {
+    REFERENCE: System("hybrid, class token: transformer attribution", {}),
+    "gap": System("hybrid, mean of patches: transformer attribution", _GAP),
+    "gap_cam": System("hybrid, mean of patches: CAM", _GAP | {"seeds.method": "cam"}, "gap"),
+    "vgg_cam": System("VGG: CAM", _VGG | {"seeds.method": "cam"}),
+}
+
+
+def figures(workdir: Path) -> list[float]:
+    """Percent: the classifier's mAP, and the mIoU of each of `KINDS` on val."""
+    precision = json.loads((workdir / "classifier/scores.json").read_text())["map"]
+    scores = json.loads((workdir / "masks/scores.json").read_text())["val"]
+    return [100 * precision, *(100 * scores[kind]["miou"] for kind in KINDS)]
+
+
+def rows(found: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """A row for each system, of its figures (seeds, kinds): mean and standard deviation over the seeds."""
+    for name, values in found.items():
+        several = len(values) > 1
+        cells = [
+            f"{column.mean():.1f}" + (f" ± {column.std(ddof=1):.1f}" if several else "")
+            for column in values.T
+        ]
+        yield [SYSTEMS[name].title, *cells]
+
+
+def differences(found: Mapping[str, np.ndarray], reference: str) -> Iterator[list[str]]:
+    """A row for each other system: how far it is ahead of the reference, with 95 % intervals, paired by seed."""
+    for name, values in found.items():
+        if name == reference:
+            continue
+        cells = []
+        for ahead in (values - found[reference]).T:
+            half = half_width(ahead, np.zeros(2))
+            interval = f" [{ahead.mean() - half:+.1f}, {ahead.mean() + half:+.1f}]"
+            cells.append(f"{ahead.mean():+.1f}" + (interval if len(ahead) > 1 else ""))
+        yield [SYSTEMS[name].title, *cells]
+
+
+def measured(folder: Path, seed: int, name: str, extra: Sequence[str]) -> list[float]:
+    """The figures of a system, whose stages run where they are not done."""
+    system, workdir = SYSTEMS[name], folder / f"seed{seed}_{name}"
+    common = ["--config=configs/shapes.py", f"--config.seed={seed}", *extra]
+    own = [f"--config.{key}={value}" for key, value in system.options.items()]
+    source = folder / f"seed{seed}_{system.classifier}"
+    if (source / "classifier/stage.json").exists():
+        copy_stages(source, workdir, ["classifier"])
+    run(workdir, [*common, *own])
+    return figures(workdir)
+
+
+def main(
+    seeds: int = 5, options: str = "", out: str = "runs/cam", systems: str = ",".join(SYSTEMS)
+) -> None:
+    """Prints the tables; the workdirs are in `out`."""
+    extra = [f"--config.{option}" for option in options.split(",") if option]
+    folder, found = Path(out).resolve(), {}
+    for seed in range(seeds):
+        for name in systems.split(","):
+            found.setdefault(name, []).append(measured(folder, seed, name, extra))
+    arrays = {name: np.array(values) for name, values in found.items()}
+    print_table(("percent", "classifier's mAP", *KINDS.values()), rows(arrays))
+    if REFERENCE in arrays:
+        print(f"\nAhead of {SYSTEMS[REFERENCE].title}, points:\n")
+        print_table(
+            ("percent", "classifier's mAP", *KINDS.values()), differences(arrays, REFERENCE)
+        )
+
+
+if __name__ == "__main__":
+    main(**parse_options(main))

@@ -19,7 +19,7 @@ help:
 	@echo "make bench      measure the performance targets: about 13 minutes, a table in runs/bench"
 	@echo "make bench-peers  time explanations beside lxt, zennit and captum, which it installs in .peers: a table"
 	@echo "make faults     run the small pipeline under kills at 30 random moments, full disks and other faults: half an hour"
-	@echo "make soak       run the pipeline of VOC at 448, killed in every stage: an hour on two cores"
+	@echo "make soak       run the pipelines of VOC at 448, killed in every stage: two hours on two cores"
 	@echo "make clean      remove .venv, .peers, caches and builds; keep runs/ and data/"
 
 demo: .venv/demo-stamp

@@ -30,7 +30,7 @@ from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
 from vitx.data.formats.voc_annotations import VOC_CLASSES
 from vitx.data.source import open_source
-from vitx.models.affinitynet import AffinityNet
+from vitx.models.affinitynet import AffinityNet, vgg16_affinity_net
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
@@ -168,6 +168,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vitx.save(trained, folder / "given/classifier.safetensors")
     net = AffinityNet(trained.stem, (12, 12), preprocess=trained.preprocess, rngs=nnx.Rngs(0))
     vitx.save(net, folder / "given/affinity.safetensors")
+    vgg = filled(lambda: vitx.create("vgg_test_cam", num_classes=20, image_size=96))
+    for path in ("vgg.safetensors", "given/vgg.safetensors"):
+        vitx.save(vgg, folder / path)
+    levels = vgg16_affinity_net(vgg, (12, 12), features=56, rngs=nnx.Rngs(0))
+    vitx.save(levels, folder / "given/vgg_affinity.safetensors")
     (folder / "voc_masks").mkdir()
     for name in made.splits["val"]:
         shutil.copy(made.folder / f"SegmentationClass/{name}.png", folder / "voc_masks")

@@ -16,6 +16,7 @@ import skimage.data
 
 from benchmarks import __main__ as bench
 from benchmarks import (
+    cam,
     crf,
     gpu,
     growth,
@@ -34,9 +35,13 @@ from benchmarks.pairs import area_under_roc
 from benchmarks.tables import judge
 from benchmarks.targets import Benchmark, Target
 from benchmarks.timing import alternate, median_ratio
+from configs import shapes
 from vitx.data.loader import open_source
 from vitx.data.source import CACHE_BYTES
 from vitx.evaluation.metrics import mean_iou
+from vitx.models.families import MODELS
+from vitx.models.registry import CNNS
+from vitx.runtime.options import flat
 
 ROOT = Path(__file__).parents[1]
 CONTENT = {
@@ -365,6 +370,27 @@ def test_seeds_are_summed_up_by_kind() -> None:
     assert half == pytest.approx(
         4.302653 * error, rel=1e-6
     )  # Student's t at two degrees of freedom
+
+
+def test_systems_are_compared_by_seed() -> None:
+    """Three seeds, whose differences are 1, 2 and 3 points at every kind."""
+    reference = np.random.default_rng(0).uniform(40, 60, (3, 5))
+    other = reference + np.array([[1.0], [2.0], [3.0]])
+    found = {cam.REFERENCE: reference, "vgg_cam": other}
+    first, second = cam.rows(found)
+    assert first[0] == cam.SYSTEMS[cam.REFERENCE].title
+    assert second[2] == f"{other[:, 1].mean():.1f} ± {other[:, 1].std(ddof=1):.1f}"
+    (row,) = cam.differences(found, cam.REFERENCE)
+    half = 4.302653 / np.sqrt(3)  # Student's t at two degrees of freedom, a standard deviation of 1
+    assert row[1:] == [f"+2.0 [{2 - half:+.1f}, {2 + half:+.1f}]"] * 5
+
+
+def test_systems_have_options_of_the_demo() -> None:
+    for system in cam.SYSTEMS.values():
+        known = flat(shapes.get_config())
+        assert set(system.options) <= set(known)
+        assert system.options.get("model.name", known["model.name"]) in (*MODELS, *CNNS)
+        assert system.classifier in ("", *cam.SYSTEMS)
 
 
 def test_perfect_seeds_of_the_embedded_dataset_score_best_with_the_truth() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from configs import voc_alike, voc_cam
 from tests.made_voc import make_voc, write_sbd
+from tests.models.test_vgg import psa_tensors
 from tests.resizing import bilinear
 from tests.runs import KNOWN, begun
 from vitx import weights
@@ -18,7 +20,8 @@ from vitx.models.affinitynet import vgg16_affinity_net
 from vitx.models.registry import create
 from vitx.pipeline.affinity import _Labels, initial_net, middles, rates
 from vitx.pipeline.artifacts import read_mask, read_seed_maps, seeded
-from vitx.runtime.experiment import Run, check_options, run_stages
+from vitx.pipeline.given_weights import given_net
+from vitx.runtime.experiment import Run, check_options, check_stages, run_stages
 
 pytestmark = pytest.mark.slow
 SIZES = {
@@ -180,6 +183,27 @@ def test_options_of_cnns_are_refused_for_a_transformer(
     run = begun(_config(data, **hybrid, **changes), tmp_path)
     with pytest.raises(ValueError, match=message):
         run_stages(run, [KNOWN["classifier"]])
+
+
+def test_files_with_psas_names_take_the_place_of_training(data: Path, tmp_path: Path) -> None:
+    tensors = psa_tensors()
+    tensors["fc8.weight"] = np.random.default_rng(1).standard_normal(
+        (20, *tensors["fc8.weight"].shape[1:])
+    )
+    files = {"classifier": tensors, "affinity": psa_tensors(2, affinity=True)}
+    given = {}
+    for name, arrays in files.items():
+        given[f"{name}.checkpoint"] = path = str(tmp_path / f"{name}.safetensors")
+        save_file({key: array.astype(np.float32) for key, array in arrays.items()}, path)
+    run = begun(_config(data, **given), tmp_path / "run")
+    check_stages(run, [KNOWN[name] for name in ("classifier", "seeds", "labels", "affinity")])
+    run_stages(run, [KNOWN["classifier"]])
+    model = weights.load_classifier(run.finished("classifier").folder)
+    expected = tensors["fc8.weight"][:, :, 0, 0].T.astype(np.float32)
+    np.testing.assert_array_equal(model.head.kernel[...], expected)
+    net = given_net(run)
+    assert net.levels == ("conv4", "conv5", "fc7") and net.backbone.fc6.dilation == 4
+    assert net(jnp.zeros((1, 96, 96, 3))).shape == (1, 12, 12, 448)
 
 
 def test_widths_that_do_not_divide_are_refused(data: Path, tmp_path: Path) -> None:

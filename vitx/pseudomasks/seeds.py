@@ -58,15 +58,8 @@ def class_seed_maps(
         raise ValueError(f"classes must be (B, K), padded with -1, not {classes.shape}")
     both = jnp.concatenate([images, images[:, :, ::-1]])  # (2 B, S, S, 3)
     twice = jnp.concatenate([classes, classes])
-    known = jnp.maximum(twice, 0)
-    _, maps = explain(
-        model,
-        both,
-        known,
-        method=method,
-        start_layer=start_layer,
-        rules=rules,
-    )  # (2 B, K, h, w)
+    options: dict[str, Any] = {"method": method, "start_layer": start_layer, "rules": rules}
+    _, maps = explain(model, both, jnp.maximum(twice, 0), **options)  # (2 B, K, h, w)
     if contrast:
         maps = contrasted(maps, twice >= 0)
     if refine:

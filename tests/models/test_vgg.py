@@ -551,3 +551,15 @@ def test_dropout_follows_fc6_and_fc7():
     np.testing.assert_allclose(dropped["fc7"], fc7, rtol=1e-12)
     expected = drop_channels(fc7, seeds, 7).mean((1, 2)) @ model.head.kernel[...]
     np.testing.assert_allclose(run(model, "__call__", dropout=seeds), expected, rtol=1e-11)
+
+
+def test_other_depths_are_read_back(tmp_path):
+    model = small_vgg(depths=(1, 2, 1, 1, 1))
+    assert [len(stage) for stage in model.stages] == [1, 2, 1, 1, 1]
+    vitx.save(model, tmp_path / "vgg.safetensors")
+    found = vitx.load(tmp_path / "vgg.safetensors", dtype=jnp.float64)
+    assert nnx.graphdef(found) == nnx.graphdef(model)
+    part = MultiLevelAffinityNet(model, ("conv2",), (4, 4), hidden=32, features=8, rngs=nnx.Rngs(0))
+    vitx.save(part, tmp_path / "net.safetensors")
+    found = vitx.load(tmp_path / "net.safetensors", dtype=jnp.float64)
+    assert nnx.graphdef(found) == nnx.graphdef(part)

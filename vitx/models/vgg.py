@@ -28,7 +28,8 @@ class VGG16(ConvNet):
     Args:
       num_classes: see `ConvNet`.
       preprocess: see `ConvNet`.
-      widths: channels of the stages.
+      depths: convolutions of the stages.
+      widths: their channels.
       hidden: channels of fc6 and fc7.
       fc6_dilation: 1 in the classifier, 4 below AffinityNet.
       head_bias: whether the head has a bias; the published one has none.
@@ -42,6 +43,7 @@ class VGG16(ConvNet):
         num_classes: int,
         preprocess: Preprocess,
         *,
+        depths: Sequence[int] = DEPTHS,
         widths: Sequence[int] = WIDTHS,
         hidden: int = HIDDEN,
         fc6_dilation: int = 1,
@@ -49,7 +51,7 @@ class VGG16(ConvNet):
         rngs: nnx.Rngs,
     ):
         stages, inputs = [], 3
-        for number, (depth, width) in enumerate(zip(DEPTHS, widths, strict=True), 1):
+        for number, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
             dilation = 2 if number == 5 else 1
             convs = []
             for _ in range(depth):

@@ -1,6 +1,7 @@
 """Builds the CNN that tensors with vitx's names describe, still without weights."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
@@ -11,7 +12,7 @@ from vitx.models.convnet import ConvNet
 from vitx.models.design import Preprocess
 from vitx.models.layers import Conv, Linear
 from vitx.models.resnet_v1 import ResNetV1
-from vitx.models.vgg import HIDDEN, VGG16, WIDTHS
+from vitx.models.vgg import DEPTHS, HIDDEN, VGG16, WIDTHS
 from vitx.weights.files import Tensor
 from vitx.weights.fit import shape_of
 from vitx.weights.layout import AXES
@@ -68,11 +69,14 @@ def backbone(
 
     if "stages.0.0.weight" in tensors:
         widths = [outputs(f"stages.{n}.0.weight", width) for n, width in enumerate(WIDTHS)]
+        found = Counter(m[1] for n in tensors if (m := re.match(r"stages\.(\d+)\.\d+\.weight", n)))
+        depths = [found[str(n)] or depth for n, depth in enumerate(DEPTHS)]
         hidden, dilation = outputs("fc6.weight", HIDDEN), metadata.fc6_dilation or 1
         return nnx.eval_shape(
             lambda: VGG16(
                 num_classes,
                 preprocess,
+                depths=depths,
                 widths=widths,
                 hidden=hidden,
                 fc6_dilation=dilation,

@@ -24,6 +24,7 @@ from configs import truth
 from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.scores import SCORES
 from vitx.pipeline.methods_section import title
+from vitx.report.parts import DASH
 from vitx.runtime.files import read_npz
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ class Training(NamedTuple):
     def mean(self, figures: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """The mean (M,) of figures (N, M) over the images that the model gets right, of some `rows` of them."""
         chosen = np.flatnonzero(self.right) if rows is None else rows[self.right[rows]]
-        return np.nanmean(figures[chosen], 0)
+        return np.ma.masked_invalid(figures[chosen]).mean(0).filled(np.nan)
 
 
 def measured(workdir: Path, comparison: Comparison) -> Training:
@@ -101,7 +102,10 @@ def method_rows(names: Sequence[str], trainings: Sequence[Training]) -> Iterator
     )
     for m in np.argsort(-shares["all"].mean(0)):
         control = names[m] in CONTROLS
-        mark = " (control)" if control else "" if m in fit else " (constant)"
+        if not control and m not in fit:
+            yield [f"{title(names[m])} (constant)", *[DASH] * 4]
+            continue
+        mark = " (control)" if control else ""
         half = half_width(shares["all"][:, m], drawn[:, m])
         yield [
             title(names[m]) + mark,

@@ -118,6 +118,8 @@ KNOWN = {
     "eva02_base_patch14_448": 87_117_544,
     "eva02_large_patch14_224": 303_268_800,
     "eva02_large_patch14_448": 305_080_232,
+    # 217,984 of vit_mini_conv_full_s4_48, less a class token and its position.
+    "vit_mini_conv_full_gap_s4_48": 217_984 - 2 * 64,
 }
 
 

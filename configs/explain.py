@@ -1,4 +1,4 @@
-"""Explains your own images: writes a PNG of every method's overlay and an .npz of the raw maps for each image.
+"""Explains your own images: writes for each a sheet of all overlays, each overlay on its own, and an .npz of raw maps.
 
 The default model is the one that `make demo` trains (runs/shapes/classifier); any checkpoint that `vitx.load` reads
 works too. The methods are by default those of [Re] Weakly-Supervised Semantic Segmentation via Transformer
@@ -9,9 +9,10 @@ Run:
     python evaluate.py --config configs/explain.py --config.images=a.jpg --config.checkpoint=weights.safetensors \
         --config.methods=transformer_attribution,gradcam --config.classes="tabby,golden retriever"
 
-The workdir (default: runs/explain) gets `<image's name>-<hash of its path>.explained.png`, which also lists the most
-probable classes, and `.npz`. If you run the command again, it writes only results that are missing, or that belong to
-another image, checkpoint or options.
+The workdir (default: runs/explain) gets for each image `<its name>-<hash of its path>.explained.png`, the sheet, which
+also lists the most probable classes; the same name with `.npz`; and each overlay on its own,
+`<its name>-<hash>.<method>.<class>.explained.png`, of a size for a slide. If you run the command again, it writes
+only results that are missing, or that belong to another image, checkpoint or options.
 
 The .npz holds: for each method its raw maps (K, h, w) by the method's name; `classes` (K,), those explained; `logits`
 and `probabilities` (C,); `class_names` (C,); `high_norm` (h, w), the patch tokens of high norm; `image_size` and
@@ -60,6 +61,10 @@ def get_config() -> ConfigDict:
     config.class_names = ""
     # "sigmoid" (multi-label), "softmax", or "auto": sigmoid for models from train.py, else softmax.
     config.scores = "auto"
+    config.overlays = True  # each overlay as a file of its own, of a size for a slide
+    # "transparency": high values cover the photograph, low ones leave it as it is. "blend": all cover the same share.
+    config.overlay = "transparency"
+    config.strength = 0.75  # largest share of a map's colour over the photograph
     config.top = 3  # number of classes listed with their probability
     config.font = ""  # a .ttf file; "": DejaVu Sans, which has Latin, Greek and Cyrillic letters
     return config

@@ -46,7 +46,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True  # autodoc already lists the fields
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # code in backticks that is not a documented name
-    ("py:.*", r"(jax|jaxlib|numpy|flax|collections|typing|pathlib|os)\..*"),
+    ("py:.*", r"(jax|jaxlib|numpy|PIL|flax|collections|typing|pathlib|os)\..*"),
     (
         "py:class",
         r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback|M|Found)",

@@ -5,9 +5,10 @@ from PIL import Image
 
 from benchmarks.loader import photograph as made_photograph
 from vitx.report.charts import bar_chart, line_chart
+from vitx.report.overlay import overlay
 from vitx.report.page import Section, Tile
 from vitx.report.parts import Fold, Table, class_legend
-from vitx.report.pictures import ColourScale, heatmap_overlay, picture_rows
+from vitx.report.pictures import ColourScale, picture_rows
 
 PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 RESULTS = {
@@ -57,7 +58,7 @@ def full_page(text="plain"):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30], mask[50:] = 3, 255
     grid = np.random.default_rng(2).random((16, 16))
-    cells = [(photo(1), text), (PALETTE[mask], text), (heatmap_overlay(photo(1), grid), text), None]
+    cells = [(photo(1), text), (PALETTE[mask], text), (overlay(photo(1), grid), text), None]
     body = [
         text,
         Table([text, "mIoU"], [[text, "0.5"], ["b", text]], text),

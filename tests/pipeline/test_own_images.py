@@ -27,8 +27,8 @@ from vitx.pipeline import explain
 from vitx.pipeline.explain import explain_images
 from vitx.pipeline.explainer import DEMO, Explainer, nearest_grid
 from vitx.relevance import explain as relevance
-from vitx.report.figure import PANEL, draw_figure, load_font, nothing_in, panel
-from vitx.report.pictures import heatmap_overlay
+from vitx.report.figure import PANEL, draw_figure, load_font, panel
+from vitx.report.overlay import nothing_in, overlay
 from vitx.runtime.experiment import Run, check_options, run_stages
 from vitx.runtime.files import read_npz, write_json
 from vitx.runtime.signals import Stopped, StopRequest
@@ -88,9 +88,17 @@ class Command:
         return int(written), int(unchanged), int(broken)
 
     def results(self) -> dict[str, dict[str, np.ndarray]]:
-        """Arrays by the image's name; there is a picture beside each, and nothing else."""
+        """Arrays by the image's name; beside each there is a sheet, a picture of each map, and nothing else."""
         files = sorted(self.out.glob("*.explained.npz"))
         pictures = {path.with_suffix(".png") for path in files}
+        for path in files:
+            found, name = read_npz(path), path.name.removesuffix(".explained.npz")
+            drawn = [method for method in vitx.METHODS if method in found]
+            pictures |= {
+                path.with_name(f"{name}.{method}.{number}.explained.png")
+                for method in drawn
+                for number in found["classes"]
+            }
         assert set(self.out.iterdir()) == {*files, *pictures}
         for path in pictures:
             with Image.open(path) as picture:
@@ -605,8 +613,8 @@ def test_figure_shows_the_image_and_each_map() -> None:
     scores = [("cat", 0.75), ("dog", 0.25)]
     picture = drawn(shown, "a/cat.png", (48, 64), scores, [("cat", maps), ("dog", nothing)])
     assert has(picture, shown)
-    assert all(has(picture, heatmap_overlay(shown, heatmap)) for heatmap in maps.values())
-    assert not has(picture, heatmap_overlay(shown, nothing["LRP"]))
+    assert all(has(picture, overlay(shown, heatmap)) for heatmap in maps.values())
+    assert (picture == (232, 232, 236)).all(-1).sum() > shown.shape[0] * shown.shape[1]  # pale
     for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]):
         assert (edge == 255).all()  # nothing is cut off
 
@@ -655,3 +663,33 @@ def test_maps_that_show_nothing_are_named(
     assert lines[0] == "images with maps that show nothing: 2"
     named = "raw attention of class 2 is constant, raw attention of class 1 is not finite"
     assert lines[1:3] == [f"  {command.folder / name}: {named}" for name in ("0.png", "1.png")]
+
+
+def test_the_demos_model_says_that_it_knows_five_shapes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the output and on the pictures, for images of another size than its own."""
+    monkeypatch.chdir(tmp_path)
+    vitx.save(small_vit(num_classes=5), tmp_path / DEMO)
+    command.checkpoint, said = "", {}
+    for name, size in (("own.png", SIZE), ("photo.png", (30, 40))):
+        command.folder = tmp_path / Path(name).stem
+        command.out = command.folder / "out"
+        write(command.folder / "in" / name, photo(*size))
+        command(command.folder / "in")
+        said[name] = "knows nothing but 5 drawn shapes (disc," in command.printed
+        for picture in command.out.glob("*.png"):
+            with Image.open(picture) as drawn:
+                assert (np.asarray(drawn) == (176, 32, 16)).all(-1).any() == said[name]
+    assert said == {"own.png": False, "photo.png": True}
+
+
+def test_overlays_follow_the_options(command: Command) -> None:
+    write_photos(command.folder, 1)
+    assert command(classes="1,2") == (1, 0, 0)
+    each = {path: path.read_bytes() for path in command.out.glob("*.raw_attention.?.*.png")}
+    assert [path.name.split(".")[2] for path in sorted(each)] == ["1", "2"]
+    assert command(classes="1,2", overlay="blend") == (1, 0, 0)
+    assert all(path.read_bytes() != before for path, before in each.items())
+    assert command(classes="1", overlays=False) == (1, 0, 0)
+    assert len(list(command.out.iterdir())) == 2  # the sheet and the maps

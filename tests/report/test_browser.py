@@ -10,9 +10,10 @@ from PIL import Image
 from tests.made_page import HOSTILE, HOSTILE_NAMES, PALETTE, RUN, full_page, photo, photograph
 from vitx.data.source import open_source
 from vitx.report.charts import bar_chart, line_chart
+from vitx.report.overlay import overlay
 from vitx.report.page import Section, write_report
 from vitx.report.parts import Table, class_legend
-from vitx.report.pictures import ColourScale, heatmap_overlay, picture_rows
+from vitx.report.pictures import ColourScale, picture_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -136,7 +137,7 @@ def page(tmp_path_factory):
         photograph(0),
         np.repeat(np.repeat(np.arange(4).reshape(2, 2), 188, 0), 250, 1)[:375],
     )
-    drawn = heatmap_overlay(image, np.eye(14))
+    drawn = overlay(image, np.eye(14))
     falling = {
         name: [1 - 0.02 * place * step for step in range(10)] for place, name in enumerate(methods)
     }

@@ -16,14 +16,13 @@ from tests.made_page import HOSTILE, PALETTE, RESULTS, full_page, photo, photogr
 from tests.runs import KNOWN
 from vitx.data.transforms import resize_mask
 from vitx.report.charts import bar_chart, line_chart
+from vitx.report.overlay import overlay
 from vitx.report.page import Section, write_report
 from vitx.report.parts import DASH, Table, duration, percent
 from vitx.report.pictures import (
     SHOWN,
     STORED,
-    colour_map,
     encode,
-    heatmap_overlay,
     picture_rows,
 )
 
@@ -132,7 +131,7 @@ def test_headline_figures_and_all_results_are_there(write):
 def test_hundred_images_stay_below_ten_megabytes(write):
     generator = np.random.default_rng(0)
     photographs = [photograph(seed) for seed in range(4)]
-    maps = [heatmap_overlay(p, relevance(seed)) for seed, p in enumerate(photographs)]
+    maps = [overlay(p, relevance(seed)) for seed, p in enumerate(photographs)]
     coarse = generator.integers(0, 4, (4, 25, 33)).astype(np.uint8)
     masks = [PALETTE[resize_mask(mask, (375, 500))] for mask in coarse]
     made, explained = [], []
@@ -165,34 +164,6 @@ def test_duration(seconds, text):
 
 def test_percent_shows_a_dash_for_nothing():
     assert [percent(v) for v in (0.5094, None, float("nan"))] == ["50.9", DASH, DASH]
-
-
-def test_colour_map_grows_brighter():
-    colours = colour_map(np.linspace(0, 1, 200)) / 255.0
-    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    lightness = np.cbrt(luminance)
-    assert np.all(np.diff(lightness) > -1e-3)
-    steps = np.diff(lightness[::20])
-    assert steps.max() < 2.5 * steps.min(), "the steps of lightness are uneven"
-    np.testing.assert_array_equal(colour_map([-1.0, 2.0]), colour_map([0.0, 1.0]))
-    np.testing.assert_array_equal(
-        colour_map([0, 0.5, 1]), [[8, 10, 38], [179, 47, 90], [253, 243, 172]]
-    )
-
-
-def test_heatmap_overlay_puts_colour_where_the_map_is():
-    image = np.full((8, 12, 3), 100, np.uint8)
-    heat = np.array([[0.0, 5.0, 10.0]])
-    drawn = heatmap_overlay(image, heat, strength=1.0)
-    assert drawn.dtype == np.uint8 and drawn.shape == image.shape
-    np.testing.assert_array_equal(drawn[0, 0], colour_map(0.0))
-    np.testing.assert_array_equal(drawn[7, 11], colour_map(1.0))
-    np.testing.assert_array_equal(heatmap_overlay(image, heat, strength=0.0), image)
-    constant = heatmap_overlay(image, np.full((2, 2), 4.0), strength=1.0)
-    np.testing.assert_array_equal(constant, np.broadcast_to(colour_map(0.0), image.shape))
-    with pytest.raises(ValueError, match="finite"):
-        heatmap_overlay(image, np.array([[np.nan]]))
 
 
 def test_masks_are_stored_exactly_and_photographs_small():

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from vitx.data.pictures import open_picture
+from vitx.images.pictures import open_picture
 
 IGNORED = 255  # the mask value that no class has
 _KEYWORD = "vitx"  # of the text chunk

@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 
 from vitx.data import datasets, transforms
 from vitx.data.palette import check_mask, decode_mask
-from vitx.data.pictures import is_turned
 from vitx.data.records import Record, Records
+from vitx.images.pictures import is_turned
 from vitx.runtime.files import first_line
 
 CACHE_BYTES = 256 * 2**20  # a split that decodes to less stays in memory

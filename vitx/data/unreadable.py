@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from vitx import parallel
-from vitx.data.pictures import pixel_limit
 from vitx.data.source import Source
+from vitx.images.pictures import pixel_limit
 from vitx.runtime.files import WorkdirError, parse_json, write_json
 from vitx.runtime.progress import progress
 from vitx.runtime.signals import StopRequest

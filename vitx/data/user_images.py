@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vitx.data.pictures import formats
 from vitx.data.transforms import read_image
+from vitx.images.pictures import formats
 from vitx.runtime.files import first_line, safe_name
 
 RESULT: Final = ".explained"  # before the suffix of every result, which is no image to explain

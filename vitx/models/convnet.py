@@ -15,10 +15,11 @@ from flax import nnx
 
 from vitx.models.design import Preprocess
 from vitx.models.layers import Linear
+from vitx.models.model import Model
 from vitx.ops import PLAIN, Array, Ops
 
 
-class ConvNet(nnx.Module):
+class ConvNet(Model):
     """What such networks share; a network is a subclass with `level_channels`, `maps` and `keep`.
 
     Args:

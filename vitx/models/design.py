@@ -1,14 +1,22 @@
 """What sets families of Vision Transformers apart, beside their sizes, and the statistics of their input."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vitx.images.pixels import Picture, each_as_pixels, normalise, resize_image
 from vitx.models.checks import checked, image_size, three_numbers, three_positive
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """Input statistics of a model's weights: input = (pixels in [0, 1] - mean) / std at `size`.
+
+    Called with images, it returns the model's input, see `__call__`.
 
     Lists, arrays and numbers of NumPy or JAX become tuples of Python's numbers, so that equal
     values compare equal, hash, and can be saved.
@@ -31,6 +39,20 @@ class Preprocess:
         for name, check in checks.items():
             value = checked(name, getattr(self, name), check)
             object.__setattr__(self, name, value)  # a frozen dataclass refuses to assign
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> jax.Array:
+        """The model's input of one image or several, float32 (B, H, W, 3): each resized to `size` and normalised.
+
+        Args:
+          images: a path, a file's bytes, a Pillow image, or a uint8 array (H, W, 3), (H, W, 4) or (H, W); or a list of
+            them, or an array (B, H, W, 3). Files and Pillow images are turned as their EXIF orientation says.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: an image cannot be read, an array has another shape or type, or there is no image.
+        """
+        pixels = [resize_image(image, self.size) for image in each_as_pixels(images)]
+        return jnp.asarray(normalise(np.stack(pixels), self))
 
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {

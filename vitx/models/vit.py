@@ -16,13 +16,14 @@ from flax import nnx
 from vitx.models.blocks import Block
 from vitx.models.design import VIT, Design, Preprocess
 from vitx.models.layers import LayerNorm, Linear
+from vitx.models.model import Model
 from vitx.models.pooling import AttentionPool, pooling_weights
 from vitx.models.rotary import Rotation, rotation
 from vitx.models.scan import scan_blocks
 from vitx.ops import PLAIN, Array, Ops
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Model):
     """A Vision Transformer; a hybrid where `stem` turns images into a feature map that is embedded in patches.
 
     Its tokens and parts: `vitx.explainable.Explainable`.

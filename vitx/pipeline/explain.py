@@ -1,8 +1,9 @@
-"""Command `explain`: the user's own images, each explained in a picture and in raw maps."""
+"""Command `explain`: the user's own images, each explained in pictures and in raw maps."""
 
 import contextlib
+import glob
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,14 @@ from ml_collections import ConfigDict
 
 from vitx.data.transforms import resize_image
 from vitx.data.unreadable import REMEDY
-from vitx.data.user_images import decode, find_images, printable, read_bytes, result_name
+from vitx.data.user_images import (
+    RESULT,
+    decode,
+    find_images,
+    printable,
+    read_bytes,
+    result_name,
+)
 from vitx.pipeline.explainer import (
     ASPECTS,
     SCORES,
@@ -24,14 +32,16 @@ from vitx.pipeline.explainer import (
 )
 from vitx.relevance.explain import HIGH_NORM, RULES
 from vitx.relevance.registry import REGISTRY
-from vitx.report.figure import Picture, draw_figure, load_font, nothing_in, panel
+from vitx.report.figure import SLIDE, draw_figure, draw_overlay, load_font, panel, png
+from vitx.report.overlay import Picture, nothing_in
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_npz
-from vitx.runtime.options import among, whole
+from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 
 _LISTED: Final = 10  # files named in each list of the summary
+STYLES: Final = ("transparency", "blend")
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class _Image:
     results: Path
     fingerprint: str
     size: Size
-    shown: Picture
+    slide: Picture
     input: Picture
 
 
@@ -60,6 +70,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     load_font(config.font, 1)  # raises for a wrong one before the work begins
     explainer = Explainer(config)
     written, empty, broken, high = 0, list[str](), list[str](), list[str]()
+    notes = set[str]()
     with progress(len(paths), "explain") as bar:
 
         def unexplained() -> Iterator[_Image]:
@@ -82,6 +93,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
             explanations = explainer([image.input for image in batch])
             for image, explanation in zip(batch, explanations, strict=True):
                 empty += _write(image, explanation, explainer, config)
+                notes.add(explainer.note(image.size))
                 tokens = explanation.high_norm
                 if tokens.any():
                     path = printable(image.path)
@@ -91,6 +103,8 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     if len(broken) == len(paths):
         shown = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
         raise ValueError(f"config.images: none of {len(paths)} files is an image: {shown}")
+    for note in sorted(notes - {""}):
+        print(f"note: {note}")
     _print_list("images with maps that show nothing", empty)
     _print_list("images with patch tokens of high norm", high)
     _print_list("files left out", broken)
@@ -112,7 +126,7 @@ def _prepared(path: Path, explainer: Explainer, aspect: str, folder: Path) -> _I
     pixels = decode(data, path)
     size = pixels.shape[0], pixels.shape[1]
     resized = resize_image(pixels, input_size(explainer.model, size, aspect))
-    return _Image(path, results, fingerprint, size, panel(pixels), resized)
+    return _Image(path, results, fingerprint, size, panel(pixels, SLIDE), resized)
 
 
 def _batches(images: Iterable[_Image], most: int) -> Iterator[list[_Image]]:
@@ -133,15 +147,17 @@ def _write(
     names, (classes, logits, probabilities, maps, high_norm) = explainer.names, explanation
     rows = [
         (
-            f"explained: {names[number]}, {100 * probabilities[number]:.1f} %",
+            f"explained: {names[chosen]}, {100 * probabilities[chosen]:.1f} %",
             {REGISTRY[method].title: each[index] for method, each in maps.items()},
         )
-        for index, number in enumerate(classes)
+        for index, chosen in enumerate(classes)
     ]
     top = [(names[c], float(probabilities[c])) for c in best_classes(logits, config.top)]
     # The folder distinguishes files of one name, and is the same for all ways to name a file.
     name = printable(f"{image.path.absolute().parent.name}/{image.path.name}")
-    picture = draw_figure(image.shown, name, image.size, top, rows, config.font)
+    style = {"strength": config.strength, "transparent": config.overlay == STYLES[0]}
+    drawing = {"font": config.font, "note": explainer.note(image.size), **style}
+    picture = draw_figure(panel(image.slide), name, image.size, top, rows, **drawing)
     arrays: dict[str, Any] = {
         **maps,
         "classes": classes,
@@ -158,15 +174,32 @@ def _write(
     # The fingerprint is for both files, so that its file goes first and comes last.
     with contextlib.suppress(OSError):  # what cannot be removed cannot be written below either
         image.results.unlink(missing_ok=True)
+    _write_overlays(image, explanation, names, drawing if config.overlays else None)
     write_bytes(image.results.with_suffix(".png"), picture)
     write_npz(image.results, arrays)
     empty = [
-        f"{title} of {names[number]} is {remark}"
-        for number, (_, row) in zip(classes, rows, strict=True)
+        f"{title} of {names[chosen]} is {remark}"
+        for chosen, (_, row) in zip(classes, rows, strict=True)
         for title, heatmap in row.items()
         if (remark := nothing_in(heatmap))
     ]
     return [f"{printable(image.path)}: {', '.join(empty)}"] if empty else []
+
+
+def _write_overlays(
+    image: _Image, explanation: Explanation, names: Sequence[str], drawing: dict[str, Any] | None
+) -> None:
+    """Writes each map over the image as a file of its own, and removes those of other options."""
+    name = image.results.name.removesuffix(f"{RESULT}.npz")
+    with contextlib.suppress(OSError):
+        for old in image.results.parent.glob(f"{glob.escape(name)}.*{RESULT}.png"):
+            old.unlink()
+    for method, maps in explanation.maps.items() if drawing is not None else ():
+        for each, heatmap in zip(explanation.classes, maps, strict=True):
+            probability = 100 * explanation.probabilities[each]
+            title = f"{REGISTRY[method].title}: {names[each]}, {probability:.1f} %"
+            file = image.results.with_name(f"{name}.{method}.{each}{RESULT}.png")
+            write_bytes(file, png(draw_overlay(image.slide, heatmap, title, **(drawing or {}))))
 
 
 def _print_list(what: str, lines: list[str]) -> None:
@@ -186,6 +219,8 @@ COMMAND = Stage(
         "high_norm": among(HIGH_NORM),
         "best": whole(1),
         "top": whole(1),
+        "overlay": among(STYLES),
+        "strength": number(0, 1),
     },
     command=True,
 )

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from vitx import weights
 from vitx.data.class_names import find_classes, output_names, read_names
-from vitx.data.datasets.shapes import CLASSES
 from vitx.data.transforms import normalise
 from vitx.models.variants import Classifier
 from vitx.ops import Array
@@ -31,7 +30,7 @@ DEMO: Final = Path("runs/shapes/classifier")
 ASPECTS: Final = ("squash", "keep")
 SCORES: Final = ("auto", "softmax", "sigmoid")
 _OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps")  # of the checkpoint's metadata
-_FORMAT: Final = 2  # of the results: those of another format are written again
+_FORMAT: Final = 3  # of the results: those of another format are written again
 _OCTAVES: Final = 2.0  # the longest aspect kept, 4:1, as a power of two
 _STEPS: Final = 2  # aspects in an octave
 
@@ -83,8 +82,9 @@ class Explainer:
         self.methods = _methods(config.methods, self.model)
         self._models: dict[Size, Classifier] = {self.model.preprocess.size: self.model}
         self._rows: dict[Size, int] = {}  # of the batches that each size is compiled for
-        trained = trained_classes(path, () if config.checkpoint else CLASSES[1:])
-        self.names = _names(config.class_names, self.model.num_classes, trained)
+        trained = trained_classes(path, () if config.checkpoint else demo_classes())
+        own = trained or getattr(self.model, "class_names", None) or ()
+        self.names = _names(config.class_names, self.model.num_classes, own)
         # train.py trains multi-label classifiers; published checkpoints hardly ever are.
         usual = "sigmoid" if trained else "softmax"
         self.scores = usual if config.scores == "auto" else config.scores
@@ -99,8 +99,17 @@ class Explainer:
             "input_size": self.model.preprocess.size,
             **{key: config[key] for key in ("rules", "aspect", "high_norm", *_OVERRIDES)},
             "format": _FORMAT,
-            **{key: config[key] for key in ("top", "font")},
+            **{key: config[key] for key in ("top", "font", "overlays", "overlay", "strength")},
         }
+
+    def note(self, size: Size) -> str:
+        """A warning where the demo's model explains an image that is not of the size of its drawn pictures, or ""."""
+        if self._config.checkpoint or size == self.model.preprocess.size:
+            return ""
+        return (
+            f"this is the demo's model, which knows nothing but {len(self.names)} drawn shapes "
+            f"({', '.join(self.names)}): what it says of a photograph means nothing; give a checkpoint"
+        )
 
     def fingerprint(self, data: bytes) -> str:
         """A digest of an image file's content and of everything else that its results depend on."""
@@ -225,6 +234,13 @@ def _checkpoint(wanted: str) -> Path:
             "--config.checkpoint=FILE"
         )
     return DEMO
+
+
+def demo_classes() -> tuple[str, ...]:
+    """The classes of the demo's model."""
+    from vitx.data.datasets.shapes import CLASSES  # its package needs the extra "data"
+
+    return CLASSES[1:]
 
 
 def trained_classes(path: Path, default: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from vitx.pipeline.compared_model import (
     targets,
 )
 from vitx.pipeline.methods_section import title
+from vitx.report.overlay import DIVERGING, nothing_in, overlay
 from vitx.report.page import Section, write_report
-from vitx.report.pictures import Cell, ColourScale, heatmap_overlay, picture_rows
+from vitx.report.pictures import Cell, ColourScale, picture_rows
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.workdir import StageFolder
 
@@ -61,6 +62,7 @@ def pictures(run: Run) -> list[object]:
         "map an image.",
         picture_rows(columns, rows, "Each method's map"),
         ColourScale(),
+        ColourScale(DIVERGING, "of maps with negative values: against", "for"),
     ]
 
 
@@ -100,8 +102,13 @@ def _cells(
     cells: list[Cell] = [(example.image, f"image {example.id}")]
     shown = dict(zip(comparison.columns, maps, strict=True))
     for method in comparison.methods:
-        heatmap, alt = shown.get((method, kind)), f"{title(method)} of image {example.id}, {named}"
-        cells.append(None if heatmap is None else (heatmap_overlay(example.image, heatmap), alt))
+        if (heatmap := shown.get((method, kind))) is None:
+            cells.append(None)
+            continue
+        alt = f"{title(method)} of image {example.id}, {named}"
+        if remark := nothing_in(heatmap):
+            alt += f": the map is {remark}"
+        cells.append((overlay(example.image, heatmap), alt))
     return cells
 
 

@@ -10,9 +10,10 @@ from vitx.data.palette import IGNORED, voc_palette
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.mask_scores import stored_masks
 from vitx.pseudomasks.seeds import seed_mask
+from vitx.report.overlay import overlay
 from vitx.report.page import Section
 from vitx.report.parts import class_legend, percent
-from vitx.report.pictures import Cell, Pictures, heatmap_overlay, picture_rows
+from vitx.report.pictures import Cell, Pictures, picture_rows
 from vitx.runtime.experiment import Run
 from vitx.runtime.workdir import StageFolder
 
@@ -84,7 +85,7 @@ def _row(
     shown: list[tuple[np.ndarray, str] | None] = [
         (example.image, "image"),
         None if example.mask is None else (voc_palette()[example.mask], "ground truth"),
-        (heatmap_overlay(example.image, seed_map), f"seed map of {name}"),
+        (overlay(example.image, seed_map, diverging=False), f"seed map of {name}"),
         *((voc_palette()[mask], what) for what, mask in masks.items()),
     ]
     return name, [cell and (cell[0], f"{cell[1]} of image {example.id}") for cell in shown]

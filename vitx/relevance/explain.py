@@ -1,5 +1,6 @@
 """`explain`: logits and maps from a model, images and classes, by one forward and one backward pass a class."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,7 @@ MEMORY = ("auto", "fast", "lean")
 HIGH_NORM = ("keep", "median")
 
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
+_FAR = 4  # widths of the pixels' range outside it: noise stays within, pixels in [0, 255] do not
 
 
 def explain(
@@ -83,6 +85,8 @@ def explain(
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
       (B, h, w) or (B, K, h, w), or where `registry.Method.gives_pixels` of pixels, (B, H, W) or (B, K, H, W).
       Methods of several forwards take a target's gradient at the image's own output.
+
+    Warns of images whose range is hardly that of normalised pixels, such as [0, 255] or [0, 1].
 
     Raises:
       ValueError: for an unknown method or option, a method, start layer or target that the model or method does not
@@ -161,7 +165,23 @@ def _check_images(images: ArrayLike, model: Explainable) -> Array:
     # Inside another jit even a constant's values are traced.
     if not isinstance(finite, jax.core.Tracer) and not finite.all():
         raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
+    if not isinstance(checked, jax.core.Tracer):
+        _warn_of_pixels(float(checked.min()), float(checked.max()), model)
     return checked
+
+
+def _warn_of_pixels(low: float, high: float, model: Explainable) -> None:
+    """Warns of values that are hardly normalised pixels: far outside their range, or all of [0, 1] and nothing else."""
+    mean, std = np.asarray(model.preprocess.mean), np.asarray(model.preprocess.std)
+    least, most = float((-mean / std).min()), float(((1 - mean) / std).max())
+    far = _FAR * (most - least)
+    if least - far <= low and high <= most + far and not (0 <= low < 0.05 and 0.95 < high <= 1):
+        return
+    warnings.warn(
+        f"images are in [{low:.4g}, {high:.4g}], but normalised pixels of this model in [{least:.4g}, {most:.4g}]: "
+        "model.preprocess(image) prepares a picture",
+        stacklevel=4,
+    )
 
 
 def _at_size(model: Explainable, images: Array) -> Explainable:

@@ -1,46 +1,49 @@
-"""The picture that explains an image: itself, its most probable classes, and an overlay for each class and method."""
+"""Pictures that explain an image: a sheet with an overlay for each class and method, and one overlay for a slide."""
 
 import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitx.report.pictures import Picture, colour_map, heatmap_overlay
+from vitx.report.overlay import Picture, is_diverging, nothing_in, overlay
 
 PANEL: Final = (300, 224)  # largest width and height of a panel, pixels
+SLIDE: Final = (
+    1280,
+    720,
+)  # of the photograph on a picture of its own, most of a slide of 1920 x 1080
 _LONGEST: Final = 8  # largest ratio of a panel's sides; longer images are shown shortened
 # Least widths: of the list of classes, a method's title, a heading.
 _LEFT, _COLUMN, _ROW = 224, 164, 300
 _MARGIN, _GAP, _BAR, _SCALE = 16, 12, 5, 100
-_NAME, _HEADING, _TEXT, _SMALL = 19, 16, 14, 12  # sizes of letters; lines are half as high again
+# Sizes of letters; lines are half as high again.
+_SLIDE, _NAME, _HEADING, _TEXT, _SMALL = 26, 19, 16, 14, 12
 _INK, _GREY, _PALE, _BLUE = (24, 24, 27), (100, 100, 108), (232, 232, 236), (52, 98, 168)
+_WARNING, _PAPER = (
+    (176, 32, 16),
+    210,
+)  # of a note; grey below the colour bar, as a photograph would be
+_ENDS: Final = {False: ("least relevant", "most relevant"), True: ("against", "for")}
 
 _pad = functools.partial(np.pad, constant_values=255)
 
 
-def panel(image: Picture) -> Picture:
-    """An image uint8 (H, W, 3) at the size of a panel: small ones enlarged, with hard pixels."""
+def panel(image: Picture, box: tuple[int, int] = PANEL) -> Picture:
+    """An image uint8 (H, W, 3) fit into a box (width, height): small ones enlarged, with hard pixels."""
     height, width = image.shape[:2]
     # A narrower side would be too small to see anything.
     wide, high = max(width, height / _LONGEST), max(height, width / _LONGEST)
-    scale = min(PANEL[0] / wide, PANEL[1] / high)
+    scale = min(box[0] / wide, box[1] / high)
     if scale >= 2 and (wide, high) == (width, height):
         scale = math.floor(scale)  # pixels of equal size
     size = (round(wide * scale), round(high * scale))
     kind = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize(size, kind))
-
-
-def nothing_in(heatmap: np.ndarray) -> str:
-    """Why a map shows nothing: "not finite" or "constant"; "" where it shows something."""
-    if not np.isfinite(heatmap).all():
-        return "not finite"
-    return "constant" if heatmap.min() == heatmap.max() else ""
 
 
 def draw_figure(
@@ -50,6 +53,8 @@ def draw_figure(
     scores: Sequence[tuple[str, float]],
     rows: Sequence[tuple[str, Mapping[str, np.ndarray]]],
     font: str = "",
+    note: str = "",
+    **style: Any,
 ) -> bytes:
     """Draws the image above its classes and their probabilities, and beside them a row of overlays for each class.
 
@@ -60,6 +65,8 @@ def draw_figure(
         scores: names and probabilities of the classes to list.
         rows: a heading for each explained class, and its maps (h, w) by the method's title.
         font: a .ttf file; "" for DejaVu Sans.
+        note: a warning below the name.
+        style: arguments of `overlay`.
 
     Returns:
         A PNG file.
@@ -69,7 +76,7 @@ def draw_figure(
     width = max(shown.shape[1], _COLUMN)
     for heading, maps in rows:
         panels = [
-            _below(write(title, _TEXT, width, _GREY), _overlay(font, shown, heatmap))
+            _below(write(title, _TEXT, width, _GREY), _overlay(font, shown, heatmap, style))
             for title, heatmap in maps.items()
         ]
         overlays = _beside(*panels, gap=_GAP)
@@ -77,16 +84,52 @@ def draw_figure(
     listed = [_score(font, *score, max(shown.shape[1], _LEFT)) for score in scores]
     above = len(table[0]) - len(shown)  # the first row's heading and titles
     left = _pad(_below(shown, *listed, gap=_GAP), ((above, 0), (0, 0), (0, 0)))
-    least, most = (write(f"{end} relevant", _SMALL, colour=_GREY) for end in ("least", "most"))
-    colours = np.tile(colour_map(np.linspace(0, 1, _SCALE)), (len(least) // 2, 1, 1))
-    scale = _pad(colours, ((len(least) // 4, 0), (0, 0), (0, 0)))
-    table.append(_beside(least, scale, most, gap=_GAP))
+    kinds = {is_diverging(map) for _, maps in rows for map in maps.values() if not nothing_in(map)}
+    table += [_colour_bar(font, kind, _SMALL, **style) for kind in sorted(kinds)]
 
     body = _beside(left, _below(*table, gap=2 * _GAP), gap=2 * _GAP)
     pixels = write(f"{size[1]} x {size[0]} pixels", _SMALL, colour=_GREY)
-    page = _below(_below(write(name, _NAME, body.shape[1]), pixels), body, gap=_GAP)
+    head = [write(name, _NAME, body.shape[1]), pixels]
+    if note:
+        head.append(write(note, _TEXT, body.shape[1], _WARNING))
+    page = _below(_below(*head), body, gap=_GAP)
+    return png(_pad(page, ((_MARGIN,), (_MARGIN,), (0,))))
+
+
+def draw_overlay(
+    image: Picture, heatmap: np.ndarray, title: str, font: str = "", note: str = "", **style: Any
+) -> Picture:
+    """Draws one map over an image of a size for a slide, its title above and a colour bar below.
+
+    Args:
+        image: uint8 (H, W, 3), of any size.
+        heatmap: (h, w).
+        title: above it: what is explained, and by which method.
+        font: a .ttf file; "" for DejaVu Sans.
+        note: a warning below the colour bar.
+        style: arguments of `overlay`.
+
+    Returns:
+        uint8 (H', W', 3).
+    """
+    shown = panel(image, SLIDE)
+    width = max(shown.shape[1], 2 * _ROW)
+    parts = [_text(font, title, _SLIDE, width), overlay(shown, heatmap, **style)]
+    if remark := nothing_in(heatmap):
+        note = f"map is {remark}: it shows nothing" + (f"; {note}" if note else "")
+    else:
+        diverging = style.pop("diverging", None)
+        diverging = is_diverging(heatmap) if diverging is None else diverging
+        parts.append(_colour_bar(font, diverging, _NAME, **style))
+    if note:
+        parts.append(_text(font, note, _NAME, width, _WARNING))
+    return _pad(_below(*parts, gap=_GAP), ((_MARGIN,), (_MARGIN,), (0,)))
+
+
+def png(picture: Picture) -> bytes:
+    """uint8 (H, W, 3) -> a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(_pad(page, ((_MARGIN,), (_MARGIN,), (0,)))).save(file, "PNG")
+    Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()
 
 
@@ -134,15 +177,25 @@ def _score(font: str, label: str, probability: float, width: int) -> Picture:
     return _below(_beside(_text(font, label, _TEXT, width - percent.shape[1]), percent), bar)
 
 
-def _overlay(font: str, shown: Picture, heatmap: np.ndarray) -> Picture:
+def _overlay(font: str, shown: Picture, heatmap: np.ndarray, style: dict[str, Any]) -> Picture:
     """The map in colour over the image, or a pale panel that says why the map shows nothing."""
     if not (remark := nothing_in(heatmap)):
-        return heatmap_overlay(shown, heatmap)
+        return overlay(shown, heatmap, **style)
     text, letters = f"map is {remark}", load_font(font, _SMALL)
     width = max(shown.shape[1], math.ceil(letters.getlength(text)))
     pale = Image.new("RGB", (width, len(shown)), _PALE)
     ImageDraw.Draw(pale).text((width // 2, len(shown) // 2), text, _GREY, letters, anchor="mm")
     return np.asarray(pale)
+
+
+def _colour_bar(font: str, diverging: bool, size: int, **style: Any) -> Picture:
+    """The colours of an overlay as over light grey, between what they mean."""
+    low, high = (_text(font, end, size, colour=_GREY) for end in _ENDS[diverging])
+    paper = np.full((size, _SCALE * size // _SMALL, 3), _PAPER, np.uint8)
+    values = np.linspace(-1 if diverging else 0, 1, paper.shape[1], dtype=np.float32)
+    colours = overlay(paper, values[None], **{**style, "diverging": diverging})
+    above = (len(low) - len(colours)) // 2
+    return _beside(low, _pad(colours, ((above, 0), (0, 0), (0, 0))), high, gap=_GAP)
 
 
 def _below(*parts: Picture, gap: int = 0) -> Picture:

@@ -1,4 +1,4 @@
-"""Pictures in the report: overlays, their encoding, and the table that shows them."""
+"""Pictures in the report: their encoding, and the table that shows them."""
 
 import base64
 import io
@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageColor
+from PIL import Image
 
-Picture: TypeAlias = NDArray[np.uint8]
+from vitx.report.overlay import SEQUENTIAL, Picture
+
 Cell: TypeAlias = tuple[Picture, str] | None  # (H, W, 3) and its alt text
 
 SHOWN: Final = 128  # longest side on the page, in CSS pixels, as far as whole multiples allow
 STORED: Final = 288  # longest side stored: sharp on screens of double density
 _TABLE_PIXELS: Final = 25_000_000  # stored in a table: a page with two stays below 10 MB
-# Dark to bright in nearly equal steps of lightness: the order shows in grey, too.
-_RAMP: Final = ("#080a26", "#42126c", "#921e6e", "#d44046", "#f28a26", "#fdf3ac")
 
 
 class Shown(NamedTuple):
@@ -47,43 +45,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ColourScale:
-    """The colours of `heatmap_overlay`, from low to high."""
+    """The colours of `overlay`, from low to high, and what the ends are."""
 
-    colours: Sequence[str] = _RAMP
-
-
-def colour_map(values: ArrayLike) -> Picture:
-    """Values (...) in [0, 1] -> uint8 colours (..., 3) from dark to bright."""
-    values = np.clip(np.asarray(values, np.float64), 0.0, 1.0)
-    places = np.linspace(0, 1, len(_RAMP))
-    ramp = np.array([ImageColor.getrgb(colour) for colour in _RAMP])
-    channels = [np.interp(values, places, ramp[:, channel]) for channel in range(3)]
-    return np.stack(channels, -1).round().astype(np.uint8)
-
-
-def heatmap_overlay(image: ArrayLike, heatmap: ArrayLike, strength: float = 0.65) -> Picture:
-    """A map in colour over the image in grey.
-
-    Args:
-        image: (H, W, 3) uint8.
-        heatmap: (h, w) any scale: upsampled bilinearly, then brought to [0, 1]. A constant map is
-            all dark.
-        strength: share of the colour.
-
-    Raises:
-        ValueError: the map is not (h, w) or not finite.
-    """
-    image, heatmap = np.asarray(image), np.asarray(heatmap, np.float32)
-    if heatmap.ndim != 2 or not np.isfinite(heatmap).all():
-        raise ValueError(f"the map {heatmap.shape} to draw must be (h, w) and finite")
-    height, width = image.shape[:2]
-    resized = np.asarray(
-        Image.fromarray(heatmap).resize((width, height), Image.Resampling.BILINEAR)
-    )
-    spread = float(resized.max() - resized.min())
-    scaled = (resized - resized.min()) / spread if spread else np.zeros((height, width))
-    grey = image.astype(np.float64).mean(-1, keepdims=True)
-    return ((1 - strength) * grey + strength * colour_map(scaled)).round().astype(np.uint8)
+    colours: Sequence[str] = SEQUENTIAL
+    low: str = "least relevant"
+    high: str = "most relevant"
 
 
 def picture_rows(

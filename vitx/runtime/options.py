@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from vitx.data.pictures import pixel_limit
 from vitx.data.unreadable import POLICIES
+from vitx.images.pictures import pixel_limit
 from vitx.parallel import MODES
 
 

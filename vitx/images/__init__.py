@@ -1,0 +1,1 @@
+"""Image files and pixels: what data, models and pictures share."""

@@ -4,35 +4,11 @@ It also explains images, scores any masks, and compares a checkpoint with PyTorc
 
     python evaluate.py --config configs/shapes.py --workdir runs/shapes [--config.key=value]
 
-The same --workdir resumes. The head of each config says how to use it.
+The same --workdir resumes. The head of each config says how to use it. The same as `vitx evaluate`.
 """
 
-import train
-from vitx.pipeline import (
-    compare,
-    controls,
-    explain,
-    gallery,
-    masks,
-    methods,
-    report,
-    score,
-    segmenter,
-)
+from vitx.pipeline.stages import EVALUATE, TRAIN
 from vitx.runtime.command_line import launch
-from vitx.runtime.experiment import Stage
-
-STAGES: tuple[Stage, ...] = (
-    masks.STAGE,
-    controls.STAGE,
-    segmenter.STAGE,
-    methods.STAGE,
-    report.STAGE,
-    gallery.COMMAND,
-    explain.COMMAND,
-    compare.COMMAND,
-    score.COMMAND,
-)
 
 if __name__ == "__main__":
-    launch(STAGES, before=train.STAGES)
+    launch(EVALUATE, before=TRAIN)

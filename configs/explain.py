@@ -1,4 +1,4 @@
-"""Explains your own images: writes for each a sheet of all overlays, each overlay on its own, and an .npz of raw maps.
+r"""Explains your own images: writes for each a sheet of all overlays, each overlay on its own, and an .npz of raw maps.
 
 The default model is the one that `make demo` trains (runs/shapes/classifier); any checkpoint that `vitx.load` reads
 works too. The methods are by default those of [Re] Weakly-Supervised Semantic Segmentation via Transformer
@@ -47,7 +47,9 @@ def get_config() -> ConfigDict:
     # the position embedding. Aspects are rounded to steps of half an octave up to 4:1: at most nine sizes are compiled.
     config.aspect = "squash"
 
-    config.methods = "all"  # [Re]'s six and CAM, those that the model has; or names of vitx.METHODS, comma-separated
+    # Names of vitx.METHODS, comma-separated; "all": [Re]'s six and CAM, those that the model has; "auto":
+    # transformer_attribution, of a CNN gradcam.
+    config.methods = "all"
     config.rules = "published"  # or "stable": bounded denominators
     # Patch tokens of high norm (docs/explain.md): "keep" the maps' values there, or put their neighbours' "median".
     config.high_norm = "keep"

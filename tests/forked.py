@@ -61,7 +61,7 @@ def programs(folder: Path) -> Iterator[Programs]:
 
 
 def _serve(requests: IO[str], folder: Path) -> None:
-    import evaluate  # noqa: F401  # what is imported here, children have
+    import vitx.pipeline.stages  # noqa: F401  # what is imported here, children have
 
     for request in requests:
         script, *arguments = json.loads(request)

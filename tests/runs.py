@@ -4,13 +4,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import evaluate
-import train
+from vitx.pipeline.stages import EVALUATE, TRAIN
 from vitx.runtime.experiment import Run
 from vitx.runtime.signals import StopRequest
 from vitx.runtime.workdir import Workdir
 
-KNOWN = {stage.name: stage for stage in (*train.STAGES, *evaluate.STAGES)}
+KNOWN = {stage.name: stage for stage in (*TRAIN, *EVALUATE)}
 STAGES = tuple(stage for stage in KNOWN.values() if not stage.command)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import train
 from configs import testing
 from tests.runs import KNOWN, STAGES, begun
 from tests.small_models import small_vit
@@ -20,6 +19,7 @@ from vitx.data.palette import decode_mask
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.compared_model import chosen_images, pixel_batches
 from vitx.pipeline.seeds import padded_classes
+from vitx.pipeline.stages import TRAIN
 from vitx.runtime.experiment import Run, run_stages
 from vitx.runtime.signals import Stopped, StopRequest
 from vitx.runtime.workdir import StageFolder, Workdir
@@ -191,7 +191,7 @@ def test_methods_work_at_another_size_than_the_images(finished: Run, data: Path)
 
 def test_stage_of_the_other_script_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no stage of this script, which has classifier"):
-        run_stages(_run(tmp_path, data, stages="masks"), train.STAGES)
+        run_stages(_run(tmp_path, data, stages="masks"), TRAIN)
 
 
 def test_stage_that_needs_another_says_so(data: Path, tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """Examples that cannot be read: found by decoding a split once, before anything is computed from it."""
 
+from __future__ import annotations
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitx import parallel
-from vitx.data.source import Source
 from vitx.images.pictures import pixel_limit
 from vitx.runtime.files import WorkdirError, parse_json, write_json
 from vitx.runtime.progress import progress
 from vitx.runtime.signals import StopRequest
+
+if TYPE_CHECKING:  # its package TFDS is needed only where a dataset is read
+    from vitx.data.source import Source
 
 POLICIES = ("stop", "skip")  # of config.on_bad_image
 REMEDY = "leave such images out with --config.on_bad_image=skip"

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from vitx.data.datasets.shapes import draw
 from vitx.data.transforms import normalise, resize_image
 from vitx.data.user_images import find_images, read_user_image
 from vitx.evaluation.differences import Parity, compare
@@ -111,6 +110,8 @@ def images_for(model: VisionTransformer, files: str, count: int) -> np.ndarray:
     if files:
         pictures = [read_user_image(path) for path in find_images(files)]
     else:
+        from vitx.data.datasets.shapes import draw  # its package needs the extra "data"
+
         pictures = [draw(0, "val", index).image for index in range(count)]
     size = model.preprocess.size
     return normalise(np.stack([resize_image(p, size) for p in pictures]), model.preprocess)

@@ -70,7 +70,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     load_font(config.font, 1)  # raises for a wrong one before the work begins
     explainer = Explainer(config)
     written, empty, broken, high = 0, list[str](), list[str](), list[str]()
-    notes = set[str]()
+    notes, drawn = set[str](), list[str]()
     with progress(len(paths), "explain") as bar:
 
         def unexplained() -> Iterator[_Image]:
@@ -94,6 +94,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
             for image, explanation in zip(batch, explanations, strict=True):
                 empty += _write(image, explanation, explainer, config)
                 notes.add(explainer.note(image.size))
+                drawn.append(str(image.results.with_suffix(".png")))
                 tokens = explanation.high_norm
                 if tokens.any():
                     path = printable(image.path)
@@ -108,6 +109,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     _print_list("images with maps that show nothing", empty)
     _print_list("images with patch tokens of high norm", high)
     _print_list("files left out", broken)
+    _print_list("pictures", drawn)
     unchanged = len(paths) - written - len(broken)
     print(
         f"explain: {written} written, {unchanged} done before, {len(broken)} broken; in {stage.folder}"

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from vitx import weights
 from vitx.data.class_names import find_classes, output_names, read_names
 from vitx.data.transforms import normalise
+from vitx.models.families import MODELS
+from vitx.models.registry import CNNS
 from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.parallel import pad_batch
@@ -208,8 +210,11 @@ def nearest_grid(image_size: Size, tokens: int) -> Size:
 def _methods(wanted: str, model: Classifier | None = None) -> tuple[str, ...]:
     """The names of the wanted methods, which the model must have, where it is given.
 
-    "all" are [Re]'s and CAM, those that the model has.
+    "all" are [Re]'s and CAM, those that the model has; "auto" is transformer attribution, or GradCAM of a CNN.
     """
+    if wanted.strip() == "auto":
+        attention = model is None or bool(model.attention_shapes())
+        return ("transformer_attribution",) if attention else ("gradcam",)
     if wanted.strip() == "all":
         usual = (*TABLE_METHODS, "cam")
         return () if model is None else tuple(n for n in usual if REGISTRY[n].explains(model))
@@ -217,7 +222,7 @@ def _methods(wanted: str, model: Classifier | None = None) -> tuple[str, ...]:
     methods = tuple(dict.fromkeys(names))
     if unknown := [name for name in methods if name not in REGISTRY]:
         raise ValueError(
-            f"config.methods: {unknown[0]!r} is none of {', '.join(REGISTRY)}; or give 'all'"
+            f"config.methods: {unknown[0]!r} is none of {', '.join(REGISTRY)}; or give 'all' or 'auto'"
         )
     if model is not None:
         for name in methods:
@@ -226,12 +231,17 @@ def _methods(wanted: str, model: Classifier | None = None) -> tuple[str, ...]:
 
 
 def _checkpoint(wanted: str) -> Path:
+    path = Path(wanted).expanduser()
+    if wanted in (*MODELS, *CNNS) and not path.exists():
+        raise ValueError(
+            f"{wanted} names an architecture, whose weights would be random: give a file of trained weights"
+        )
     if wanted:
-        return Path(wanted).expanduser()
+        return path
     if not any((DEMO / name).is_file() for name in FOLDER_FILES):
         raise ValueError(
             f"there is no trained model in {DEMO}: run `make demo` first, or give "
-            "--config.checkpoint=FILE"
+            "a checkpoint (vitx explain --model FILE, or --config.checkpoint=FILE)"
         )
     return DEMO
 

@@ -163,9 +163,11 @@ def _check_images(images: ArrayLike, model: Explainable) -> Array:
     checked = jnp.asarray(images)
     finite = jnp.isfinite(checked).all((1, 2, 3))
     # Inside another jit even a constant's values are traced.
-    if not isinstance(finite, jax.core.Tracer) and not finite.all():
-        raise ValueError(f"images[{finite.argmin()}] has a value that is not finite: leave it out")
-    if not isinstance(checked, jax.core.Tracer):
+    if not isinstance(finite, jax.core.Tracer):
+        if not finite.all():
+            raise ValueError(
+                f"images[{finite.argmin()}] has a value that is not finite: leave it out"
+            )
         _warn_of_pixels(float(checked.min()), float(checked.max()), model)
     return checked
 

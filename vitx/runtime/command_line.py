@@ -1,4 +1,4 @@
-"""The command line that `train.py` and `evaluate.py` share."""
+"""The command line of experiments: of `vitx train`, `vitx evaluate` and the like, `train.py` and `evaluate.py`."""
 
 import contextlib
 import os
@@ -7,19 +7,22 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vitx import parallel
+from vitx.runtime import config_files
 from vitx.runtime.experiment import Run, Stage, check_options, run_stages
 from vitx.runtime.files import WriteError, first_line, write_bytes
 from vitx.runtime.signals import StopRequest, clean_exit, exit_together
 from vitx.runtime.workdir import Workdir
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file, or a name that `vitx configs` lists.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -35,20 +38,29 @@ _MULTIHOST = flags.DEFINE_boolean(
 )
 
 
+_EXTRA: Final = ("array_record", "grain", "h5py", "tensorboardX", "tensorflow_datasets")
+"""Packages that the extra `train` of pyproject.toml brings; they are imported only where they are needed."""
+
+
 def launch(
     stages: Sequence[Stage], before: Sequence[Stage] = (), after: Sequence[Stage] = ()
 ) -> None:
-    """Runs a script: reads the flags, locks the workdir, and runs the selected stages that are not done.
+    """Runs stages: reads the flags, locks the workdir, and runs the selected stages that are not done.
 
     Exit codes: 0 for success; 130 or 143 if a signal stopped the run; 1 if it failed; 2 if the input was wrong, with
     the error in one line and its traceback in the workdir's `error.txt`. Several processes share one lock, and if one
     stops, all stop.
 
     Args:
-        stages: The script's own stages, in order.
-        before: Stages of the experiment that run in another script before these.
-        after: Stages that run in another script after these; they are checked before any stage runs.
+        stages: The command's own stages, in order.
+        before: Stages of the experiment that run in another command before these.
+        after: Stages that run in another command after these; they are checked before any stage runs.
     """
+    try:
+        sys.argv = config_files.with_found(sys.argv)  # where ml_collections looks, too
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     flags.mark_flags_as_required(["config"])
     app.run(lambda argv: _main(argv, stages, before, after), flags_parser=_parse)
 
@@ -113,10 +125,18 @@ def _run(run: Run, stages: Sequence[Stage], after: Sequence[Stage]) -> None:
         check_options(run.config, run.stages)
         run_stages(run, stages, after)
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:
-        print(f"error: {error}\n(details: {report})", file=sys.stderr)
+        print(f"error: {explained(error)}\n(details: {report})", file=sys.stderr)
         with contextlib.suppress(WriteError):
             write_bytes(report, traceback.format_exc().encode(errors="backslashreplace"))
         raise SystemExit(2) from None
+
+
+def explained(error: Exception) -> str:
+    """The error's text; where a package is missing that the extra `train` brings, how to install it."""
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if not isinstance(error, ImportError) or package not in _EXTRA:
+        return str(error)
+    return f"the package {package} is not installed: pip install 'vitx[train]', or in a clone '.[train]'"
 
 
 def _start() -> None:

@@ -4,18 +4,20 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
 
 from vitx import parallel, weights
-from vitx.data import loader
 from vitx.report.page import Section, Tile
 from vitx.runtime.options import COMMON, Wanted, check_ranges
 from vitx.runtime.signals import StopRequest
 from vitx.runtime.sources import Sources
 from vitx.runtime.workdir import StageFolder, Workdir
+
+if TYPE_CHECKING:  # its package TFDS is needed only where a dataset is read
+    from vitx.data.source import Source
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -97,7 +99,7 @@ class Run:
     def __post_init__(self) -> None:
         self.sources = Sources(self.config, self.workdir.folder / "unreadable", self.stop)
 
-    def source(self, split: str) -> loader.Source:
+    def source(self, split: str) -> "Source":
         """The images of a split such as "val" or "train[:400]", opened once; see `Sources`."""
         return self.sources[split]
 

@@ -1,14 +1,19 @@
 """The images of an experiment's splits, each split opened once and without what is left out."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from vitx import parallel
-from vitx.data import loader
 from vitx.data.unreadable import find_unreadable, recorded, refuse
 from vitx.runtime.signals import StopRequest
+
+if TYPE_CHECKING:  # its package TFDS is needed only where a dataset is read
+    from vitx.data.source import Source
 
 _SPLITS = ("train_split", "val_split", "split")  # options of a section that name a split
 
@@ -24,11 +29,11 @@ class Sources:
 
     def __init__(self, config: ConfigDict, folder: Path, stop: StopRequest):
         self._config, self._folder, self._stop = config, folder, stop
-        self._opened: dict[str, loader.Source] = {}  # complete
-        self._sources: dict[str, loader.Source] = {}  # without what is left out
+        self._opened: dict[str, Source] = {}  # complete
+        self._sources: dict[str, Source] = {}  # without what is left out
         self._unreadable: dict[str, dict[str, str]] = {}
 
-    def __getitem__(self, split: str) -> loader.Source:
+    def __getitem__(self, split: str) -> Source:
         """A split such as "val" or "train[:400]".
 
         Under `config.on_bad_image` "skip" all processes call it together.
@@ -87,10 +92,12 @@ class Sources:
         wholes = [data[name] for name in ("train_split", "val_split") if name in data]
         return next((name for name in wholes if split.startswith(f"{name}[")), split)
 
-    def _open(self, split: str) -> loader.Source:
+    def _open(self, split: str) -> Source:
         if split not in self._opened:
+            from vitx.data.source import open_source
+
             data = self._config.data
-            self._opened[split] = loader.open_source(
+            self._opened[split] = open_source(
                 data.name, split, data.root, classes=data.get("classes", "")
             )
         return self._opened[split]

@@ -1,0 +1,5 @@
+"""`python -m vitx`, the same as the command `vitx`."""
+
+from vitx.commands import main
+
+main()

@@ -45,7 +45,9 @@ def _can_be_installed(command: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     arguments = command[command.index("install") + 1 :]
     for argument in arguments:
-        if extra := re.fullmatch(r"\.\[(\w+)]", argument):
+        if argument == ".":
+            assert project["name"] == "vitx"
+        elif extra := re.fullmatch(r"\.\[(\w+)]", argument):
             assert extra[1] in project["optional-dependencies"]
         elif argument.startswith("jax["):
             assert [argument] in project["optional-dependencies"].values()
@@ -204,6 +206,8 @@ def sandbox(inputs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Pat
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("photos", "a.jpg"):
         (tmp_path / name).symlink_to(inputs / name)
+    (tmp_path / "photo.jpg").symlink_to(inputs / "a.jpg")
+    (tmp_path / "weights.safetensors").symlink_to(inputs / "vit.safetensors")
     shutil.copytree(inputs / "own", tmp_path / "own/JPEGImages")
     if request.node.callspec.params["page"] != "docs/quickstart.md":
         (tmp_path / "runs/shapes").mkdir(parents=True)

@@ -26,6 +26,7 @@ FREE = [  # names of files, splits, datasets and classes, texts, and what is tru
     "class_names",
     "images",
     "font",
+    "overlays",
     "architecture",
     "*.flip",
     "*.decay_norms_and_biases",

@@ -17,6 +17,7 @@ SLIDE: Final = (
     1280,
     720,
 )  # of the photograph on a picture of its own, most of a slide of 1920 x 1080
+_HARD: Final = 4  # from this enlargement on, pixels are shown as squares
 _LONGEST: Final = 8  # largest ratio of a panel's sides; longer images are shown shortened
 # Least widths: of the list of classes, a method's title, a heading.
 _LEFT, _COLUMN, _ROW = 224, 164, 300
@@ -34,15 +35,15 @@ _pad = functools.partial(np.pad, constant_values=255)
 
 
 def panel(image: Picture, box: tuple[int, int] = PANEL) -> Picture:
-    """An image uint8 (H, W, 3) fit into a box (width, height): small ones enlarged, with hard pixels."""
+    """An image uint8 (H, W, 3) fit into a box (width, height): tiny ones enlarged with hard pixels."""
     height, width = image.shape[:2]
     # A narrower side would be too small to see anything.
     wide, high = max(width, height / _LONGEST), max(height, width / _LONGEST)
     scale = min(box[0] / wide, box[1] / high)
-    if scale >= 2 and (wide, high) == (width, height):
+    if scale >= _HARD and (wide, high) == (width, height):
         scale = math.floor(scale)  # pixels of equal size
     size = (round(wide * scale), round(high * scale))
-    kind = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    kind = Image.Resampling.NEAREST if scale >= _HARD else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize(size, kind))
 
 

@@ -21,6 +21,9 @@ class Explainable(Protocol):
       blocks: functions (tokens, ops, probe, queries, rotate) -> the first `queries` tokens, or all, and attention.
       queries: how many tokens the last block computes in `encode`; None for all.
       any_size: whether it takes images of any size; its grid then follows from `preprocess.size`.
+
+    Vitx's own models also have `class_names`, of their outputs, where they are known, else None; `class_names_source`,
+    where these are from (`vitx.weights.class_names`); and `assumed`, the settings that were guessed: "num_heads".
     """
 
     preprocess: Any

@@ -261,7 +261,13 @@ def test_usual_heads(width, design, heads):
 
 def test_heads_of_a_bare_huge_vit(tmp_path):
     bare(tiny(MAE, size=(8, 8), width=1280, depth=1), tmp_path)
-    assert vitx.load(tmp_path).blocks[0].attn.heads == 16
+    with pytest.warns(UserWarning, match="16 heads are guessed from the width, 1280"):
+        model = vitx.load(tmp_path)
+    assert model.blocks[0].attn.heads == 16 and model.assumed == ("num_heads",)
+    vitx.save(model, tmp_path / "own.safetensors")  # a guess stays one
+    with pytest.warns(UserWarning, match="16 heads are guessed"):
+        assert vitx.load(tmp_path / "own.safetensors").assumed == ("num_heads",)
+    assert vitx.load(tmp_path / "own.safetensors", num_heads=8).assumed == ()
     bare(tiny(Design(), size=(8, 8), width=1152, depth=1), tmp_path)
     what = r"its width, 1152 \(16 in SO400M\), specifies the number of heads: give num_heads"
     with pytest.raises(ValueError, match=what) as error:
@@ -519,21 +525,30 @@ def test_transformers_own_deit(kind, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processor", "size"),
+    ("processor", "size", "evaluation"),
     [
-        ({"crop_size": {"height": 28, "width": 42}, "size": {"shortest_edge": 60}}, (28, 42)),
-        ({"crop_size": 28, "do_center_crop": False, "size": {"height": 42, "width": 42}}, (42, 42)),
-        ({"size": {"shortest_edge": 28}}, (56, 56)),
-        ({"size": 84}, (84, 84)),
-        ({"size": 85}, (56, 56)),  # no multiple of the patch
+        (
+            {"crop_size": {"height": 28, "width": 42}, "size": {"shortest_edge": 60}},
+            (28, 42),
+            ("bilinear", "center", 28 / 60),
+        ),
+        (
+            {"crop_size": 28, "do_center_crop": False, "size": {"height": 42, "width": 42}},
+            (42, 42),
+            ("bilinear", "squash", 1.0),
+        ),
+        ({"size": {"shortest_edge": 28}}, (56, 56), ("bilinear", "center", 1.0)),
+        ({"size": 84, "resample": 3}, (84, 84), ("bicubic", "center", 1.0)),
+        # no multiple of the patch
+        ({"size": 85, "resample": 1}, (56, 56), ("lanczos", "center", 1.0)),
     ],
 )
-def test_preprocessing_beside_the_weights(processor, size, tmp_path):
+def test_preprocessing_beside_the_weights(processor, size, evaluation, tmp_path):
     written("dinov2", tmp_path)
     processor = processor | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     model = vitx.load(tmp_path)
-    assert model.preprocess == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), size)
+    assert model.preprocess == Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), size, *evaluation)
     assert vitx.load(tmp_path, image_size=56).preprocess.size == (56, 56)
 
 
@@ -570,7 +585,7 @@ def test_settings_that_vitx_does_not_compute(name, key, value, what, tmp_path):
     [
         ("siglip", {"head.probe": None}, "- attn_pool.latent"),
         ("siglip", {"embeddings.patch_embedding.weight": np.ones((48, 588))}, "a NaFlex SigLIP 2"),
-        ("eva02_small", {"pos_embed": None}, "a BEiT, or a ViT with positions of another kind"),
+        ("eva02_small", {"pos_embed": None}, "this is an EVA-02 without its position table"),
         ("gap", {"pos_embed": None}, "- pos_embed is missing"),
         ("gap", {"fc_norm.weight": None}, r"\+ fc_norm.bias.*- norm.bias"),
         ("vit_registers", {"blocks.1.ls1.gamma": np.ones(48)}, r"- blocks.0.ls1.gamma"),

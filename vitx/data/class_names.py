@@ -1,21 +1,17 @@
-"""Names of classes: ImageNet's, those in a file, and finding a class by its name."""
+"""Names of classes: ImageNet's, and those in a file; `vitx.naming` finds a class by its name."""
 
-import difflib
 import functools
 import os
-import unicodedata
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from vitx.naming import composed as composed
+from vitx.naming import find_classes as find_classes
+
 IMAGENET_CLASSES = 1000
 BACKGROUND = "background"
 MOST_CLASSES = 254  # besides the background: masks have 8 bits, and 255 is ignored
-
-
-def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC), in which names are compared: systems and editors differ in the form."""
-    return unicodedata.normalize("NFC", name)
 
 
 @functools.cache
@@ -30,11 +26,9 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def output_names(count: int, trained: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of a model's `count` outputs: the classes it was trained on, or ImageNet's, or "class 0" and so on."""
+    """Names of a model's `count` outputs: those of the classes it was trained on, or "class 0" and so on."""
     if len(trained) == count:
         return tuple(trained)
-    if count == IMAGENET_CLASSES:
-        return imagenet_names()
     return tuple(f"class {number}" for number in range(count))
 
 
@@ -86,40 +80,3 @@ def _lines(path: str | os.PathLike[str]) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"the class names in {path} are not UTF-8 text: {error}") from error
     return [line.strip() for line in text.rstrip().split("\n")]
-
-
-def find_classes(wanted: str | Sequence[str | int], names: Sequence[str]) -> tuple[int, ...]:
-    """The classes that a user asked for, each once, in the order given.
-
-    Args:
-        wanted: comma-separated numbers (from 0) and names, whose case and Unicode form do not matter; one name that
-            has commas itself; or a sequence of such entries.
-        names: of all classes.
-
-    Raises:
-        ValueError: for a number out of range, or a name that no class has, or several.
-    """
-    folded = [_folded(name) for name in names]
-    if isinstance(wanted, str):
-        wanted = [wanted] if _folded(wanted.strip()) in folded else wanted.split(",")
-    return tuple(dict.fromkeys(_find(str(entry).strip(), names, folded) for entry in wanted))
-
-
-def _folded(name: str) -> str:
-    return composed(composed(name).casefold())
-
-
-def _find(entry: str, names: Sequence[str], folded: Sequence[str]) -> int:
-    if entry.lstrip("-").isdecimal():
-        if not 0 <= int(entry) < len(names):
-            raise ValueError(f"class {entry} is not one of the model's, 0 to {len(names) - 1}")
-        return int(entry)
-    found = [index for index, name in enumerate(folded) if name == _folded(entry)]
-    if len(found) > 1:
-        numbers = ", ".join(map(str, found))
-        raise ValueError(f"several classes are named {entry!r}: give a number of {numbers}")
-    if not found:
-        near = difflib.get_close_matches(_folded(entry), folded, n=3, cutoff=0.5)
-        nearest = ", ".join(names[folded.index(name)] for name in near)
-        raise ValueError(f"no class is named {entry!r}; nearest: {nearest or 'none'}")
-    return found[0]

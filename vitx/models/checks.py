@@ -1,6 +1,6 @@
 """Checks of numbers from callers and files; those of NumPy and JAX become Python's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -57,6 +57,24 @@ def three_positive(value: Any) -> tuple[float, float, float]:
     if min(numbers := three_numbers(value)) <= 0:
         raise ValueError(f"must be positive, not {value!r}")
     return numbers
+
+
+def share(value: Any) -> float:
+    """A number above 0 and at most 1."""
+    if (number := positive_float(value)) > 1:
+        raise ValueError(f"must be at most 1, not {value!r}")
+    return number
+
+
+def one_of(known: Sequence[str]) -> Callable[[Any], str]:
+    """A check that a value is one of some texts."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"must be one of {', '.join(known)}, not {value!r:.100}")
+        return value
+
+    return check
 
 
 def _numbers(value: Any, kinds: str, *shapes: tuple[int, ...]) -> np.ndarray | None:

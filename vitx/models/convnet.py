@@ -47,6 +47,8 @@ class ConvNet(Model):
         rngs: nnx.Rngs,
     ):
         self.width, self.num_classes, self.preprocess = width, num_classes, preprocess
+        self.name_classes()
+        self.assumed = ()
         self.head: Any = Linear(width, num_classes, head_bias, rngs=rngs) if num_classes else None
 
     @property
@@ -137,6 +139,7 @@ class ConvNet(Model):
         """The model with the same weights whose output is the pooled one."""
         other = nnx.merge(*nnx.split(self))
         other.num_classes = 0
+        other.name_classes()
         other.drop("head")
         return other
 

@@ -1,6 +1,6 @@
 """What sets families of Vision Transformers apart, beside their sizes, and the statistics of their input."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.images.pixels import Picture, each_as_pixels, normalise, resize_image
-from vitx.models.checks import checked, image_size, three_numbers, three_positive
+from vitx.models.checks import checked, image_size, one_of, share, three_numbers, three_positive
+
+INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+"""Pillow's filters."""
+CROP_MODES: Final = ("squash", "center")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class Preprocess:
       mean: of each colour channel (red, green, blue).
       std: standard deviation of each channel, above 0.
       size: (H, W) of the input in pixels, or one side for both.
+      interpolation: one of `INTERPOLATIONS`, by which the weights' own evaluation resizes.
+      crop_mode: how it makes a picture the input's size: "squash" to it, whatever the aspect, or "center", which keeps
+        the aspect and shows the middle.
+      crop_pct: the share of the resized picture's (shorter) side that is shown, in (0, 1].
 
     Raises:
       ValueError: for a value of another shape, type or range.
@@ -33,9 +41,19 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     size: tuple[int, int] = (224, 224)
+    interpolation: str = "bilinear"
+    crop_mode: str = "squash"
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        checks = {"mean": three_numbers, "std": three_positive, "size": image_size}
+        checks: dict[str, Callable[[Any], Any]] = {
+            "mean": three_numbers,
+            "std": three_positive,
+            "size": image_size,
+            "interpolation": one_of(INTERPOLATIONS),
+            "crop_mode": one_of(CROP_MODES),
+            "crop_pct": share,
+        }
         for name, check in checks.items():
             value = checked(name, getattr(self, name), check)
             object.__setattr__(self, name, value)  # a frozen dataclass refuses to assign

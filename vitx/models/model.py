@@ -1,4 +1,4 @@
-"""What all models share: their short description."""
+"""What all models share beside weights and design: the names of their outputs, and a short description."""
 
 import math
 from typing import Any
@@ -8,7 +8,21 @@ from flax import nnx
 
 
 class Model(nnx.Module):
-    """A module that prints as one line, with its sizes, and not as all of its parameters."""
+    """A model that knows the names of its outputs, and prints as one line, with its sizes.
+
+    Attributes:
+      class_names: of each output, where they are known, else None.
+      class_names_source: where they are from, such as "file" or "assumed ImageNet" (`vitx.weights.class_names`).
+      assumed: the settings that were guessed, as no file specifies them: "num_heads".
+    """
+
+    class_names: tuple[str, ...] | None
+    class_names_source: str | None
+    assumed: tuple[str, ...]
+
+    def name_classes(self, names: tuple[str, ...] | None = None, source: str | None = None) -> None:
+        """Sets the names and their source; without arguments, they are not known."""
+        self.class_names, self.class_names_source = names, source
 
     def __repr__(self: Any) -> str:
         shapes = self.attention_shapes()

@@ -67,7 +67,8 @@ def pooling_weights(design: Design, tokens: Array, probe: Array | None = None) -
     """The weight of each token (B, Q, D) in the output, (B, Q), with sum 1.
 
     1 for a class token, 1/2 for each of two; 1 / N for each of N patches that are averaged or chosen among; the mean of
-    the parts for "class+mean" and "pooled+best"; `probe` (B, Q) for attention pooling.
+    the parts for "class+mean" and "pooled+best"; for attention pooling that of the `probe` (B, heads, 1, N), averaged
+    over the heads.
     """
     count, prefix = tokens.shape[1], design.prefix_tokens
     position = jnp.arange(count)
@@ -78,7 +79,9 @@ def pooling_weights(design: Design, tokens: Array, probe: Array | None = None) -
         "class+distillation": jnp.where(position < 2, 0.5, 0.0),
         "class+mean": (first + patches) / 2,
     }
-    pooled = by_pooling.get(design.pooling, patches)[None] if probe is None else probe
+    pooled = by_pooling.get(design.pooling, patches)[None]
+    if probe is not None:
+        pooled = jnp.pad(probe.mean((1, 2)), ((0, 0), (prefix, 0)))
     by_head = {"best": patches[None], "pooled+best": (pooled + patches[None]) / 2}
     weights = by_head.get(design.head, pooled)
     return jnp.broadcast_to(weights, tokens.shape[:2]).astype(tokens.dtype)

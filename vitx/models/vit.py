@@ -70,6 +70,8 @@ class VisionTransformer(Model):
         if not num_classes:
             design = replace(design, head="pooled")
         self.preprocess, self.num_classes = preprocess, num_classes
+        self.name_classes()
+        self.assumed = ()
         self.design, self.prefix_tokens, self.queries = (
             design,
             design.prefix_tokens,
@@ -215,13 +217,10 @@ class VisionTransformer(Model):
         return tokens
 
     def pooling_weights(self, tokens: Array) -> Array:
-        """Tokens of `encode` (B, Q, D) -> the weight of each in the output (B, Q).
-
-        See `vitx.models.pooling.pooling_weights`; for attention pooling the probe's attention, averaged over the heads.
-        """
+        """Tokens of `encode` (B, Q, D) -> the weight of each in the output (B, Q), see `pooling.pooling_weights`."""
         probe = None
         if self.attn_pool is not None:
-            probe = self.attn_pool.attention(self.normed(tokens)).mean((1, 2))
+            probe = self.attn_pool.attention(self.normed(tokens)[:, self.prefix_tokens :])
         return pooling_weights(self.design, tokens, probe)
 
     def normed(self, tokens: Array, ops: Ops = PLAIN) -> Array:
@@ -232,15 +231,15 @@ class VisionTransformer(Model):
         """Tokens of `encode` (B, Q, D) -> what the head reads, or the output without one, (B, W).
 
         By the design's `pooling`, after the final norm: the class token; the mean of the patches; both side by side;
-        the mean of class and distillation token; attention pooling. Then the norm and the projection of the pooled
-        value, where there are any.
+        the mean of class and distillation token; attention pooling of the patches. Then the norm and the projection of
+        the pooled value, where there are any.
         """
         return self._pooled(tokens, ops)[:, 0]
 
     def _pooled(self, tokens: Array, ops: Ops) -> Array:
         tokens, pooling = self.normed(tokens[:, : self.design.queries], ops), self.design.pooling
         if self.attn_pool is not None:
-            pooled = self.attn_pool(tokens, ops)  # (B, 1, D)
+            pooled = self.attn_pool(tokens[:, self.prefix_tokens :], ops)  # (B, 1, D)
         elif pooling == "class":
             pooled = tokens[:, :1]
         elif pooling == "class+distillation":
@@ -288,6 +287,7 @@ class VisionTransformer(Model):
         """The model with the same weights whose output is the pooled one."""
         other = nnx.merge(*nnx.split(self))
         other.num_classes, other.design = 0, replace(self.design, head="pooled")
+        other.name_classes()
         other.queries = other.design.queries
         other.head = other.head_dist = other.head_patches = None
         return other

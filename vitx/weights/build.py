@@ -16,10 +16,10 @@ from vitx.models.segmenter import Segmenter
 from vitx.models.vit import VisionTransformer
 from vitx.weights import conv_build
 from vitx.weights.design_of import design_of
-from vitx.weights.files import Tensor
 from vitx.weights.fit import Table, fit_head, shape_of
 from vitx.weights.layout import BACKBONE, Model
 from vitx.weights.metadata import Metadata, Overrides
+from vitx.weights.tensor import Tensor
 
 _HEAD_WIDTH: Final = 64  # of one attention head, where nothing else specifies the number of heads
 # Widths that have been published with other heads, as in timm's vision_transformer.py; ViT-H is in `usual_heads`.
@@ -33,7 +33,6 @@ _OTHER_HEADS: Final = {
 _AFFINITY_SIZE: Final = (448, 448)
 _AFFINITY_CELL: Final = 8
 _STAGES: Final = 3
-_HALF: Final = (0.5, 0.5, 0.5)
 
 
 def build(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overrides) -> Model:
@@ -72,7 +71,7 @@ def _vision_transformer(
         )
     # A norm_eps that the caller gives is meant for the last LayerNorm too.
     final_norm_eps = None if overrides.norm_eps else metadata.final_norm_eps
-    return nnx.eval_shape(
+    model = nnx.eval_shape(
         lambda: VisionTransformer(
             width=width,
             depth=_count(tensors, r"blocks\.(\d+)\."),
@@ -80,7 +79,7 @@ def _vision_transformer(
             hidden=hidden // 2 if design.mlp == "gated" else hidden,
             patch=patch,
             num_classes=num_classes,
-            preprocess=Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size),
+            preprocess=metadata.preprocess(size),
             stem=stem(nnx.Rngs(0)) if stem else None,
             norm_eps=overrides.norm_eps or metadata.norm_eps or 1e-6,
             final_norm_eps=overrides.final_norm_eps or final_norm_eps,
@@ -88,6 +87,11 @@ def _vision_transformer(
             rngs=nnx.Rngs(0),
         )
     )
+    if not overrides.num_heads and (
+        not metadata.num_heads or "num_heads" in (metadata.assumed or ())
+    ):
+        model.assumed = ("num_heads",)
+    return model
 
 
 def usual_heads(width: int, design: Design) -> int | None:
@@ -161,8 +165,7 @@ def _segmenter(tensors: dict[str, Tensor], metadata: Metadata, overrides: Overri
     size = overrides.image_size or metadata.image_size
     if size is None:
         raise ValueError("the metadata does not have image_size, which this network needs")
-    preprocess = Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
-    backbone = _backbone(tensors, metadata, overrides, preprocess)
+    backbone = _backbone(tensors, metadata, overrides, metadata.preprocess(size))
     outputs, hidden = shape_of(tensors, "head.weight", 2)
     (groups,) = _groups({"head.weight": hidden}, metadata)
     return nnx.eval_shape(
@@ -210,7 +213,7 @@ def _affinity_grid(metadata: Metadata, overrides: Overrides) -> tuple[tuple[int,
     size = overrides.image_size or own
     grid = metadata.grid or (own[0] // _AFFINITY_CELL, own[1] // _AFFINITY_CELL)
     scaled = max(1, grid[0] * size[0] // own[0]), max(1, grid[1] * size[1] // own[1])
-    return scaled, Preprocess(metadata.mean or _HALF, metadata.std or _HALF, size)
+    return scaled, metadata.preprocess(size)
 
 
 def _affinity_sizes(

@@ -9,14 +9,13 @@ import numpy as np
 from flax import nnx
 
 from vitx.models.convnet import ConvNet
-from vitx.models.design import Preprocess
 from vitx.models.layers import Conv, Linear
 from vitx.models.resnet_v1 import ResNetV1
 from vitx.models.vgg import DEPTHS, HIDDEN, VGG16, WIDTHS
-from vitx.weights.files import Tensor
 from vitx.weights.fit import shape_of
 from vitx.weights.layout import AXES
 from vitx.weights.metadata import Metadata, Overrides
+from vitx.weights.tensor import Tensor
 
 _SIZE = (448, 448)
 
@@ -58,11 +57,7 @@ def backbone(
     head_bias: bool = False,
 ) -> ConvNet:
     """An abstract CNN; layers that have no tensors get the published sizes."""
-    preprocess = Preprocess(
-        metadata.mean or (0.5, 0.5, 0.5),
-        metadata.std or (0.5, 0.5, 0.5),
-        overrides.image_size or metadata.image_size or _SIZE,
-    )
+    preprocess = metadata.preprocess(overrides.image_size or metadata.image_size or _SIZE)
 
     def outputs(name: str, default: int) -> int:
         return shape_of(tensors, name, 4)[0] if name in tensors else default

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from vitx.weights.files import Tensor
+from vitx.weights.tensor import Tensor
 
 _FEATURES: Final = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # VGG-16's convolutions
 _DEPTHS: Final = (2, 2, 3, 3, 3)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vitx.models.design import Design
-from vitx.weights.files import Tensor
+from vitx.weights.tensor import Tensor
 
 FirstFit = Callable[[Iterable[int]], int | None]
 
@@ -44,6 +44,10 @@ def design_of(
         "head": "each" if "head_dist.weight" in names else "pooled",
     }
     parts |= specified
+    if "norm1.weight" in names and "norm1.bias" not in names:
+        raise ValueError(
+            "this is a ViT whose norms are RMSNorm (no blocks.0.norm1.bias), which vitx does not have"
+        )
     if "qkv_bias" not in specified and _may_have_post_norms(parts):
         raise ValueError(
             "this looks like a ViT with norms after attention and MLP (fc_norm.weight, but no blocks.0.attn.qkv.bias), "
@@ -96,10 +100,12 @@ def _rotary(names: set[str], parts: Mapping[str, Any]) -> dict[str, Any]:
     if parts["qkv_bias"] == "no key":
         if table and parts["mlp"] == "gated" and not parts["registers"]:
             return {"rotary": "eva", "rotary_base": 10000.0}
-        raise ValueError(
-            "this is a BEiT, or a ViT with positions of another kind (tensor blocks.0.attn.q_bias), which vitx does "
-            "not have"
+        what = (
+            "an EVA-02 without its position table"
+            if parts["mlp"] == "gated"
+            else "an EVA of 2022, or another ViT whose keys alone have no bias"
         )
+        raise ValueError(f"this is {what} (tensor blocks.0.attn.q_bias), which vitx does not have")
     return {}
 
 

@@ -1,12 +1,10 @@
 """Opens files of tensors: recognises the format by the contents, and executes nothing."""
 
 import contextlib
-import importlib
 import re
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,32 +15,21 @@ from safetensors import SafetensorError, safe_open
 
 from vitx.runtime.files import check_members, first_line, parse_json
 from vitx.runtime.paths import as_path, get, is_remote
+from vitx.weights.hub import fetched, is_hub_name
+from vitx.weights.pickled import pytorch_tensors
+from vitx.weights.tensor import Tensor
 
-FOLDER_FILES: Final = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_INDEX: Final = ".safetensors.index.json"  # how the name of an index of shards ends
+FOLDER_FILES: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# How the names of indices of shards end.
+_INDICES: Final = (".safetensors.index.json", ".bin.index.json")
 BESIDE: Final = ("config.json", "preprocessor_config.json")
-_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net")
+_SUFFIXES: Final = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".tar")
 _LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that may still be in its file: its shape, and a function that reads it."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-    def reshape(self, *shape: int) -> "Tensor":
-        """The same numbers in another shape."""
-        return Tensor(shape, lambda: self.read().reshape(shape))
-
-    def rows(self, start: int, stop: int) -> "Tensor":
-        """A slice of the first axis."""
-        return Tensor((stop - start, *self.shape[1:]), lambda: self.read()[start:stop])
-
-    def transpose(self, *axes: int) -> "Tensor":
-        """The same numbers with other axes."""
-        return Tensor(tuple(self.shape[a] for a in axes), lambda: self.read().transpose(axes))
 
 
 @dataclass(frozen=True)
@@ -57,17 +44,19 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: str | Path) -> Iterator[Checkpoint]:
-    """Opens a file, or a folder with one of `FOLDER_FILES`, here or in a bucket, and reads tensors inside `with`.
+def open_checkpoint(path: str | Path, which: str | None = None) -> Iterator[Checkpoint]:
+    """Opens a file, or a folder with one of `FOLDER_FILES`, here, in a bucket or by its name on the hub.
 
-    A ValueError or OSError raised inside `with` becomes a ValueError with the path in front.
+    Tensors are read inside `with`. `which` is one of `pickled.WHICH`, for a file with weights of several models. A
+    ValueError or OSError raised inside `with` becomes a ValueError with the path in front.
     """
     try:
         source = find_file(as_path(path))
         with contextlib.ExitStack() as stack:
             if is_remote(source):
                 source = _copy(source, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            tensors, metadata = _open_shards(source) if _is_index(source) else _open(source)
+            open_it = _open_shards if _is_index(source) else _open
+            tensors, metadata = open_it(source, which)
             if not tensors:
                 raise ValueError("the file holds no tensors")
             beside = (_read_json(source.parent / name) for name in BESIDE)
@@ -85,9 +74,15 @@ def find_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in FOLDER_FILES if (path / name).is_file()]
         if not found:
-            raise ValueError(f"the folder has no checkpoint, which is {' or '.join(FOLDER_FILES)}")
+            others = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)
+            have = f"; it has {listed(others, 3)}: give a file itself" if others else ""
+            raise ValueError(
+                f"the folder has no checkpoint, which is {' or '.join(FOLDER_FILES)}{have}"
+            )
         return found[0]
     if not path.exists():
+        if is_hub_name(path):
+            return find_file(fetched(path))
         raise FileNotFoundError(f"{path}: there is no such file or folder")
     if not path.is_file():  # a device or FIFO might never end
         raise ValueError("not a regular file: copy its contents into one")
@@ -129,7 +124,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_index(path: Path) -> bool:
-    return path.name.endswith(_INDEX)
+    return path.name.endswith(_INDICES)
 
 
 def _shards(path: Path) -> dict[str, list[str]]:
@@ -138,20 +133,20 @@ def _shards(path: Path) -> dict[str, list[str]]:
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{path.name} has no weight_map, which says where each tensor is")
     shards: dict[str, list[str]] = {}
+    kind = path.name.removesuffix(".index.json")
+    kind = kind[kind.rindex(".") :]
     for tensor, name in weights.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", name):
-            raise ValueError(
-                f"{path.name}: {name!r:.100} is no name of a .safetensors file beside it"
-            )
+        if not isinstance(name, str) or not re.fullmatch(rf"[\w][\w.-]*{kind}", name):
+            raise ValueError(f"{path.name}: {name!r:.100} is no name of a {kind} file beside it")
         shards.setdefault(name, []).append(tensor)
     return shards
 
 
-def _open_shards(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _open_shards(path: Path, which: str | None) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     tensors: dict[str, Tensor] = {}
     for name, expected in _shards(path).items():
         try:
-            found, _ = _open(find_file(path.parent / name))
+            found, _ = _open(find_file(path.parent / name), which)
         except FileNotFoundError:
             raise ValueError(f"its shard {name} is missing") from None
         except ValueError as error:
@@ -162,7 +157,7 @@ def _open_shards(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     return tensors, {}
 
 
-def _open(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _open(path: Path, which: str | None) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
@@ -170,12 +165,16 @@ def _open(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     if start.startswith(b"version https:"):
         raise ValueError("a Git LFS pointer, not the weights: fetch the file itself")
     if start[8:9] == b"{":
-        return _open_safetensors(path)
-    if start.startswith(b"PK"):
-        return _open_zip(path), {}
-    if start.startswith(b"\x80"):
-        return _open_torch(path), {}
-    raise ValueError("damaged, or no .safetensors, PyTorch or .npz file")
+        opened = _open_safetensors(path)
+    elif start.startswith(b"PK") and (arrays := _open_npz(path)) is not None:
+        opened = arrays, {}
+    elif start.startswith((b"PK", b"\x80")):
+        return pytorch_tensors(path, which), {}
+    else:
+        raise ValueError("damaged, or no .safetensors, PyTorch or .npz file")
+    if which is not None:
+        raise ValueError(f"it has the weights of one model: leave out which={which!r}")
+    return opened
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
@@ -196,7 +195,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         raise ValueError(f"damaged or no .safetensors file: {error}") from error
 
 
-def _open_zip(path: Path) -> dict[str, Tensor]:
+def _open_npz(path: Path) -> dict[str, Tensor] | None:
+    """The arrays of an .npz file; None for a .zip file of PyTorch's."""
     try:
         with zipfile.ZipFile(path) as archive:
             check_members(archive)
@@ -207,40 +207,5 @@ def _open_zip(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged archive may raise anything
         raise ValueError(f"damaged or refused: {first_line(error)}") from error
     if any(name.endswith("data.pkl") for name in names):
-        return _open_torch(path)
+        return None
     raise ValueError("a zip archive, but neither PyTorch's nor an .npz file")
-
-
-def _open_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        raise ValueError(
-            "a PyTorch file, and torch is missing: install vitx[torch], or give a .safetensors file"
-        ) from None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about odd pickles, reported below
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may raise anything
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"refused, as it holds {found[1]}, which may run code: only plain tensors are read"
-            if found
-            else "damaged, or no PyTorch file of plain tensors"
-        ) from error
-    while isinstance(value, dict) and (
-        inner := [value[key] for key in _WRAPPERS if isinstance(value.get(key), dict)]
-    ):
-        value = inner[0]
-    if not isinstance(value, dict):
-        raise ValueError(f"the file holds a {type(value).__name__}, not tensors by name")
-
-    def read(tensor: Any) -> np.ndarray:
-        half = tensor.dtype == torch.bfloat16  # NumPy has no such type
-        return (tensor.float() if half else tensor).detach().numpy()
-
-    return {
-        str(name): Tensor(tuple(tensor.shape), partial(read, tensor))
-        for name, tensor in value.items()
-        if isinstance(tensor, torch.Tensor)
-    }

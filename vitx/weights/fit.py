@@ -13,8 +13,8 @@ from vitx.models.design import Design
 from vitx.models.heads import with_head
 from vitx.models.layers import Linear
 from vitx.models.variants import resample_positions
-from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata, Overrides
+from vitx.weights.tensor import Tensor
 
 Size = tuple[int, int]
 

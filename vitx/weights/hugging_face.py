@@ -1,5 +1,6 @@
 """Reads config.json and preprocessor_config.json of Hugging Face, and refuses settings that vitx does not compute."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -8,6 +9,10 @@ from vitx.models.families import CLIP, HALF, IMAGENET, Statistics
 from vitx.weights.files import Checkpoint
 from vitx.weights.names import Named
 
+_PIXEL: Final = 1 / 255
+_FILTERS: Final = dict(
+    enumerate(("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"))
+)  # by Pillow's number
 _ACTIVATIONS: Final = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
@@ -20,8 +25,9 @@ _ACTIVATIONS: Final = {
 class Family:
     """What transformers takes for granted where a family's config.json leaves it out.
 
-    `model_types` are those of the config, () for any; `heads` without the key counts where there is a config; `usual`
-    are settings that must have a value; `design` has the parts that no tensor shows.
+    `model_types` are those of the config; `heads` without the key counts where there is a config; `usual`
+    are settings that must have a value; `design` has the parts that no tensor shows; `keeps_aspect` is whether its
+    processor takes one number as the size of the shorter side.
     """
 
     model_types: tuple[str, ...]
@@ -32,11 +38,12 @@ class Family:
     image_size: int | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
     design: Mapping[str, Any] = field(default_factory=dict)
+    keeps_aspect: bool = False
 
 
 _BICUBIC: Final = {"resampling": "bicubic"}
 FAMILIES: Final = {
-    "vit": Family((), 1e-12, usual={"qkv_bias": True}),
+    "vit": Family(("vit", "vit_msn", "vit_mae", "ijepa", "deit"), 1e-12, usual={"qkv_bias": True}),
     "deit": Family(  # distilled; the others are ViTs there too
         ("deit",),
         1e-12,
@@ -52,6 +59,7 @@ FAMILIES: Final = {
         heads=12,
         usual={"qkv_bias": True},
         design={"positions": "no registers"},
+        keeps_aspect=True,
     ),
     "dinov3": Family(
         ("dinov3_vit",),
@@ -69,6 +77,7 @@ FAMILIES: Final = {
         heads=12,
         activation="quick_gelu",
         design=_BICUBIC | {"positions": "all"},
+        keeps_aspect=True,
     ),
     "siglip": Family(
         ("siglip", "siglip_vision_model"),
@@ -86,12 +95,16 @@ def read_hugging_face(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:
     """The values of Hugging Face's files under the names of `metadata.Metadata`, not yet checked."""
     family, config = FAMILIES[named.scheme.family], checkpoint.config
     model_type = config.get("model_type")
-    if family.model_types and model_type not in (None, *family.model_types):
+    if model_type not in (None, *family.model_types):
         raise ValueError(
             f"config.json: model_type={model_type!r:.100}, a model that vitx does not have"
         )
     patches = named.tensors.get("patch_embed.proj.weight")
-    if family.model_types and patches and len(patches.shape) == 2:
+    if named.scheme.family in ("clip", "siglip") and "classifier.weight" in named.original:
+        raise ValueError(
+            "this is a classifier on the mean of the patches of CLIP or SigLIP, which vitx does not have"
+        )
+    if patches and len(patches.shape) == 2:
         raise ValueError("this is a NaFlex SigLIP 2, whose images vary in shape: vitx has no such")
     nested = config.get("vision_config")
     section = nested if isinstance(nested, dict) else config
@@ -110,12 +123,11 @@ def read_hugging_face(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:
     }
     if own["norm_eps"] is None:
         own["norm_eps"] = family.norm_eps
-    mean, std = family.statistics or (None, None)
-    processor = checkpoint.processor
-    own |= {"mean": processor.get("image_mean", mean), "std": processor.get("image_std", std)}
+    own |= _pixels(checkpoint.processor, family.statistics)
+    own |= _evaluation(checkpoint.processor, family.keeps_aspect)
     design = {"activation": _ACTIVATIONS[activation], **family.design}
-    if family.model_types:
-        own |= {"crop_size": _input_size(processor), "num_classes": 0}
+    if named.scheme.family != "vit":
+        own |= {"crop_size": _input_size(checkpoint.processor), "num_classes": 0}
     return own | {"design": _refined(design, section, named)}
 
 
@@ -139,10 +151,53 @@ def _refined(design: dict[str, Any], section: Mapping[str, Any], named: Named) -
     return design
 
 
+def _pixels(processor: Mapping[str, Any], usual: Statistics | None) -> dict[str, Any]:
+    """Mean and std of pixels in [0, 1], of what a processor subtracts from pixels in [0, 255] times a factor."""
+    mean, std = (list(part) for part in usual or HALF)
+    own: dict[str, Any] = {"mean": mean, "std": std} if usual else {}
+    own |= {k: v for k in own or ("mean", "std") if (v := processor.get(f"image_{k}")) is not None}
+    if processor.get("do_normalize") is False:
+        own = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    factor = processor.get("rescale_factor", _PIXEL) if processor.get("do_rescale", True) else 1
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise ValueError(f"preprocessor_config.json: rescale_factor={factor!r:.100}")
+    if math.isclose(factor, _PIXEL, rel_tol=1e-6):
+        return own
+    own = {"mean": mean, "std": std} | own
+    try:
+        return {name: [x / (255 * factor) for x in values] for name, values in own.items()}
+    except TypeError:  # no numbers, which the check of the values names
+        return own
+
+
+def _evaluation(processor: Mapping[str, Any], keeps_aspect: bool) -> dict[str, Any]:
+    """How a processor resizes and crops pictures; nothing without a processor."""
+    found: dict[str, Any] = {}
+    if (filter_ := processor.get("resample")) is not None:
+        if type(filter_) is not int or filter_ not in _FILTERS:
+            raise ValueError(f"preprocessor_config.json: resample={filter_!r:.100}")
+        found["interpolation"] = _FILTERS[filter_]
+    size, crop = processor.get("size"), _input_size(processor)
+    shortest = size
+    if isinstance(size, dict):
+        keeps_aspect, shortest = (
+            "shortest_edge" in size,
+            size.get("shortest_edge", size.get("height")),
+        )
+    if shortest and keeps_aspect:
+        found["crop_mode"] = "center"
+    side = crop[0] if isinstance(crop, list) else crop
+    if isinstance(side, int) and isinstance(shortest, int) and 0 < side <= shortest:
+        found["crop_pct"] = side / shortest
+    return found
+
+
 def _input_size(processor: Mapping[str, Any]) -> Any:
     """The size of the input: the crop's, or without one that of the resized image, where both sides are given."""
     cropped = processor.get("do_center_crop", True) and processor.get("crop_size")
     size = cropped or processor.get("size")
+    if isinstance(size, dict) and "shortest_edge" in size:
+        return None
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
         return None if None in size else size

@@ -11,13 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitx.models import checks
-from vitx.models.design import VIT, Design
+from vitx.models.design import CROP_MODES, INTERPOLATIONS, VIT, Design, Preprocess
 from vitx.models.families import IMAGENET
 from vitx.models.heads import HEADS
 from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
-from vitx.weights.files import BESIDE, FOLDER_FILES, Checkpoint, find_file, parts_of
+from vitx.weights.files import (
+    BESIDE,
+    FOLDER_FILES,
+    Checkpoint,
+    find_file,
+    open_checkpoint,
+    parts_of,
+)
 from vitx.weights.hugging_face import read_hugging_face
 from vitx.weights.names import Named
 from vitx.weights.timm_config import read_timm
@@ -57,14 +64,6 @@ def _bounded_size(value: Any) -> tuple[int, int]:
     return size
 
 
-def _different_names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"must be a list of names, not {value!r:.100}")
-    if len(set(value)) < len(value):
-        raise ValueError("has a name twice")
-    return tuple(value)
-
-
 def _parts_of_a_design(value: Any) -> dict[str, Any]:
     """Parts by name, of the type and range of `Design`'s; whether they fit together shows in `Design`."""
     if not isinstance(value, dict):
@@ -80,6 +79,18 @@ def _parts_of_a_design(value: Any) -> dict[str, Any]:
     if not 0 < value.get("rotary_base", 1.0) < float("inf"):
         raise ValueError(f"has rotary_base {value['rotary_base']}, which must be positive")
     return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"must be a list of names, not {value!r:.100}")
+    return tuple(value)
+
+
+def _different_names(value: Any) -> tuple[str, ...]:
+    if len(set(names := _names(value))) < len(names):
+        raise ValueError("has a name twice")
+    return names
 
 
 def _one_or_several(value: Any) -> int | tuple[int, ...]:
@@ -118,7 +129,7 @@ class Metadata(_Checked):
     `image_size` is that of the position embedding. timm resamples the embedding to its `img_size`, and trained the
     model at its `input_size`: either is also the size of the embedding where it gives as many cells. `crop_size` is the
     input's. `design` has parts of the model's design, all of them in a file of `save`. `num_classes` counts where it is
-    0: the file is whole without a head.
+    0: the file is whole without a head. `assumed` has the names of values that were guessed when the file was written.
     """
 
     num_heads: int | None = _checked_by(checks.positive_int)
@@ -127,6 +138,9 @@ class Metadata(_Checked):
     mean: tuple[float, float, float] | None = _checked_by(checks.three_numbers)
     std: tuple[float, float, float] | None = _checked_by(checks.three_positive)
     image_size: tuple[int, int] | None = _checked_by(_bounded_size)
+    interpolation: str | None = _checked_by(checks.one_of(INTERPOLATIONS))
+    crop_mode: str | None = _checked_by(checks.one_of(CROP_MODES))
+    crop_pct: float | None = _checked_by(checks.share)
     img_size: tuple[int, int] | None = _checked_by(_bounded_size)
     input_size: tuple[int, int] | None = _checked_by(_bounded_size)
     crop_size: tuple[int, int] | None = _checked_by(_bounded_size)
@@ -139,6 +153,14 @@ class Metadata(_Checked):
     groups: int | tuple[int, ...] | None = _checked_by(_one_or_several)
     fc6_dilation: int | None = _checked_by(checks.positive_int)
     levels: tuple[str, ...] | None = _checked_by(_different_names)
+    class_names: tuple[str, ...] | None = _checked_by(_names)
+    assumed: tuple[str, ...] | None = _checked_by(_names)
+
+    def preprocess(self, size: tuple[int, int]) -> Preprocess:
+        """The preprocessing at an input size; what is not specified is 0.5, or `Preprocess`'s own."""
+        names = ("mean", "std", "interpolation", "crop_mode", "crop_pct")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return Preprocess(**given, size=size)
 
 
 def _nothing(checkpoint: Checkpoint, named: Named) -> dict[str, Any]:
@@ -169,6 +191,18 @@ def read_metadata(checkpoint: Checkpoint, named: Named) -> Metadata:
         return metadata
     except ValueError as error:
         raise ValueError(f"in its metadata or the JSON beside it, {error!s:.200}") from error
+
+
+def remark_on_guesses(path: str | Path) -> str:
+    """A sentence on the number of heads where it was guessed before `save` wrote a file; "" where it was not."""
+    with open_checkpoint(path) as checkpoint:
+        own = checkpoint.metadata
+    if "num_heads" not in own.get("assumed", ""):
+        return ""
+    return (
+        f"The number of heads of {Path(path).parent.name}, {own['num_heads']}, was guessed from the width, as the "
+        "checkpoint that training began with does not specify it: with another one all of these figures are others."
+    )
 
 
 def digest(path: str | Path) -> str:
@@ -223,6 +257,7 @@ _PROJECTS: Final[dict[str, Callable[[Checkpoint, Named], Mapping[str, Any]]]] = 
 
 def _named_after_imagenet_models(path: Path) -> bool:
     """DeiT, DINO and MAE have a ViT's tensors but ImageNet's mean and std."""
-    # Hubs name every file alike, and the folder after the model.
-    name = path.parent.name if path.name in FOLDER_FILES else path.name
+    # Hubs name every file alike, and the folder after the model; their cache has folders of versions in this one.
+    folder = path.parents[2] if path.parent.parent.name == "snapshots" else path.parent
+    name = folder.name if path.name in FOLDER_FILES else path.name
     return re.search(r"(^|[^a-z])(deit|dino|mae)", name.lower()) is not None

@@ -9,11 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from vitx.weights.files import Tensor
 from vitx.weights.layout import AXES
 from vitx.weights.schemes import REFUSED, SCHEMES, Scheme
+from vitx.weights.tensor import Tensor
 
-_PREFIXES: Final = ("module.", "model.", "_orig_mod.")
+_PREFIXES: Final = ("module.", "model.", "_orig_mod.", "timm_model.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def recognise(tensors: dict[str, Tensor]) -> Named:
     renamed = {}
     for old, tensor in tensors.items():
         name = scheme.timm_name(old)
-        if name is None:
+        if name is None or (name == "reg_token" and 0 in tensor.shape):
             continue
         if scheme.flax:
             tensor = _pytorch_axes(old, tensor)

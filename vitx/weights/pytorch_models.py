@@ -12,13 +12,17 @@ from typing import Any
 
 from vitx.models.vit import VisionTransformer
 from vitx.weights.build import usual_heads
-from vitx.weights.files import Tensor
 from vitx.weights.metadata import Metadata
 from vitx.weights.schemes import HUGGING_FACE
+from vitx.weights.tensor import Tensor
 
 
 def timm_model(
-    model: VisionTransformer, metadata: Metadata, architecture: str, classes: int
+    model: VisionTransformer,
+    metadata: Metadata,
+    architecture: str,
+    classes: int,
+    arguments: Mapping[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """The model of timm without weights, and its modules whose outputs are compared; without `classes` no head."""
     import timm
@@ -31,7 +35,9 @@ def timm_model(
     size, stem = model.preprocess.size, model.stem
     norm_eps = metadata.norm_eps or 1e-6
     if architecture:
-        built = timm.create_model(architecture, num_classes=classes, img_size=size)
+        built = timm.create_model(
+            architecture, **{**arguments, "num_classes": classes, "img_size": size}
+        )
     else:
         embed: Callable[..., Any] = PatchEmbed
         if stem is not None:

@@ -93,39 +93,42 @@ def build_reference(
     library: str = "auto",
     architecture: str = "",
     precision: str = "float32",
+    which: str | None = None,
 ) -> Reference:
     """The PyTorch model of the file that `vitx.load` read `model` from; `model` is for its sizes.
 
-    `architecture` is timm's name of the model, which implies its heads and epsilons; default: that of the config.json
-    beside the file, if any.
+    `which` is that of `load`. `architecture` is timm's name of the model, which implies its heads and epsilons, by
+    default that of the config.json beside the file, if any, with its `model_args`.
     """
-    with open_checkpoint(path) as checkpoint, warnings.catch_warnings(action="ignore"):
+    with open_checkpoint(path, which) as checkpoint, warnings.catch_warnings(action="ignore"):
         named = recognise(checkpoint.tensors)
         project = named.scheme.project
         library = choose_library(library, project, model, architecture)
-        if model.pos_embed is None:
-            raise ValueError(
-                "its positions are rotary, which PyTorch's libraries compute in float32: not compared"
-            )
-        if (positions := named.tensors["pos_embed"].shape) != model.pos_embed.shape:
-            raise ValueError(
-                f"config.image_size resamples its position embedding, {positions} to "
-                f"{model.pos_embed.shape}; compare at the file's own size"
-            )
+        _check_positions(named, model)
         modules = _imported("torch"), _imported(library)
         head = named.tensors.get("head.weight")
         # The head of timm's CLIP is vitx's projection.
         projects = model.projection is not None and "projection.weight" not in named.tensors
         outputs = model.design.projection if projects else model.num_classes
         classes = outputs if head and head.shape[0] == outputs else 0
+        arguments: dict[str, Any] = {}
         if project == "timm":
+            arguments = {} if architecture else dict(checkpoint.config.get("model_args") or {})
             architecture = architecture or checkpoint.config.get("architecture", "")
             checkpoint = replace(checkpoint, config={})  # whose heads timm knows, and not vitx
         metadata = read_metadata(checkpoint, named)
         assumed = metadata.num_heads is None and not (library == "timm" and architecture)
         try:
             built, parts = _built(
-                library, model, checkpoint, named, metadata, architecture, classes, precision
+                library,
+                model,
+                checkpoint,
+                named,
+                metadata,
+                architecture,
+                arguments,
+                classes,
+                precision,
             )
         except Exception as error:  # of any kind, as the library pleases
             message = " ".join(str(error).split())
@@ -141,6 +144,18 @@ def build_reference(
     )
 
 
+def _check_positions(named: Named, model: VisionTransformer) -> None:
+    if model.pos_embed is None:
+        raise ValueError(
+            "its positions are rotary, which PyTorch's libraries compute in float32: not compared"
+        )
+    if (positions := named.tensors["pos_embed"].shape) != model.pos_embed.shape:
+        raise ValueError(
+            f"config.image_size resamples its position embedding, {positions} to "
+            f"{model.pos_embed.shape}; compare at the file's own size"
+        )
+
+
 def _built(
     library: str,
     model: VisionTransformer,
@@ -148,6 +163,7 @@ def _built(
     named: Named,
     metadata: Metadata,
     architecture: str,
+    arguments: Mapping[str, Any],
     classes: int,
     precision: str,
 ) -> tuple[Any, dict[str, Any]]:
@@ -160,7 +176,7 @@ def _built(
         tensors = named.tensors if native is None else named.original
         state = pytorch_models.torch_tensors(tensors, classes, precision)
         return pytorch_models.transformers_model(model, metadata, native, state, classes)
-    built, parts = pytorch_models.timm_model(model, metadata, architecture, classes)
+    built, parts = pytorch_models.timm_model(model, metadata, architecture, classes, arguments)
     if project == "Google":
         pytorch_models.fill_from_npz(built, checkpoint.path, precision)
     else:

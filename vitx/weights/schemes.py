@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vitx.weights import conv_names
-from vitx.weights.files import Tensor
+from vitx.weights.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,11 @@ _PLAIN: Final = (
     (r"classifier", "head"),
 )
 HUGGING_FACE: Final = Scheme(
-    "Hugging Face", r"embeddings\.patch_embeddings\.", _PLAIN, prefix=r"vit\.", family="vit"
+    "Hugging Face",
+    r"embeddings\.patch_embeddings\.",
+    _PLAIN,
+    prefix=r"(?:vit|ijepa)\.",
+    family="vit",
 )
 _DISTILLED: Final = (
     (r"embeddings\.distillation_token", "dist_token"),
@@ -230,6 +234,11 @@ SCHEMES: Final = (
             (r"register_tokens", "reg_token"),
             (r"blocks\.(\d+)\.mlp\.w12", r"blocks.\1.mlp.fc1"),
             (r"blocks\.(\d+)\.mlp\.w3", r"blocks.\1.mlp.fc2"),
+            # EVA-02's own files
+            (r"blocks\.(\d+)\.mlp\.w1", r"blocks.\1.mlp.gate"),
+            (r"blocks\.(\d+)\.mlp\.w2", r"blocks.\1.mlp.up"),
+            (r"blocks\.(\d+)\.mlp\.ffn_ln", r"blocks.\1.mlp.norm"),
+            (r"(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)", None),
         ),
     ),
 )
@@ -237,13 +246,22 @@ SCHEMES: Final = (
 # Models that share names with those above but compute something else: the first pattern found counts.
 REFUSED: Final = (
     (r"(^|\.)layers\.\d+\.blocks\.", "a Swin Transformer"),
-    (r"relative_position_bias|\.lambda_[12]$", "a BEiT"),
+    (r"relative_position_bias|\.lambda_[12]$", "a BEiT or data2vec"),
+    (r"\.attn\.rel_pos\.", "a ViT with relative positions"),
+    (r"\.lambda_[qk][12]$", "a ViT with differential attention"),
+    (r"^blocks\.\d+\.(attns|in_proj)\.", "a ViT with attention and MLP side by side"),
+    (r"^patch_embed\.norm\.|(^|\.)rms_norm", "an AIMv2, whose norms are RMSNorm"),
+    (r"patch_embed\.backbone\.\d+\.", "a hybrid with MobileCLIP's or another stem than R50"),
+    (r"(^|\.)encoder_layer_\d+\.", "a ViT with torchvision's names, not Hugging Face's or timm's"),
     (r"conv_dw|dwconv|depthwise_conv|downsample_layers", "a ConvNeXt"),
     (r"^visual\.", "a CLIP with the names of OpenAI or open_clip, not Hugging Face's or timm's"),
     (r"storage_tokens|rope_embed\.", "a DINOv3 with Meta's names, not Hugging Face's or timm's"),
     (r"MAPHead_", "a SigLIP with the names of big_vision, not Hugging Face's or timm's"),
     (r"(^|\.)decoder", "a masked autoencoder from pre-training"),
     (r"\.[qk]_norm\.", "a ViT with normalised queries and keys"),
-    (r"\.attn\.norm\.|inner_attn_ln", "a ViT with a norm inside its attention (as EVA-02's CLIP)"),
+    (
+        r"\.attn\.norm\.|inner_attn_ln",
+        "a ViT with a norm inside its attention (as BEiT-3 and EVA-02's CLIP)",
+    ),
     (r"mlp_tokens|MixerBlock_|token_mixing", "an MLP-Mixer"),
 )

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vitx.models.families import CLIP, IMAGENET, MODELS
-from vitx.weights.files import Tensor, listed
+from vitx.weights.files import listed
+from vitx.weights.tensor import Tensor
 
 # Heads of the architectures whose number of heads is not width / 64, from `model_args` in
 # timm/models/vision_transformer.py, vision_transformer_hybrid.py and deit.py of timm 1.0.
 _HEADS: Final = (
     (r"(vit|deit3|beit3)_(huge|giant|gigantic|giantopt|so400m)_patch\d+_.*", 16),
+    (r"vit_huge_plus_patch16_dinov3.*", 20),
     (r"vit_small_resnet(26d|50d_s16)_224", 8),
     (r"vit_base_patch16_gap_224", 16),
     (r"vit_7b_patch16_dinov3.*", 32),
@@ -31,8 +33,28 @@ _ACTIVATION_NAMES: Final = {
     "silu": "silu",
 }
 _POOLING: Final = {"token": "class", "avg": "mean", "map": "attention"}
+# Architectures whose number of heads is width / 64, by the widths that they are made with: a file of another width has
+# been changed, and with it maybe the heads.
+_SIZES: Final = r"(?:vit|deit|deit3|eva|eva02|flexivit)_([a-z0-9]+)(?:_.*)?"
+_WIDTHS: Final = {
+    "tiny": (192,),
+    "xsmall": (256,),
+    "wee": (256,),
+    "little": (320,),
+    "small": (384,),
+    "medium": (512,),
+    "mediumd": (512,),
+    "betwixt": (640,),
+    "base": (768, 896),
+    "so150m2": (832,),
+    "so150m": (896,),
+    "large": (1024,),
+    "intern300m": (1024,),
+    "giant": (1536,),  # DINOv2's, not those of 1408
+}
 # Architectures with tensors like those of vitx's families, but other positions, or norms elsewhere.
-_NOT_COMPUTED: Final = r"rope|_pe_|naflex|_rpn_|^(eva|beit)"
+_NOT_COMPUTED: Final = r"rope|_pe_|naflex|_rpn_|radio|^beit|^eva_giant|^eva02_enormous|^test_vit3"
+_NO_FINAL_NORM: Final = r"vit_intern300m_.*"
 
 # Arguments of timm's VisionTransformer and Eva, and the values that vitx computes; () is any value, for arguments that
 # are read below, or change nothing in inference. None is timm's default everywhere. A hybrid's patch is in cells of its
@@ -92,26 +114,45 @@ def read_timm(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[
         raise ValueError(f"config.json: {listed(wrong)}, which vitx does not compute")
     architecture = _get({**pretrained, **config}, "architecture", str, "a text") or ""
     name, _, _ = architecture.partition(".")  # after it, the data that it was trained on
-    if re.search(_NOT_COMPUTED, name) and not name.startswith("eva02"):
+    if re.search(_NOT_COMPUTED, name):
         raise ValueError(f"config.json: architecture={name!r:.100}, which vitx does not have")
-    usual = next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, name)), None)
-    if name in MODELS:
-        usual = MODELS[name].heads
+    usual = _usual_heads(name, tensors)
     heads, img_size = arguments.get("num_heads"), arguments.get("img_size")
     fixed = pretrained.get("fixed_input_size") and not arguments.get("dynamic_img_size")
     table = "pos_embed" in tensors
+    clip = "norm_pre.weight" in tensors and (not name or "clip" in name)
     mean, std = _statistics(tensors)
     return {
         "num_heads": usual if heads is None else heads,
-        # timm's CLIP and DINOv3
-        "norm_eps": None if table and "norm_pre.weight" not in tensors else 1e-5,
+        "norm_eps": 1e-5 if not table or clip else None,  # timm's DINOv3 and CLIP
         "img_size": (size or None) if img_size is None and fixed else img_size,
         "input_size": size or (None if table else 256),
         "mean": pretrained.get("mean", mean),
         "std": pretrained.get("std", std),
+        **_evaluation(pretrained),
         "num_classes": _no_classes(config, pretrained, arguments),
         "design": _design(implied | arguments, name, tensors),
     }
+
+
+def _usual_heads(architecture: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """The heads of an architecture, where the tensors have its width; None where that does not tell."""
+    norm = tensors.get("blocks.0.norm1.weight")
+    width = norm.shape[0] if norm and norm.shape else None
+    if architecture in MODELS and width in (None, MODELS[architecture].width):
+        return MODELS[architecture].heads
+    size = re.fullmatch(_SIZES, architecture)
+    if size and width in _WIDTHS.get(size[1], ()):
+        return width // 64
+    return next((heads for pattern, heads in _HEADS if re.fullmatch(pattern, architecture)), None)
+
+
+def _evaluation(pretrained: Mapping[str, Any]) -> dict[str, Any]:
+    """How timm resizes and crops pictures for a model; nothing where the config does not have it."""
+    names = ("interpolation", "crop_pct", "crop_mode")
+    found = {name: pretrained[name] for name in names if pretrained.get(name) is not None}
+    # timm's own default, where there is anything of the kind.
+    return {"crop_mode": "center"} | found if found else {}
 
 
 def _design(
@@ -130,7 +171,9 @@ def _design(
         parts["positions"] = _positions(arguments, architecture)
     if arguments.get("qkv_bias") is False:
         parts["qkv_bias"] = "none"
-    return {k: v for k, v in parts.items() if v}
+    known = {k: v for k, v in parts.items() if v}
+    no_norm = arguments.get("final_norm") is False or re.fullmatch(_NO_FINAL_NORM, architecture)
+    return known | {"final_norm": False} if no_norm else known
 
 
 def _positions(arguments: Mapping[str, Any], architecture: str) -> str | None:

@@ -19,6 +19,7 @@ from vitx.models.vgg import VGG16
 from vitx.models.vit import VisionTransformer
 from vitx.runtime.files import plain_json, write_bytes
 from vitx.runtime.paths import as_path
+from vitx.weights.class_names import ASSUMED
 from vitx.weights.files import FOLDER_FILES
 from vitx.weights.layout import Model, entries
 
@@ -27,9 +28,9 @@ def save(model: Model, path: str | Path) -> None:
     """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
-    (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT), each
-    value as JSON. AffinityNet has the names of [Re]; CNNs, segmentation networks, stems that timm does
-    not have, and an AffinityNet on a CNN keep vitx's.
+    (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT, and
+    `class_names` unless they are assumed), each value as JSON. AffinityNet has the names of [Re]; CNNs,
+    segmentation networks, stems that timm does not have, and an AffinityNet on a CNN keep vitx's.
 
     timm's own classes read plain ViTs, DeiT-III, distilled DeiT, registers, `fc_norm`, SigLIP's
     tower, CLIP's without a projection, EVA-02 tiny and small, and DINOv2 (with registers only those
@@ -44,8 +45,8 @@ def save(model: Model, path: str | Path) -> None:
         symbolic link, its target is replaced, and the link stays.
 
     Raises:
-      ValueError: for a model of another kind, a weight that is not finite, or a path that is empty
-        or ends otherwise.
+      ValueError: for a model of another kind, a weight that is not finite, `class_names` of another
+        number than its outputs, or a path that is empty or ends otherwise.
       vitx.runtime.files.WriteError: if it cannot be written.
     """
     if not isinstance(model, Model):
@@ -96,10 +97,28 @@ def describe(model: Model) -> dict[str, Any]:
     if isinstance(model, Segmenter):
         own = {"levels": model.levels, "groups": model.branches[0].norm.groups}
         return _of_backbone(model.backbone) | own
-    headless = {} if model.num_classes else {"num_classes": 0}
+    about = _of_classes(model)
     if isinstance(model, ConvNet):
-        return _of_backbone(model) | headless
-    return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps} | headless
+        return _of_backbone(model) | about
+    return _of_backbone(model) | {"final_norm_eps": model.final_norm_eps} | about
+
+
+def _of_classes(model: VisionTransformer | ConvNet) -> dict[str, Any]:
+    """The names of the classes, unless they are only assumed; 0 for a model without a head.
+
+    Raises:
+      ValueError: for another number of names than of outputs.
+    """
+    if not model.num_classes:
+        return {"num_classes": 0}
+    names = model.class_names
+    if names is None or model.class_names_source == ASSUMED:
+        return {}
+    if len(names) != model.num_classes:
+        raise ValueError(
+            f"class_names has {len(names)} names, where the model has {model.num_classes} outputs"
+        )
+    return {"class_names": tuple(names)}
 
 
 def _of_backbone(model: Backbone) -> dict[str, Any]:
@@ -117,12 +136,18 @@ def _of_backbone(model: Backbone) -> dict[str, Any]:
         described["family"] = type(model).__name__  # which `load` does not build
     if design := model.design.differences():
         described["design"] = design
+    if model.assumed:
+        described["assumed"] = model.assumed
     block = model.blocks[0]
     return described | {"num_heads": block.attn.heads, "norm_eps": block.norm1.epsilon}
 
 
 def _of_stem(preprocess: Preprocess, stem: Any) -> dict[str, Any]:
     described = {"mean": preprocess.mean, "std": preprocess.std, "image_size": preprocess.size}
+    usual = Preprocess()
+    for name in ("interpolation", "crop_mode", "crop_pct"):
+        if (value := getattr(preprocess, name)) != getattr(usual, name):
+            described[name] = value
     if isinstance(stem, ResNetV2):
         return described | {"weight_standardisation_eps": stem.conv.epsilon}
     if stem is None:

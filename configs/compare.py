@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.tolerance = 0.0
 
     # Arguments of vitx.load, not of the PyTorch model; 0: the file's own value.
+    config.which = ""  # "ema", "model", "teacher" or "student", where a PyTorch file has several; "": the running mean
     config.num_heads = 0
     config.norm_eps = 0.0
     config.final_norm_eps = 0.0

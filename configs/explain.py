@@ -37,14 +37,19 @@ def get_config() -> ConfigDict:
     # Unreadable files. "skip": leave them out and name them at the end. "stop": end at the first.
     config.on_bad_image = "skip"
 
-    config.checkpoint = ""  # a file or folder that vitx.load reads; "": the demo's
+    # A file, a folder, or a name on the Hugging Face hub that vitx.load reads; "": the demo's.
+    config.checkpoint = ""
+    # Of a PyTorch file with several models' weights: "ema", "model", "teacher" or "student"; "": the running mean.
+    config.which = ""
     config.num_heads = 0  # 0: the file's own value, else width / 64
     config.norm_eps = 0.0  # of LayerNorm; 0: the file's own value, else that of its library
     config.final_norm_eps = 0.0  # of the last LayerNorm; 0: the same as norm_eps; published: 1e-5
 
     config.image_size = ()  # (): the model's own; or a side, or (H, W)
-    # "squash": resize every image to that size. "keep": keep the image's aspect with about as many tokens, and resample
-    # the position embedding. Aspects are rounded to steps of half an octave up to 4:1: at most nine sizes are compiled.
+    # "squash": resize every image to that size. "crop": show the middle, as the checkpoint's own evaluation does (by
+    # timm's crop_pct, Hugging Face's crop_size). "keep": keep the image's aspect with about as many tokens, and
+    # resample the position embedding.
+    # Aspects are rounded to steps of half an octave up to 4:1: at most nine sizes are compiled.
     config.aspect = "squash"
 
     # Names of vitx.METHODS, comma-separated; "all": [Re]'s six and CAM, those that the model has; "auto":
@@ -58,8 +63,8 @@ def get_config() -> ConfigDict:
     config.classes = ""
     config.best = 1  # number of most probable classes to explain, if `classes` is empty
 
-    # A file with one name per line; "": the classes that train.py trained the checkpoint on (in scores.json beside it),
-    # else ImageNet's if there are 1000 outputs, else "class 0" and so on.
+    # A file with one name per line; "": those of the checkpoint (`model.class_names`, see docs/checkpoints.md), else
+    # "class 0" and so on.
     config.class_names = ""
     # "sigmoid" (multi-label), "softmax", or "auto": sigmoid for models from train.py, else softmax.
     config.scores = "auto"

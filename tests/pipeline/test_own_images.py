@@ -264,7 +264,7 @@ def test_options_are_read_from_the_command_line(
     [
         ({"methods": "gradcam,lpr"}, "config.methods: 'lpr' is none of rollout, raw_attention"),
         ({"rules": "best"}, "config.rules must be one of published, stable, not 'best'"),
-        ({"aspect": "crop"}, "config.aspect must be one of squash, keep"),
+        ({"aspect": "fit"}, "config.aspect must be one of squash, keep, crop"),
         ({"scores": "x"}, "config.scores must be one of auto, softmax, sigmoid"),
         ({"high_norm": "mean"}, "config.high_norm must be one of keep, median, not 'mean'"),
         ({"batch_size": 0}, "config.batch_size must be a whole number from 1 up, not 0"),

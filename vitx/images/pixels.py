@@ -121,9 +121,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8 (H, W, 3) to `size` (H, W): Pillow's bilinear, which antialiases; ValueError for other types."""
-    return _resize(image, size, Image.Resampling.BILINEAR)
+def resize_image(
+    image: np.ndarray,
+    size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
+    """Resize uint8 (H, W, 3) to `size` (H, W) by a filter of Pillow, which antialiases; ValueError for other types."""
+    return _resize(image, size, resample)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

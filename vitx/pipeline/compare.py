@@ -25,6 +25,7 @@ from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights import load_classifier
+from vitx.weights.pickled import WHICH
 from vitx.weights.pytorch_reference import LIBRARIES, Reference, build_reference
 from vitx.weights.write import describe
 
@@ -32,7 +33,7 @@ from vitx.weights.write import describe
 # with the R50 stem, which amplifies rounding on either side, 2e-4 and 2e-13: hybrids are allowed ten times as much.
 TOLERANCES: Final = {"float32": 1e-4, "float64": 1e-9}
 _HYBRID: Final = 10
-_OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps", "num_classes")
+_OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps", "num_classes", "which")
 _COLUMNS: Final = ("largest difference", "relative", "correlation", "")
 
 
@@ -50,7 +51,12 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
                 f"{config.checkpoint} holds a CNN, and only Vision Transformers are compared with PyTorch"
             )
         reference = build_reference(
-            config.checkpoint, model, config.reference, config.architecture, config.precision
+            config.checkpoint,
+            model,
+            config.reference,
+            config.architecture,
+            config.precision,
+            config.which or None,
         )
         images = images_for(model, config.images, config.count)
         ours, theirs = _run_both(run, model, reference, images.astype(config.precision))
@@ -139,11 +145,11 @@ def print_parity(parity: Parity, about: Mapping[str, Any]) -> None:
             f"The file does not specify {name}: PyTorch's model has the usual {parity.settings[name][0]:g}. "
             "With config.architecture, timm knows it."
         )
-    print(verdict(parity))
+    print(verdict(parity, guessed="num_heads" in about["assumed"]))
 
 
-def verdict(parity: Parity) -> str:
-    """The outcome in one line."""
+def verdict(parity: Parity, guessed: bool = False) -> str:
+    """The outcome in one line; `guessed`: whether both sides' number of heads follows from the width."""
     if parity.reasons:
         return f"verdict: off, {'; '.join(parity.reasons)}"
     worst = max(parity.differences, key=lambda d: d.relative)
@@ -153,7 +159,8 @@ def verdict(parity: Parity) -> str:
     if parity.predicted:
         classes = f"the same class predicted on all {len(parity.predicted)} images"
     return (
-        f"verdict: equal, largest relative difference {worst.relative:.1e} ({worst.stage}), tolerance "
+        f"verdict: equal{', but heads were guessed' * guessed}, largest relative difference {worst.relative:.1e} "
+        f"({worst.stage}), tolerance "
         f"{parity.tolerance:.0e}; {classes}"
     )
 
@@ -182,6 +189,7 @@ COMMAND = Stage(
     "parity",
     compare_with_pytorch,
     options={
+        "which": among(("", *WHICH)),
         "reference": among(("auto", *LIBRARIES)),
         "precision": among(tuple(TOLERANCES)),
         "tolerance": number(0),

@@ -1,5 +1,6 @@
 """The model that a comparison explains, and its images as the model reads them."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
+from vitx.images.evaluation_crop import difference
 from vitx.evaluation.comparison import method_of
 from vitx.models.design import Preprocess
 from vitx.models.variants import Classifier
@@ -32,6 +34,8 @@ def classifier(run: Run) -> Classifier:
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
     overrides = {} if trained else {name: config.model[name] for name in names}
     model = weights.load_classifier(path, **overrides, dtype=config.model.get("dtype"))
+    if not trained and (remark := difference(model.preprocess, "squash")):
+        print(f"{path}: {remark.partition(' (aspect')[0]}", file=sys.stderr)
     for name in config.methods.compared:
         try:
             method_of(name).require(model)

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from ml_collections import ConfigDict
 
-from vitx.data.transforms import resize_image
+from vitx.images.evaluation_crop import cropped, difference, resized, shown
 from vitx.data.unreadable import REMEDY
 from vitx.data.user_images import (
     RESULT,
@@ -39,6 +40,8 @@ from vitx.runtime.files import read_npz, write_bytes, write_npz
 from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
+from vitx.weights.class_names import ASSUMED
+from vitx.weights.pickled import WHICH
 
 _LISTED: Final = 10  # files named in each list of the summary
 STYLES: Final = ("transparency", "blend")
@@ -69,6 +72,12 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     paths = find_images(config.images)
     load_font(config.font, 1)  # raises for a wrong one before the work begins
     explainer = Explainer(config)
+    if remark := difference(explainer.model.preprocess, config.aspect):
+        print(f"explain: {remark}", file=sys.stderr)
+    if explainer.model.class_names_source == ASSUMED and not config.class_names:
+        print(
+            "explain: the names of the 1000 classes are assumed to be ImageNet's", file=sys.stderr
+        )
     written, empty, broken, high = 0, list[str](), list[str](), list[str]()
     notes, drawn = set[str](), list[str]()
     with progress(len(paths), "explain") as bar:
@@ -126,9 +135,12 @@ def _prepared(path: Path, explainer: Explainer, aspect: str, folder: Path) -> _I
         if written and results.with_suffix(".png").is_file():
             return None
     pixels = decode(data, path)
-    size = pixels.shape[0], pixels.shape[1]
-    resized = resize_image(pixels, input_size(explainer.model, size, aspect))
-    return _Image(path, results, fingerprint, size, panel(pixels, SLIDE), resized)
+    size, preprocess = pixels.shape[:2], explainer.model.preprocess
+    if aspect == "crop":
+        seen, pixels = cropped(pixels, preprocess), shown(pixels, preprocess)
+    else:
+        seen = resized(pixels, input_size(explainer.model, size, aspect), preprocess)
+    return _Image(path, results, fingerprint, size, panel(pixels, SLIDE), seen)
 
 
 def _batches(images: Iterable[_Image], most: int) -> Iterator[list[_Image]]:
@@ -216,6 +228,7 @@ COMMAND = Stage(
     explain_images,
     options={
         "aspect": among(ASPECTS),
+        "which": among(("", *WHICH)),
         "scores": among(SCORES),
         "rules": among(RULES),
         "high_norm": among(HIGH_NORM),

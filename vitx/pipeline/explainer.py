@@ -29,9 +29,10 @@ from vitx.runtime.files import parse_json
 from vitx.weights.files import FOLDER_FILES
 
 DEMO: Final = Path("runs/shapes/classifier")
-ASPECTS: Final = ("squash", "keep")
+ASPECTS: Final = ("squash", "keep", "crop")
 SCORES: Final = ("auto", "softmax", "sigmoid")
-_OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps")  # of the checkpoint's metadata
+_OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps", "which")  # of the checkpoint's own
+_EVALUATION: Final = ("interpolation", "crop_mode", "crop_pct")
 _FORMAT: Final = 3  # of the results: those of another format are written again
 _OCTAVES: Final = 2.0  # the longest aspect kept, 4:1, as a power of two
 _STEPS: Final = 2  # aspects in an octave
@@ -85,8 +86,8 @@ class Explainer:
         self._models: dict[Size, Classifier] = {self.model.preprocess.size: self.model}
         self._rows: dict[Size, int] = {}  # of the batches that each size is compiled for
         trained = trained_classes(path, () if config.checkpoint else demo_classes())
-        own = trained or getattr(self.model, "class_names", None) or ()
-        self.names = _names(config.class_names, self.model.num_classes, own)
+        known = self.model.class_names or trained
+        self.names = _names(config.class_names, self.model.num_classes, known)
         # train.py trains multi-label classifiers; published checkpoints hardly ever are.
         usual = "sigmoid" if trained else "softmax"
         self.scores = usual if config.scores == "auto" else config.scores
@@ -99,6 +100,7 @@ class Explainer:
             "scores": self.scores,
             "start_layer": self._start,  # in the order of the methods
             "input_size": self.model.preprocess.size,
+            "evaluation": [getattr(self.model.preprocess, key) for key in _EVALUATION],
             **{key: config[key] for key in ("rules", "aspect", "high_norm", *_OVERRIDES)},
             "format": _FORMAT,
             **{key: config[key] for key in ("top", "font", "overlays", "overlay", "strength")},
@@ -187,10 +189,11 @@ def input_size(model: Classifier, image_size: Size, aspect: str) -> Size:
     Args:
         model: a classifier.
         image_size: (H, W) in pixels.
-        aspect: "squash" for the model's own size; "keep" for about as many tokens in about the image's aspect.
+        aspect: "squash" and "crop" for the model's own size; "keep" for about as many tokens in about the image's
+            aspect.
     """
     own = model.preprocess.size
-    if aspect == "squash":
+    if aspect != "keep":
         return own
     rows, columns = model.grid
     grid = nearest_grid(image_size, rows * columns)
@@ -262,7 +265,7 @@ def trained_classes(path: Path, default: tuple[str, ...] = ()) -> tuple[str, ...
         return default
 
 
-def _names(wanted: str, count: int, trained: tuple[str, ...]) -> tuple[str, ...]:
+def _names(wanted: str, count: int, known: tuple[str, ...]) -> tuple[str, ...]:
     if wanted:
         return read_names(Path(wanted).expanduser(), count)
-    return output_names(count, trained)
+    return output_names(count, known)

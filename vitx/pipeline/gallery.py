@@ -76,7 +76,8 @@ def _rows(
     """The name and the cells of each row."""
     batch_size = min(run.config.methods.batch_size, len(chosen))
     batches = pixel_batches(source, chosen, model, batch_size)
-    names = output_names(model.num_classes, source.classes[1:])
+    known = source.classes[1:] if fits(model, source) else model.class_names
+    names = output_names(model.num_classes, known or ())
     mean, std = model.preprocess.mean, model.preprocess.std
     spread = parallel.replicate(model, parallel.local_mesh())
     explain = parallel.per_example(

@@ -18,6 +18,7 @@ from vitx.pipeline.training_stage import WEIGHTS
 from vitx.runtime.experiment import Run
 from vitx.runtime.paths import as_path
 from vitx.runtime.workdir import StageFolder, recorded_options
+from vitx.weights.class_names import FILE
 
 
 def given_path(config: ConfigDict, stage: str) -> str:
@@ -90,13 +91,15 @@ def given_classifier(run: Run) -> Classifier:
             f"{key} has {model.num_classes} classes, but {source.name} has {len(classes)}: give weights that were "
             "trained on these, or give the file as config.model.checkpoint, to train a new head"
         )
-    trained = trained_classes(as_path(path))
+    named = model.class_names if model.class_names_source == FILE else None
+    trained = named or trained_classes(as_path(path))
     if trained and trained != classes:
         first = next(place for place, name in enumerate(classes) if trained[place] != name)
         raise ValueError(
             f"{key} was trained on other classes: its class {first} is {trained[first]!r}, that of {source.name} "
             f"{classes[first]!r}"
         )
+    model.name_classes(tuple(classes), "data")
     return model
 
 

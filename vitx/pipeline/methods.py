@@ -131,6 +131,7 @@ def _facts(model: Classifier) -> dict[str, Any]:
         return facts
     return facts | {
         "num_heads": model.blocks[0].attn.heads,
+        "assumed": model.assumed,
         "norm_eps": model.blocks[0].norm1.epsilon,
         "final_norm_eps": model.final_norm_eps,
     }

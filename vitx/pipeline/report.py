@@ -20,6 +20,7 @@ from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import whole
 from vitx.runtime.workdir import StageFolder
+from vitx.weights.metadata import remark_on_guesses
 
 _RESULTS, _PAGE = "results.json", "report.html"
 # Packages whose version may change a number.
@@ -39,6 +40,8 @@ def write_results(
 ) -> None:
     """Writes `results.json`, and `report.html` with the sections and what each page ends with."""
     sections = [*sections]
+    if assumed := results.get("assumed"):
+        sections.append(Section("Assumed", list(assumed.values())))
     if left_out := results["dataset"]["left_out"]:
         sections.append(Section("Left out", [Fold("Images that cannot be read", left_out)]))
     sections.append(Section("Options", [Fold("All options", run.config.to_dict())]))
@@ -75,6 +78,11 @@ def gather(run: Run, stages: list[Stage]) -> dict[str, Any]:
         "options": {key: value for key, value in run.config.to_dict().items() if key != "stages"},
         "checkpoint": checkpoint_digest(run),  # that training began with, or that is explained
         "given": given_weights(run, [other.name for other in stages]),  # in place of training
+        "assumed": {  # of the model, as no file specifies it
+            name: remark
+            for name, path in weight_files.items()
+            if path.exists() and (remark := remark_on_guesses(path))
+        },
         "weights": {  # that the stages ended with
             name: weights.digest(path) for name, path in weight_files.items() if path.exists()
         },

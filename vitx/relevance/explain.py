@@ -48,7 +48,7 @@ _FAR = 4  # widths of the pixels' range outside it: noise stays within, pixels i
 def explain(
     model: Explainable,
     images: ArrayLike,
-    classes: ArrayLike | None = None,
+    classes: targets.Classes | None = None,
     method: str = "transformer_attribution",
     start_layer: int = 0,
     rules: str = "published",
@@ -66,7 +66,7 @@ def explain(
     Args:
       model: a classifier, such as a `VisionTransformer` or a `ConvNet`; see `vitx.explainable.Explainable`.
       images: normalised, (B, H, W, 3), of the model's size, which for a CNN is any.
-      classes: ints of any width, (B,) or (B, K); None for the predicted class.
+      classes: ints of any width or names, (B,) or (B, K); "cat" or "cat,dog" for all images; None for the predicted.
       method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has none that reads attention.
       start_layer: first block of the product or sum in "rollout", "transformer_attribution", "generic_attention",
         "legrad" and "beyond_intuition_*", whatever was published (docs/methods.md); others ignore it.
@@ -112,12 +112,13 @@ def explain(
 def _target(
     model: Explainable,
     method: str,
-    classes: ArrayLike | None,
+    classes: targets.Classes | None,
     target: targets.Target | None,
     batch: int,
 ) -> Partial:
     """What is explained, see `targets.parse`, where the method can explain it."""
-    explained = targets.parse(classes, target, batch, model.num_classes)
+    names = getattr(model, "class_names", None)
+    explained = targets.parse(classes, target, batch, model.num_classes, names)
     if REGISTRY[method].of_probability and explained.func not in targets.OF_CLASSES:
         raise ValueError(f"{method} explains the probability of a class: give classes as ints")
     return explained

@@ -5,7 +5,7 @@ of K values (B, K, C). Its arrays are traced and its function is part of its str
 target, or another function, triggers a compilation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,11 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from vitx.naming import find_classes
 from vitx.ops import Array
 
-Target = ArrayLike | tuple[Any, ...] | Callable[[Array], Array]
+Classes = ArrayLike | str | Sequence[Any]
+Target = Classes | tuple[Any, ...] | Callable[[Array], Array]
 
 _ROUNDING = 100  # times the type's epsilon: a direction that differs by less is the same
 _FORMS = (
@@ -26,19 +28,29 @@ _FORMS = (
 
 
 def parse(
-    classes: ArrayLike | None, target: Target | None, batch: int, num_classes: int
+    classes: Classes | None,
+    target: Target | None,
+    batch: int,
+    num_classes: int,
+    names: Sequence[str] | None = None,
 ) -> Partial:
     """The gradient of what `vitx.explain` is asked for, as a function of the output.
 
     Args:
-      classes: ints (B,) or (B, K), or None.
+      classes: ints or names (B,) or (B, K); a text with one name or, between commas, several, for all images; or None.
       target: in place of `classes`, see `vitx.explain`; both None for the predicted class.
       batch: number of images, B.
       num_classes: of the model; 0 where its output is the pooled one.
+      names: of the classes, where they are known.
 
     Raises:
       ValueError: for both, for what is no target, or one that the model's output does not have.
     """
+    classes = _numbered(classes, batch, names)
+    if isinstance(target, tuple) and target and isinstance(target[0], str):
+        target = (target[0], *(_numbered(part, batch, names) for part in target[1:]))
+    elif not callable(target):
+        target = _numbered(target, batch, names)
     if classes is not None and target is not None:
         raise ValueError("give classes or target, not both")
     if target is None:
@@ -128,6 +140,32 @@ def of_function(function: Partial, output: Array) -> Array:
 
 
 # Checks.
+
+
+def _numbered(value: Any, batch: int, names: Sequence[str] | None) -> Any:
+    """Numbers in place of names of classes; a text counts for all images. Anything else stays as it is."""
+    texts = value if isinstance(value, str | list | tuple | np.ndarray) else ()
+    array = np.asarray(texts) if _has_texts(texts) else np.empty(0)
+    if array.dtype.kind != "U":
+        return value
+    if names is None:
+        raise ValueError(
+            f"the names of the model's classes are not known: give numbers instead of {value!r:.100}, or set "
+            "model.class_names"
+        )
+    if isinstance(value, str):
+        found = np.tile(np.array(find_classes(value, names), np.int32), (batch, 1))  # (B, K)
+        return found if found.shape[1] > 1 else found[:, 0]
+    each = [find_classes([str(text)], names)[0] for text in array.ravel()]
+    return np.array(each, np.int32).reshape(array.shape)
+
+
+def _has_texts(value: Any) -> bool:
+    """Whether a text, or a list of lists of equal length, holds texts alone."""
+    if isinstance(value, list | tuple):
+        lengths = {len(part) for part in value if isinstance(part, list | tuple)}
+        return len(lengths) <= 1 and bool(value) and all(map(_has_texts, value))
+    return isinstance(value, str) or (isinstance(value, np.ndarray) and value.dtype.kind == "U")
 
 
 def _need_classes(num_classes: int) -> None:

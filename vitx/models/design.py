@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitx.images.pixels import Picture, each_as_pixels, normalise, resize_image
+from vitx.images.evaluation_crop import resized
+from vitx.images.pixels import Picture, each_as_pixels, normalise
 from vitx.models.checks import checked, image_size, one_of, share, three_numbers, three_positive
 
 INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -59,7 +60,7 @@ class Preprocess:
             object.__setattr__(self, name, value)  # a frozen dataclass refuses to assign
 
     def __call__(self, images: Picture | Sequence[Picture]) -> jax.Array:
-        """The model's input of one image or several, float32 (B, H, W, 3): each resized to `size` and normalised.
+        """The model's input of one image or several, float32 (B, H, W, 3): each squashed to `size` and normalised.
 
         Args:
           images: a path, a file's bytes, a Pillow image, or a uint8 array (H, W, 3), (H, W, 4) or (H, W); or a list of
@@ -69,7 +70,7 @@ class Preprocess:
           FileNotFoundError: there is no such file.
           ValueError: an image cannot be read, an array has another shape or type, or there is no image.
         """
-        pixels = [resize_image(image, self.size) for image in each_as_pixels(images)]
+        pixels = [resized(image, self.size, self) for image in each_as_pixels(images)]
         return jnp.asarray(normalise(np.stack(pixels), self))
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from ml_collections import ConfigDict
 
-from vitx.images.evaluation_crop import cropped, difference, resized, shown
 from vitx.data.unreadable import REMEDY
 from vitx.data.user_images import (
     RESULT,
@@ -22,6 +21,7 @@ from vitx.data.user_images import (
     read_bytes,
     result_name,
 )
+from vitx.images.evaluation_crop import cropped, difference, resized, shown
 from vitx.pipeline.explainer import (
     ASPECTS,
     SCORES,

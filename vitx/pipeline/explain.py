@@ -72,12 +72,7 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     paths = find_images(config.images)
     load_font(config.font, 1)  # raises for a wrong one before the work begins
     explainer = Explainer(config)
-    if remark := difference(explainer.model.preprocess, config.aspect):
-        print(f"explain: {remark}", file=sys.stderr)
-    if explainer.model.class_names_source == ASSUMED and not config.class_names:
-        print(
-            "explain: the names of the 1000 classes are assumed to be ImageNet's", file=sys.stderr
-        )
+    _remark(explainer, config)
     written, empty, broken, high = 0, list[str](), list[str](), list[str]()
     notes, drawn = set[str](), list[str]()
     with progress(len(paths), "explain") as bar:
@@ -123,6 +118,16 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     print(
         f"explain: {written} written, {unchanged} done before, {len(broken)} broken; in {stage.folder}"
     )
+
+
+def _remark(explainer: Explainer, config: ConfigDict) -> None:
+    """Says in what the input differs from the weights' own evaluation, and which names are assumed."""
+    if remark := difference(explainer.model.preprocess, config.aspect):
+        print(f"explain: {remark}", file=sys.stderr)
+    if explainer.model.class_names_source == ASSUMED and not config.class_names:
+        print(
+            "explain: the names of the 1000 classes are assumed to be ImageNet's", file=sys.stderr
+        )
 
 
 def _prepared(path: Path, explainer: Explainer, aspect: str, folder: Path) -> _Image | None:

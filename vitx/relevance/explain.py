@@ -65,7 +65,7 @@ def explain(
 
     Args:
       model: a classifier, such as a `VisionTransformer` or a `ConvNet`; see `vitx.explainable.Explainable`.
-      images: normalised, (B, H, W, 3), of the model's size, which for a CNN is any.
+      images: normalised, (B, H, W, 3), of the model's size, for a CNN any; [0, 255] or [0, 1] causes a warning.
       classes: ints of any width or names, (B,) or (B, K); "cat" or "cat,dog" for all images; None for the predicted.
       method: one of `METHODS` that the model has, see `registry.methods_of`: a CNN has none that reads attention.
       start_layer: first block of the product or sum in "rollout", "transformer_attribution", "generic_attention",
@@ -86,12 +86,9 @@ def explain(
       (B, h, w) or (B, K, h, w), or where `registry.Method.gives_pixels` of pixels, (B, H, W) or (B, K, H, W).
       Methods of several forwards take a target's gradient at the image's own output.
 
-    Warns of images whose range is hardly that of normalised pixels, such as [0, 255] or [0, 1].
-
     Raises:
-      ValueError: for an unknown method or option, a method, start layer or target that the model or method does not
-        have, or images, classes or a target of a shape, type or range that does not fit. Values are not checked inside
-        another `jit`: there a class out of range gives a map of zeros.
+      ValueError: for a method, option, start layer or target that model or method do not have, or images, classes or
+        a target of another shape, type or range; inside another `jit` a class out of range has a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
     _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
@@ -178,7 +175,8 @@ def _warn_of_pixels(low: float, high: float, model: Explainable) -> None:
     mean, std = np.asarray(model.preprocess.mean), np.asarray(model.preprocess.std)
     least, most = float((-mean / std).min()), float(((1 - mean) / std).max())
     far = _FAR * (most - least)
-    if least - far <= low and high <= most + far and not (0 <= low < 0.05 and 0.95 < high <= 1):
+    fractions = least < 0 <= low < 0.05 and 0.95 < high <= 1
+    if least - far <= low and high <= most + far and not fractions:
         return
     warnings.warn(
         f"images are in [{low:.4g}, {high:.4g}], but normalised pixels of this model in [{least:.4g}, {most:.4g}]: "

@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(jax|jaxlib|numpy|PIL|flax|collections|typing|pathlib|os)\..*"),
     (
         "py:class",
-        r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback|M|Found)",
+        r"(vitx\..*\.)?(Maps|Batch|Item|Rule|Pullback|M|Module|Found)",
     ),  # type variables and aliases
 ]
 

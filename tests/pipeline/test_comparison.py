@@ -71,7 +71,7 @@ def test_pixel_maps_bring_all_to_pixels():
     model = small_vit()
     comparison = Comparison(("rollout", "lrp"), ("predicted",))
     pixels, targets, _ = inputs(model)
-    _, maps = comparison(model, pixels, targets)
+    _, maps = comparison(model, 2 * pixels - 1, targets)
     assert maps.shape == (5, 2, *model.preprocess.size)
 
 

@@ -42,7 +42,7 @@ MEMORY = ("auto", "fast", "lean")
 HIGH_NORM = ("keep", "median")
 
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
-_FAR = 4  # widths of the pixels' range outside it: noise stays within, pixels in [0, 255] do not
+_FAR = 16  # widths of the pixels' range outside it: noise stays within, pixels in [0, 255] do not
 
 
 def explain(

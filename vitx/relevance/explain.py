@@ -159,14 +159,15 @@ def _check_images(images: ArrayLike, model: Explainable) -> Array:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be normalised floats, not {images.dtype}")
     checked = jnp.asarray(images)
-    finite = jnp.isfinite(checked).all((1, 2, 3))
+    values = jax.lax.stop_gradient(checked)
+    finite = jnp.isfinite(values).all((1, 2, 3))
     # Inside another jit even a constant's values are traced.
     if not isinstance(finite, jax.core.Tracer):
         if not finite.all():
             raise ValueError(
                 f"images[{finite.argmin()}] has a value that is not finite: leave it out"
             )
-        _warn_of_pixels(float(checked.min()), float(checked.max()), model)
+        _warn_of_pixels(float(values.min()), float(values.max()), model)
     return checked
 
 

@@ -10,6 +10,7 @@ from vitx import __version__
 _EXAMPLES: Final = """examples:
   vitx explain photo.jpg --model weights.safetensors
   vitx explain photos/ --model FILE --method gradcam,attn_lrp --classes "tabby,golden retriever"
+  vitx segment photo.jpg --model runs/shapes/segmenter
   vitx train shapes --workdir runs/shapes
   vitx evaluate shapes --workdir runs/shapes
   vitx configs shapes
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _add_explain(command("explain", _explain, "explain pictures", _OPTIONS.format("explain")))
+    _add_segment(command("segment", _segment, "segment pictures with a trained network"))
     for name, run, help in (
         ("train", _train, "train the models of an experiment"),
         ("evaluate", _evaluate, "make and score masks, compare methods, write the report"),
@@ -97,6 +99,21 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     add("--classes", metavar="NAMES", default="", help="names or numbers (the most probable)")
     add("--best", metavar="N", default="1", help="how many of the most probable (%(default)s)")
     add("--out", metavar="DIR", default="explained", help="where the pictures go (%(default)s)")
+
+
+def _add_segment(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("images", metavar="IMAGE", nargs="+", help="files and folders")
+    add("--model", metavar="FILE", required=True, help="the folder `segmenter` of a run")
+    add("--scales", metavar="X", type=float, nargs="+", default=[1.0], help="of the input (1)")
+    add("--flip", action="store_true", help="see mirror images, too")
+    add("--out", metavar="DIR", default="segmented", help="where the masks go (%(default)s)")
+
+
+def _segment(given: argparse.Namespace, rest: list[str]) -> None:
+    from vitx.pipeline.segment_images import segment_images
+
+    segment_images(given.images, given.model, given.out, given.scales, given.flip)
 
 
 def _explain(given: argparse.Namespace, rest: list[str]) -> None:

@@ -98,6 +98,7 @@ def part_below(model: Backbone, levels: Sequence[str]) -> Backbone:
     if isinstance(part, VisionTransformer) and kind == "block":
         part.blocks = nnx.List(list(part.blocks)[: int(number)])
         part.num_classes = 0
+        part.name_classes()
         part.design = replace(
             part.design,
             final_norm=False,

@@ -386,6 +386,7 @@ def test_targets_may_be_traced():
 
 FORMS = "target must be an int, ints .* or a function, not "
 ZERO = np.eye(2, WIDTH) - np.eye(2, WIDTH)[[0]]
+UNNAMED = "the names of the model's classes are not known: give numbers instead of 'cat'"
 HEADED = {
     "give classes or target, not both": {"classes": [0, 1, 2], "target": 1},
     re.escape("target must be in [0, 3), found 3 to 3"): {"target": 3},
@@ -394,7 +395,7 @@ HEADED = {
     re.escape("target must be an int, (3,) or (3, K), not (3, 0)"): {
         "target": np.zeros((3, 0), int)
     },
-    FORMS + "'cat'": {"target": "cat"},
+    UNNAMED: {"target": "cat"},
     FORMS + "True": {"target": True},
     FORMS + r"array\(None, dtype=object\)": {"target": np.array(None)},
     FORMS + r"\[\[1\], \[1, 2\], \[0\]\]": {"target": [[1], [1, 2], [0]]},
@@ -403,7 +404,7 @@ HEADED = {
     FORMS + r"\('probability', 1, 2\)": {"target": ("probability", 1, 2)},
     re.escape("target[2] must be in [0, 3), found 5 to 5"): {"target": ("difference", 0, 5)},
     re.escape("target[1] must be integers, not float64"): {"target": ("difference", 0.5, 1)},
-    re.escape("target[1] must be integers, not <U3"): {"target": ("probability", "cat")},
+    UNNAMED + ", or set model.class_names": {"target": ("probability", "cat")},
     re.escape("target[1] must be an int, (3,) or (3, K), not (4,)"): {
         "target": ("probability", [0] * 4)
     },

@@ -27,7 +27,6 @@ from tests.made_imagenet import add_member, make_gtsegs
 from tests.made_voc import sbd_mat
 from tests.runtime.scripts import ended
 from tests.small_models import small_vit
-from vitx.data import pictures
 from vitx.data.class_names import read_classes, read_names
 from vitx.data.datasets import imagenet2012
 from vitx.data.formats import sbd
@@ -37,6 +36,7 @@ from vitx.data.formats.voc_layout import Tree
 from vitx.data.palette import decode_mask
 from vitx.data.transforms import image_size, read_image
 from vitx.data.user_images import find_images, read_user_image
+from vitx.images import pictures
 from vitx.runtime import files
 from vitx.runtime.files import WorkdirError, read_npz
 from vitx.runtime.workdir import StageFolder

@@ -9,7 +9,7 @@ RUN := runs/shapes
 
 help:
 	@echo "make demo       run the pipeline on the embedded dataset in $(RUN); takes minutes, resumes"
-	@echo "make test       all tests except the exhaustive ones: ten minutes on two cores"
+	@echo "make test       all tests except the exhaustive ones: 25 minutes on two cores"
 	@echo "make test-fast  only tests that take seconds"
 	@echo "make test-exhaustive  whole pipelines, killed and on several processes; models of Base size; the commands in the docs"
 	@echo "make lint       check formatting, lint, types and the direction of imports"

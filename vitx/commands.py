@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from vitx import __version__
+from vitx.runtime.files import WriteError
 
 _EXAMPLES: Final = """examples:
   vitx explain photo.jpg --model weights.safetensors
@@ -18,7 +19,6 @@ _EXAMPLES: Final = """examples:
 vitx COMMAND --help describes each command."""
 _OPTIONS: Final = "options of the experiment: --config.NAME=VALUE; `vitx configs {}` lists them"
 _FLAGS: Final = """other arguments:
-  --workdir DIR             of the results; the same one resumes (default: runs/ and the experiment's name)
   --config.NAME=VALUE       changes an option; `vitx configs CONFIG` lists them
   --coordinator_address, --num_processes, --process_id, --multihost
                             several hosts"""
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if explained(error) == str(error):
             raise
         sys.exit(f"error: {explained(error)}")
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         added = command(name, run, help, _FLAGS)
         added.add_argument("config", metavar="CONFIG", help="a name of `vitx configs`, or a file")
+        added.add_argument("--workdir", metavar="DIR", help="of the results; the same one resumes")
     compare = command(
         "compare", _compare, "compare a checkpoint with PyTorch", _OPTIONS.format("compare")
     )
@@ -148,11 +149,16 @@ def _launch(
     launch(stages)
 
 
+def _named(given: argparse.Namespace) -> list[str]:
+    workdir = [f"--workdir={given.workdir}"] if given.workdir else []
+    return [f"--config={given.config}", *workdir]
+
+
 def _train(given: argparse.Namespace, rest: list[str]) -> None:
     from vitx.pipeline.stages import EVALUATE, TRAIN
     from vitx.runtime.command_line import launch
 
-    sys.argv = ["vitx train", f"--config={given.config}", *rest]
+    sys.argv = ["vitx train", *_named(given), *rest]
     launch(TRAIN, after=EVALUATE)
 
 
@@ -160,7 +166,7 @@ def _evaluate(given: argparse.Namespace, rest: list[str]) -> None:
     from vitx.pipeline.stages import EVALUATE, TRAIN
     from vitx.runtime.command_line import launch
 
-    sys.argv = ["vitx evaluate", f"--config={given.config}", *rest]
+    sys.argv = ["vitx evaluate", *_named(given), *rest]
     launch(EVALUATE, before=TRAIN)
 
 

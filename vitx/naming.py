@@ -24,15 +24,20 @@ def find_classes(wanted: str | Sequence[str | int], names: Sequence[str]) -> tup
     folded = [_folded(name) for name in names]
     if isinstance(wanted, str):
         wanted = [wanted] if _folded(wanted.strip()) in folded else wanted.split(",")
-    return tuple(dict.fromkeys(_find(str(entry).strip(), names, folded) for entry in wanted))
+    return tuple(dict.fromkeys(_find(entry, names, folded) for entry in wanted))
 
 
 def _folded(name: str) -> str:
     return composed(composed(name).casefold())
 
 
-def _find(entry: str, names: Sequence[str], folded: Sequence[str]) -> int:
+def _find(wanted: str | int, names: Sequence[str], folded: Sequence[str]) -> int:
+    entry = str(wanted).strip()
     if entry.lstrip("-").isdecimal():
+        if isinstance(wanted, str) and entry in names and names.index(entry) != int(entry):
+            raise ValueError(
+                f"{entry!r} is the name of class {names.index(entry)}, and the number of another: give an int"
+            )
         if not 0 <= int(entry) < len(names):
             raise ValueError(f"class {entry} is not one of the model's, 0 to {len(names) - 1}")
         return int(entry)

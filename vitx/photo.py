@@ -1,6 +1,7 @@
 """`explain_image`: a picture in, a result out that can be shown, saved and read."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageShow
 
 from vitx.data.class_names import find_classes, output_names
+from vitx.images.evaluation_crop import cropped, difference, shown
 from vitx.images.pixels import Picture, to_pixels
 from vitx.models.variants import Classifier
 from vitx.relevance.explain import explain
@@ -18,6 +20,7 @@ from vitx.relevance.registry import REGISTRY
 from vitx.report.figure import draw_overlay, png
 from vitx.report.overlay import nothing_in
 
+ASPECTS: Final = ("squash", "crop")
 ACTIVATIONS: Final = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
@@ -113,6 +116,7 @@ def explain_image(
     classes: str | int | Sequence[str | int] | None = None,
     *,
     scores: str = "softmax",
+    aspect: str = "squash",
     **options: Any,
 ) -> Result:
     """Explains what a model sees in one picture.
@@ -123,6 +127,8 @@ def explain_image(
         method: one of `vitx.METHODS` that the model has.
         classes: names or numbers, comma-separated or a sequence; None for the most probable class.
         scores: "softmax", or "sigmoid" for a model of several labels an image, as `train.py` trains them.
+        aspect: "squash": the whole picture; "crop": the part that the checkpoint's own evaluation shows, of which the
+            result's image and maps are. A warning says where the two differ.
         options: arguments of `vitx.explain`, such as `start_layer`, `rules` and `target`, which replaces the classes.
 
     Raises:
@@ -132,8 +138,14 @@ def explain_image(
     """
     if scores not in ACTIVATIONS:
         raise ValueError(f"scores must be one of {', '.join(ACTIVATIONS)}, not {scores!r}")
-    pixels = to_pixels(image)
-    batch = model.preprocess(pixels).astype(model.dtype)
+    if aspect not in ASPECTS:
+        raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
+    if remark := difference(model.preprocess, aspect):
+        warnings.warn(remark, stacklevel=2)
+    pixels = seen = to_pixels(image)
+    if aspect == "crop":
+        pixels, seen = shown(pixels, model.preprocess), cropped(pixels, model.preprocess)
+    batch = model.preprocess(seen).astype(model.dtype)
     names = output_names(model.num_classes, getattr(model, "class_names", None) or ())
     numbers = None
     if classes is not None:
@@ -142,7 +154,7 @@ def explain_image(
     wanted = None if numbers is None else np.array([numbers], np.int32)
     logits, maps = explain(model, batch, wanted, method, **options)
     if numbers is None:
-        numbers = () if "target" in options else (int(logits[0].argmax()),)
+        numbers = () if options.get("target") is not None else (int(logits[0].argmax()),)
     return Result(
         image=pixels,
         maps=np.asarray(maps).reshape(-1, *maps.shape[-2:]),

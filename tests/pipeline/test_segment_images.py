@@ -43,7 +43,7 @@ def test_masks_have_the_pictures_own_sizes(net, tmp_path, capsys) -> None:
     assert capsys.readouterr().out.count("class ") >= 2
     for number, pixels in enumerate(pictures):
         (drawn,) = (path for path in folder.glob(f"{number}-*") if "overlay" in path.name)
-        file = next(path for path in folder.glob(f"{number}-*.png") if path != drawn)
+        (file,) = (path for path in folder.glob(f"{number}-*") if "-mask" in path.name)
         mask = decode_mask(file.read_bytes())
         assert mask.shape == pixels.shape[:2]
         found = segment(net, net.preprocess(pixels), (1.0, 2.0), True)[0]

@@ -44,7 +44,7 @@ def test_train_and_evaluate_hand_on_their_flags(launched) -> None:
     commands.main(["train", "shapes", "--workdir", "w", "--config.seed=1"])
     commands.main(["evaluate", "--config.seed=1", "shapes"])
     assert launched == [
-        (["--config=shapes", "--workdir", "w", "--config.seed=1"], [s.name for s in TRAIN]),
+        (["--config=shapes", "--workdir=w", "--config.seed=1"], [s.name for s in TRAIN]),
         (["--config=shapes", "--config.seed=1"], [s.name for s in EVALUATE]),
     ]
 

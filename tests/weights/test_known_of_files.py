@@ -325,7 +325,8 @@ def test_the_name_on_the_hub_implies_statistics(hub):
 
 COMMAND = (
     "curl -fL --create-dirs --output-dir weights/vit --remote-name-all "
-    "'https://huggingface.co/timm/vit/resolve/main/{config.json,model.safetensors}', then give weights/vit"
+    "'https://huggingface.co/timm/vit/resolve/main/{config.json,preprocessor_config.json,model.safetensors}', "
+    "then give weights/vit (timm's have no preprocessor_config.json)"
 )
 
 

@@ -19,6 +19,7 @@ from vitx.data import loader
 from vitx.evaluation.average_precision import average_precision_multilabel
 from vitx.evaluation.metrics import by_class
 from vitx.models.convnet import ConvNet
+from vitx.models.design import Preprocess
 from vitx.models.levels import level_channels
 from vitx.models.registry import create
 from vitx.models.tuning import (
@@ -177,13 +178,17 @@ def initial_model(run: Run, num_classes: int, head: str = "") -> Classifier:
     config = run.config.model
     final_norm_eps = config.get("final_norm_eps") or None
     if config.checkpoint:
-        return weights.load_classifier(
+        model = weights.load_classifier(
             config.checkpoint,
             image_size=config.image_size,
             num_classes=num_classes,
             final_norm_eps=final_norm_eps,
             head=head,
         )
+        # From here on it sees whole pictures, squashed, whatever its own evaluation cut out.
+        statistics = model.preprocess
+        model.preprocess = Preprocess(statistics.mean, statistics.std, statistics.size)
+        return model
     if parallel.is_first_process():
         print(
             "classifier: config.model.checkpoint is empty, so it learns from random weights",

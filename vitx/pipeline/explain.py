@@ -40,7 +40,7 @@ from vitx.runtime.files import read_npz, write_bytes, write_npz
 from vitx.runtime.options import among, number, whole
 from vitx.runtime.progress import progress
 from vitx.runtime.workdir import StageFolder
-from vitx.weights.class_names import ASSUMED
+from vitx.weights.class_names import ASSUMED, IMAGENET
 from vitx.weights.pickled import WHICH
 
 _LISTED: Final = 10  # files named in each list of the summary
@@ -124,7 +124,7 @@ def _remark(explainer: Explainer, config: ConfigDict) -> None:
     """Says in what the input differs from the weights' own evaluation, and which names are assumed."""
     if remark := difference(explainer.model.preprocess, config.aspect):
         print(f"explain: {remark}", file=sys.stderr)
-    if explainer.model.class_names_source == ASSUMED and not config.class_names:
+    if explainer.model.class_names_source in (ASSUMED, IMAGENET) and not config.class_names:
         print(
             "explain: the names of the 1000 classes are assumed to be ImageNet's", file=sys.stderr
         )
@@ -143,6 +143,7 @@ def _prepared(path: Path, explainer: Explainer, aspect: str, folder: Path) -> _I
     size, preprocess = pixels.shape[:2], explainer.model.preprocess
     if aspect == "crop":
         seen, pixels = cropped(pixels, preprocess), shown(pixels, preprocess)
+        size = pixels.shape[:2]  # maps are of the part that is shown
     else:
         seen = resized(pixels, input_size(explainer.model, size, aspect), preprocess)
     return _Image(path, results, fingerprint, size, panel(pixels, SLIDE), seen)

@@ -26,6 +26,7 @@ from vitx.relevance.methods import TABLE_METHODS
 from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
 from vitx.relevance.registry import REGISTRY
 from vitx.runtime.files import parse_json
+from vitx.weights.class_names import ASSUMED, IMAGENET
 from vitx.weights.files import FOLDER_FILES
 
 DEMO: Final = Path("runs/shapes/classifier")
@@ -86,7 +87,8 @@ class Explainer:
         self._models: dict[Size, Classifier] = {self.model.preprocess.size: self.model}
         self._rows: dict[Size, int] = {}  # of the batches that each size is compiled for
         trained = trained_classes(path, () if config.checkpoint else demo_classes())
-        known = self.model.class_names or trained
+        assumed = self.model.class_names_source in (ASSUMED, IMAGENET)
+        known = trained if trained and assumed else self.model.class_names or trained
         self.names = _names(config.class_names, self.model.num_classes, known)
         # train.py trains multi-label classifiers; published checkpoints hardly ever are.
         usual = "sigmoid" if trained else "softmax"

@@ -30,7 +30,7 @@ def segment_images(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> None:
-    """Writes the mask of each image, `<name>.explained.png`, and the image under it, `<name>-overlay.explained.png`.
+    """Writes for each image `<name>-mask.explained.png`, and the image under it, `<name>-overlay.explained.png`.
 
     A mask is a palette PNG of the image's size, whose values are the classes of the network's training, 0 background.
 
@@ -55,11 +55,13 @@ def segment_images(
                 pixels = read_user_image(path)
             except ValueError as error:
                 broken.append(str(error))
+                bar.advance()
                 continue
             mask = mask_of(net, pixels, scales, flip)
             name = result_name(path).removesuffix(RESULT)
             file, drawn = (
-                Path(out).expanduser() / f"{name}{part}{RESULT}.png" for part in ("", "-overlay")
+                Path(out).expanduser() / f"{name}{part}{RESULT}.png"
+                for part in ("-mask", "-overlay")
             )
             write_bytes(file, encode_mask(mask))
             write_bytes(drawn, encode_png(painted(pixels, mask)))

@@ -65,6 +65,10 @@ def with_found(arguments: Sequence[str]) -> list[str]:
 def load(name: str) -> tuple[str, ConfigDict]:
     """An experiment's docstring and its options; ValueError for an unknown name."""
     path = find(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(
+            f"there is no experiment {name!r}: give a name of `vitx configs`, or a .py file"
+        )
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     assert spec and spec.loader  # of a path that ends with ".py"
     module = importlib.util.module_from_spec(spec)

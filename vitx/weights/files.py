@@ -83,7 +83,7 @@ def find_file(path: Path) -> Path:
     if not path.exists():
         if is_hub_name(path):
             return find_file(fetched(path))
-        raise FileNotFoundError(f"{path}: there is no such file or folder")
+        raise FileNotFoundError(f"{path}: there is no such file or folder")  # nor a name on the hub
     if not path.is_file():  # a device or FIFO might never end
         raise ValueError("not a regular file: copy its contents into one")
     return path

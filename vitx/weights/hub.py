@@ -21,9 +21,14 @@ _WANTED: Final = (
 
 
 def is_hub_name(path: str | os.PathLike[str]) -> bool:
-    """Whether a text may be a name on the hub: OWNER/NAME or OWNER/NAME@REVISION, and no file's suffix."""
+    """Whether a text may be a name on the hub: OWNER/NAME or OWNER/NAME@REVISION, without a file's suffix.
+
+    No path into a folder that is here, unless it has a revision.
+    """
     text = os.fspath(path)
-    return _NAME.fullmatch(text) is not None and not text.endswith(_SUFFIXES)
+    named = _NAME.fullmatch(text) is not None and ".." not in text
+    here = Path(text).parts[:1] and Path(text).parts[0] in os.listdir()
+    return named and not text.endswith(_SUFFIXES) and ("@" in text or not here)
 
 
 def fetched(path: str | os.PathLike[str]) -> Path:
@@ -69,9 +74,10 @@ def _snapshot(hub: Any, name: str, revision: str | None, local: bool) -> Path | 
 
 def _absent(name: str, revision: str | None, reason: str) -> FileNotFoundError:
     folder = f"weights/{name.split('/')[1]}"
-    files = "{config.json,model.safetensors}"
+    files = "{config.json,preprocessor_config.json,model.safetensors}"
     url = f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{files}"
     return FileNotFoundError(
         f"{name}: there is no such file or folder here, and as a name on the Hugging Face hub: {reason}. By hand: "
-        f"curl -fL --create-dirs --output-dir {folder} --remote-name-all '{url}', then give {folder}"
+        f"curl -fL --create-dirs --output-dir {folder} --remote-name-all '{url}', then give {folder} "
+        "(timm's have no preprocessor_config.json)"
     )

@@ -173,6 +173,8 @@ def _pixels(processor: Mapping[str, Any], usual: Statistics | None) -> dict[str,
 def _evaluation(processor: Mapping[str, Any], keeps_aspect: bool) -> dict[str, Any]:
     """How a processor resizes and crops pictures; nothing without a processor."""
     found: dict[str, Any] = {}
+    if processor.get("do_resize") is False:  # pictures come at the input's size
+        return found
     if (filter_ := processor.get("resample")) is not None:
         if type(filter_) is not int or filter_ not in _FILTERS:
             raise ValueError(f"preprocessor_config.json: resample={filter_!r:.100}")

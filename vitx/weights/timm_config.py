@@ -151,8 +151,9 @@ def _evaluation(pretrained: Mapping[str, Any]) -> dict[str, Any]:
     """How timm resizes and crops pictures for a model; nothing where the config does not have it."""
     names = ("interpolation", "crop_pct", "crop_mode")
     found = {name: pretrained[name] for name in names if pretrained.get(name) is not None}
-    # timm's own default, where there is anything of the kind.
-    return {"crop_mode": "center"} | found if found else {}
+    # timm's own defaults, where there is anything of the kind.
+    usual = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}
+    return usual | found if found else {}
 
 
 def _design(

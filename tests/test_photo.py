@@ -1,5 +1,6 @@
 """`explain_image`, the callable `model.preprocess`, and what a model prints as."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,6 +11,8 @@ from PIL import ExifTags, Image, ImageShow
 import vitx
 from tests.small_models import images_for, small_family, small_hybrid, small_vit
 from vitx.data.transforms import normalise, read_image, resize_image
+from vitx.images.evaluation_crop import cropped, shown
+from vitx.naming import find_classes
 
 SIZE = (8, 12)
 
@@ -179,3 +182,28 @@ def test_a_model_prints_as_a_line(model) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(model))
     assert float(repr(model).split(", ")[-1].split(" M")[0]) == pytest.approx(count / 1e6, rel=5e-3)
     assert "no head" in repr(small_hybrid().without_head())
+
+
+# What a checkpoint's own evaluation shows
+
+
+def test_a_part_of_a_picture_is_explained_as_the_checkpoint_s_evaluation_shows_it() -> None:
+    model, image = small_vit(), picture(24, 24)
+    usual = model.preprocess
+    model.preprocess = dataclasses.replace(usual, size=SIZE, crop_mode="center", crop_pct=0.5)
+    part = vitx.explain_image(model, image, aspect="crop")
+    np.testing.assert_array_equal(part.image, shown(image, model.preprocess))
+    seen = normalise(cropped(image, model.preprocess), usual)[None]
+    np.testing.assert_allclose(part.logits, vitx.explain(model, seen)[0][0], rtol=1e-5)
+    with pytest.warns(UserWarning, match="own evaluation shows the middle 0.5 of pictures"):
+        whole = vitx.explain_image(model, image)
+    assert whole.image.shape == image.shape and not np.allclose(whole.logits, part.logits)
+    with pytest.raises(ValueError, match="aspect must be one of squash, crop, not 'keep'"):
+        vitx.explain_image(model, image, aspect="keep")
+
+
+def test_a_number_that_is_another_class_s_name_is_refused() -> None:
+    assert find_classes([1], ("1", "2", "3")) == (1,)
+    assert find_classes("0", ("0", "1")) == (0,)
+    with pytest.raises(ValueError, match="'1' is the name of class 0, and the number of another"):
+        find_classes("1", ("1", "2", "3"))

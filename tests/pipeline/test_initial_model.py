@@ -1,5 +1,6 @@
 """The model that stage `classifier` starts from: its own epsilon of the final norm, or that of the option."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import vitx
 from configs import shapes, testing, voc, voc_small
 from tests.runs import KNOWN, begun
 from tests.small_models import images_for, small_vit
+from vitx.models.design import Preprocess
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline import compared_model
 from vitx.pipeline.classifier import initial_model
@@ -112,3 +114,17 @@ def test_later_stages_read_the_option_from_the_trained_model(tmp_path: Path) -> 
     other.classifier.warmup_epochs = 0
     with pytest.raises(ValueError, match=r"model\.final_norm_eps 1e-05 -> 0\.0"):
         begun(other, tmp_path / "run").stage("classifier")
+
+
+def test_what_was_pretrained_on_a_part_of_pictures_now_sees_them_squashed(tmp_path) -> None:
+    """As training and evaluation show them; `vitx explain` of the trained model must, too."""
+    own = dataclasses.replace(
+        small_vit(size=(8, 8)).preprocess, interpolation="bicubic", crop_mode="center", crop_pct=0.9
+    )
+    model = small_vit(size=(8, 8))
+    model.preprocess = own
+    vitx.save(model, tmp_path / "pretrained")
+    assert vitx.load(tmp_path / "pretrained").preprocess == own
+    changes = {"model.checkpoint": str(tmp_path / "pretrained"), "model.image_size": 8}
+    found = _initial(tmp_path / "run", **changes).preprocess
+    assert found == Preprocess(own.mean, own.std, own.size)

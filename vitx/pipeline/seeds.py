@@ -3,7 +3,7 @@
 import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,11 @@ def make_seeds(run: Run, stage: StageFolder) -> None:
     """
     config = run.config.seeds
     model = weights.load_classifier(run.finished("classifier").folder)
-    spread = parallel.replicate(model, parallel.local_mesh())  # once: all sizes share its weights
+    sized = _Sized(run, model)
     for split in SPLITS:
         source = seeded(run, split)
         groups = [
-            _Group(run, spread, size, source, places)
+            _Group(config, *sized(size), source, places)
             for size, places in input_groups(config, model, source).items()
         ]
         found = [missing_batches(stage, group.scales[0], ".npz", split) for group in groups]
@@ -106,30 +106,27 @@ def make_seeds(run: Run, stage: StageFolder) -> None:
     _count(run, stage)
 
 
-class _Group:
-    """Images of one input size, at several scales of it."""
+class _Sized:
+    """By input size: the model at the scales of it, and the compiled seed maps. Splits share both."""
 
-    def __init__(
-        self,
-        run: Run,
-        model: Classifier,
-        size: tuple[int, int],
-        source: loader.Source,
-        places: Sequence[int] | None,
-    ):
-        self._run, self._size = run, size
-        config, mesh = run.config.seeds, parallel.local_mesh()
-        self._models = [
-            parallel.replicate(at_size(model, scaled_size(model, scale, size)), mesh)
-            for scale in config.scales
-        ]
-        self.scales = [
-            loader.EvaluationBatches(source, scaled.preprocess, config.batch_size, places)
-            for scaled in self._models
+    def __init__(self, run: Run, model: Classifier):
+        self._run, self._mesh = run, parallel.local_mesh()
+        self._model = parallel.replicate(model, self._mesh)  # once: all sizes share its weights
+        self._made: dict[tuple[int, int], tuple[list[Any], Callable[..., Any]]] = {}
+
+    def __call__(self, size: tuple[int, int]) -> tuple[list[Any], Callable[..., Any]]:
+        """Models, and a function of one of them, images and classes (B, K) to seed maps (B, K, H, W)."""
+        if size not in self._made:
+            self._made[size] = self._models(size), self._program(size)
+        return self._made[size]
+
+    def _models(self, size: tuple[int, int]) -> list[Any]:
+        return [
+            parallel.replicate(at_size(self._model, scaled_size(self._model, s, size)), self._mesh)
+            for s in self._run.config.seeds.scales
         ]
 
-    def seed_maps(self, numbers: Sequence[int]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
-        """Numbered batches, with classes (B, K) and seed maps (B, K, H, W)."""
+    def _program(self, size: tuple[int, int]) -> Callable[..., Any]:
         config = self._run.config.seeds
 
         def of_batch(model: Any, images: Array, classes: Array) -> Array:
@@ -137,7 +134,7 @@ class _Group:
                 model,
                 images,
                 classes,
-                size=self._size,
+                size=size,
                 start_layer=config.start_layer,
                 root=config.root,
                 rules=config.rules,
@@ -147,14 +144,37 @@ class _Group:
                 normalise=config.normalise,
             )
 
-        seed_map = parallel.per_example(of_batch, mode=self._run.config.parallel)
+        return parallel.per_example(of_batch, mode=self._run.config.parallel)
+
+
+class _Group:
+    """Images of one input size, at several scales of it."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        models: Sequence[Any],
+        seed_map: Callable[..., Any],
+        source: loader.Source,
+        places: Sequence[int] | None,
+    ):
+        self._config, self._models, self._seed_map = config, models, seed_map
+        self.scales = [
+            loader.EvaluationBatches(source, scaled.preprocess, config.batch_size, places)
+            for scaled in models
+        ]
+
+    def seed_maps(self, numbers: Sequence[int]) -> Iterator[tuple[dict, np.ndarray, np.ndarray]]:
+        """Numbered batches, with classes (B, K) and seed maps (B, K, H, W)."""
         read = (loader.read_ahead(batches, numbers) for batches in self.scales)
         for batch, *others in zip(*read, strict=True):
             classes = padded_classes(batch["labels"], width_of(batch["labels"]))
             inputs = [each["image"] for each in (batch, *others)]
-            maps = [seed_map(*pair, classes) for pair in zip(self._models, inputs, strict=True)]
+            maps = [
+                self._seed_map(*pair, classes) for pair in zip(self._models, inputs, strict=True)
+            ]
             total = functools.reduce(np.add, maps)
-            if config.normalise == "maximum":
+            if self._config.normalise == "maximum":
                 # Image and mirror image are added in psa, too; their mean is half of that.
                 yield batch, classes, over_maximum(2 * total)
             else:

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image, ImageShow
 
 from vitx.data.class_names import find_classes, output_names
+from vitx.data.palette import encode_png
 from vitx.images.evaluation_crop import cropped, difference, shown
 from vitx.images.pixels import Picture, to_pixels
 from vitx.models.variants import Classifier
 from vitx.relevance.explain import explain
 from vitx.relevance.registry import REGISTRY
-from vitx.report.figure import draw_overlay, png
+from vitx.report.figure import draw_overlay
 from vitx.report.overlay import nothing_in
 
 ASPECTS: Final = ("squash", "crop")
@@ -93,7 +94,7 @@ class Result:
         self.picture(**style).save(Path(path).expanduser())
 
     def _repr_png_(self) -> bytes:
-        return png(np.asarray(self.picture()))
+        return encode_png(np.asarray(self.picture()))
 
     def __repr__(self) -> str:
         remarks = [

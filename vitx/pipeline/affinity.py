@@ -27,11 +27,10 @@ from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
 from vitx.pipeline.artifacts import (
-    ALPHAS,
     SPLITS,
     check_grid,
-    crf_folder,
     identifiers,
+    read_crf_masks,
     read_mask,
     seeded,
 )
@@ -182,8 +181,7 @@ class _Labels:
 
     def of_image(self, identifier: str) -> np.ndarray:
         """The labels at the image's own size (H, W), from the masks by the CRF, as `confident_labels`."""
-        folders = (crf_folder(alpha, self._splits[identifier]) for alpha in ALPHAS)
-        low, high = (read_mask(self._stage, folder, identifier) for folder in folders)
+        low, high = read_crf_masks(self._stage, self._splits[identifier], identifier)
         return np.where(high == 0, 0, np.where(low == 0, IGNORED, low)).astype(np.uint8)
 
 

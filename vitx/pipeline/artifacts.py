@@ -151,6 +151,11 @@ def read_mask(stage: StageFolder, folder: str, identifier: str) -> np.ndarray:
         return decode_mask(data, str(path))
 
 
+def read_crf_masks(labels: StageFolder, split: str, identifier: str) -> tuple[np.ndarray, ...]:
+    """An image's masks by the CRF, uint8 (H, W), in the order of ALPHAS."""
+    return tuple(read_mask(labels, crf_folder(alpha, split), identifier) for alpha in ALPHAS)
+
+
 def _read_png(stage: StageFolder, folder: str, identifier: str) -> tuple[Path, bytes]:
     path = stage.item(identifier, ".png", folder)
     with _reading(stage, path):

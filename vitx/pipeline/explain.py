@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from ml_collections import ConfigDict
 
+from vitx.data.palette import encode_png
 from vitx.data.unreadable import REMEDY
 from vitx.data.user_images import (
     RESULT,
@@ -33,7 +34,7 @@ from vitx.pipeline.explainer import (
 )
 from vitx.relevance.explain import HIGH_NORM, RULES
 from vitx.relevance.registry import REGISTRY
-from vitx.report.figure import SLIDE, draw_figure, draw_overlay, load_font, panel, png
+from vitx.report.figure import SLIDE, draw_figure, draw_overlay, load_font, panel
 from vitx.report.overlay import Picture, nothing_in
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_npz
@@ -219,7 +220,9 @@ def _write_overlays(
             probability = 100 * explanation.probabilities[each]
             title = f"{REGISTRY[method].title}: {names[each]}, {probability:.1f} %"
             file = image.results.with_name(f"{name}.{method}.{each}{RESULT}.png")
-            write_bytes(file, png(draw_overlay(image.slide, heatmap, title, **(drawing or {}))))
+            write_bytes(
+                file, encode_png(draw_overlay(image.slide, heatmap, title, **(drawing or {})))
+            )
 
 
 def _print_list(what: str, lines: list[str]) -> None:

@@ -16,7 +16,14 @@ from vitx.models.segmenter import Segmenter
 from vitx.ops import Array
 from vitx.pipeline import training_stage
 from vitx.pipeline.affinities import require_option
-from vitx.pipeline.artifacts import SCORES, crf_folder, identifiers, read_mask, read_scores, seeded
+from vitx.pipeline.artifacts import (
+    SCORES,
+    identifiers,
+    read_crf_masks,
+    read_mask,
+    read_scores,
+    seeded,
+)
 from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.segmenter_masks import score_masks, write_masks
 from vitx.pipeline.segmenter_section import segmenter_section
@@ -124,10 +131,7 @@ class TrainingMasks:
         mask = read_mask(self._masks, "train", identifier)
         if not self._agreed:
             return mask
-        low, high = (
-            read_mask(self._labels, crf_folder(alpha, "train"), identifier)
-            for alpha in ("low", "high")
-        )
+        low, high = read_crf_masks(self._labels, "train", identifier)
         return np.where((mask == low) | (mask == high), mask, np.uint8(IGNORED))
 
 

@@ -1,7 +1,6 @@
 """Pictures that explain an image: a sheet with an overlay for each class and method, and one overlay for a slide."""
 
 import functools
-import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vitx.data.palette import encode_png
 from vitx.report.overlay import Picture, is_diverging, nothing_in, overlay
 
 PANEL: Final = (300, 224)  # largest width and height of a panel, pixels
@@ -94,7 +94,7 @@ def draw_figure(
     if note:
         head.append(write(note, _TEXT, body.shape[1], _WARNING))
     page = _below(_below(*head), body, gap=_GAP)
-    return png(_pad(page, ((_MARGIN,), (_MARGIN,), (0,))))
+    return encode_png(_pad(page, ((_MARGIN,), (_MARGIN,), (0,))))
 
 
 def draw_overlay(
@@ -125,13 +125,6 @@ def draw_overlay(
     if note:
         parts.append(_text(font, note, _NAME, width, _WARNING))
     return _pad(_below(*parts, gap=_GAP), ((_MARGIN,), (_MARGIN,), (0,)))
-
-
-def png(picture: Picture) -> bytes:
-    """uint8 (H, W, 3) -> a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import json
 import re
 import warnings
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import vitx
+from tests.golden.make_layouts import weights as made_weights
 from tests.small_models import filled, small_vit
 from tests.weights.test_weights import assert_one_line, assert_same_weights
 from vitx import weights
@@ -45,19 +45,7 @@ def golden(name):
 
 
 def golden_weights(about):
-    """The rule of tests/golden/README.md."""
-    out = {}
-    for name, shape in about["shapes"].items():
-        seed = zlib.crc32(f"{about['seed']}:{name}".encode())
-        a = np.random.RandomState(seed).standard_normal(shape)
-        if ("norm" in name and name.endswith("weight")) or name.endswith(("gamma", "lambda1")):
-            a = 1 + 0.1 * a
-        elif name.endswith("bias") or len(shape) < 2 or name in ("pos_embed", "cls_token"):
-            a = 0.02 * a
-        else:
-            a = a / np.sqrt(np.prod(shape[1:]))
-        out[name] = np.asarray(a, order="C")
-    return out
+    return made_weights(about["shapes"], about["seed"])
 
 
 def golden_images(about, count, size):

@@ -1,12 +1,14 @@
-"""Class activation maps and relevance as seeds, like for like: does the paper's conclusion hold on `shapes`?
+"""Class activation maps and relevance as seeds, like for like: does the paper's conclusion hold on small images?
 
 [Re] concludes from Table 4 that CNNs give better seeds. Here a small CNN and a small hybrid learn from the same images.
 Their maps go through the same steps with the same candidates of options, of which the same training images choose: only
 the model, its training, its maps and AffinityNet's levels differ. A hybrid has CAMs where its head reads the mean of
-the patches; that of `configs/shapes.py` reads the class token. Prints tables in Markdown. A second start goes on where
-the first ended.
+the patches; that of `configs/shapes.py` reads the class token. The images are those of `shapes`, or "photographs" in
+VOC's layout (benchmarks/own_data.py), on which the walk takes the affinity of the classifier's features. Prints tables
+in Markdown. A second start goes on where the first ended.
 
-python -m benchmarks.cam [--seeds 5] [--options key=value,...] [--out runs/cam] [--systems vgg_cam,attribution]
+python -m benchmarks.cam [--seeds 5] [--dataset shapes] [--options key=value,...] [--out runs/cam]
+    [--systems vgg_cam,attribution] [--train 1200] [--val 400]
 """
 
 import json
@@ -17,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.command import parse_options
-from benchmarks.seeds import copy_stages, half_width, run
+from benchmarks.own_data import made
+from benchmarks.seeds import TRAINING, copy_stages, half_width, run
 from benchmarks.tables import print_table
 
 KINDS = {
@@ -43,6 +46,7 @@ _VGG = {
     "classifier.epochs": "10",
     "classifier.learning_rate": "2e-3",
     "affinity.levels": "('conv2','conv3','conv4','fc7')",
+    "walk.levels": "('conv3','fc7')",
     "affinity.learning_rate": "0.02",
 }
 _GAP = {"model.name": "vit_mini_conv_full_gap_s4_48"}
@@ -85,27 +89,38 @@ def differences(found: Mapping[str, np.ndarray], reference: str) -> Iterator[lis
         yield [SYSTEMS[name].title, *cells]
 
 
-def measured(folder: Path, seed: int, name: str, extra: Sequence[str]) -> list[float]:
+def measured(folder: Path, seed: int, name: str, common: Sequence[str]) -> list[float]:
     """The figures of a system, whose stages run where they are not done."""
     system, workdir = SYSTEMS[name], folder / f"seed{seed}_{name}"
-    common = ["--config=configs/shapes.py", f"--config.seed={seed}", *extra]
     own = [f"--config.{key}={value}" for key, value in system.options.items()]
     source = folder / f"seed{seed}_{system.classifier}"
     if (source / "classifier/stage.json").exists():
         copy_stages(source, workdir, ["classifier"])
-    run(workdir, [*common, *own])
+    arguments = [*common, f"--config.seed={seed}", *own]
+    trains = "--config.walk.affinity=features" not in common
+    run(workdir, arguments, training=TRAINING if trains else TRAINING[:-1])
     return figures(workdir)
 
 
 def main(
-    seeds: int = 5, options: str = "", out: str = "runs/cam", systems: str = ",".join(SYSTEMS)
+    seeds: int = 5,
+    dataset: str = "shapes",
+    options: str = "",
+    out: str = "runs/cam",
+    systems: str = ",".join(SYSTEMS),
+    train: int = 1200,
+    val: int = 400,
 ) -> None:
     """Prints the tables; the workdirs are in `out`."""
-    extra = [f"--config.{option}" for option in options.split(",") if option]
     folder, found = Path(out).resolve(), {}
+    common = ["--config=configs/shapes.py"]
+    if dataset != "shapes":
+        common = ["--config=configs/voc_small.py", *made(folder, dataset, train, val)]
+        common.append("--config.walk.affinity=features")
+    common += [f"--config.{option}" for option in options.split(",") if option]
     for seed in range(seeds):
         for name in systems.split(","):
-            found.setdefault(name, []).append(measured(folder, seed, name, extra))
+            found.setdefault(name, []).append(measured(folder, seed, name, common))
     arrays = {name: np.array(values) for name, values in found.items()}
     print_table(("percent", "classifier's mAP", *KINDS.values()), rows(arrays))
     if REFERENCE in arrays:

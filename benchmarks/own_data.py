@@ -37,13 +37,18 @@ DATASETS: Mapping[str, Callable[[Path, int, int], Sequence[str]]] = {
 }
 
 
-def run(folder: Path, dataset: str, train: int, val: int, options: Sequence[str]) -> None:
-    """Makes a dataset in `folder`/images, once, and runs both scripts on it in `folder`/run."""
+def made(folder: Path, dataset: str, train: int, val: int) -> list[str]:
+    """Makes a dataset in `folder`/images, once; returns the options that name it."""
     listed = folder / "classes.txt"
     if not listed.exists():
         classes = DATASETS[dataset](folder / "images", train, val)
         listed.write_text("".join(f"{name}\n" for name in classes))
-    given = [f"--config.data.root={folder / 'images'}", f"--config.data.classes={listed}", *options]
+    return [f"--config.data.root={folder / 'images'}", f"--config.data.classes={listed}"]
+
+
+def run(folder: Path, dataset: str, train: int, val: int, options: Sequence[str]) -> None:
+    """Runs both scripts on a made dataset in `folder`/run."""
+    given = [*made(folder, dataset, train, val), *options]
     for script in ("train.py", "evaluate.py"):
         command = [sys.executable, script, "--config=configs/voc_small.py", *given]
         subprocess.run([*command, f"--workdir={folder / 'run'}"], cwd=ROOT, check=True)

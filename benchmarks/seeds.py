@@ -36,9 +36,14 @@ VARIANTS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 
 
-def run(workdir: Path, arguments: Sequence[str], last: Sequence[str] = ("masks",)) -> None:
-    """Runs both scripts up to the `last` stages, those that are not done."""
-    for script, stages in (("train.py", TRAINING), ("evaluate.py", last)):
+def run(
+    workdir: Path,
+    arguments: Sequence[str],
+    last: Sequence[str] = ("masks",),
+    training: Sequence[str] = TRAINING,
+) -> None:
+    """Runs both scripts, those stages that are not done."""
+    for script, stages in (("train.py", training), ("evaluate.py", last)):
         command = [sys.executable, script, f"--workdir={workdir}", *arguments]
         command.append(f"--config.stages={','.join(stages)}")
         subprocess.run(command, cwd=ROOT, check=True)

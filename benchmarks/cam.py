@@ -42,8 +42,8 @@ class System(NamedTuple):
 
 _VGG = {
     "model.name": "vgg_mini_cam",
-    "model.image_size": "96",  # 48 x 48 pixels, enlarged: its grid is 12 x 12, as the hybrid's
-    "classifier.epochs": "10",
+    "model.image_size": "192",  # 48 x 48 pixels, enlarged: at their own, a cell would see them whole
+    "classifier.epochs": "6",
     "classifier.learning_rate": "2e-3",
     "affinity.levels": "('conv2','conv3','conv4','fc7')",
     "walk.levels": "('conv3','fc7')",

@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.small_models import filled
 from vitx import ops
+from vitx.models.blocks import Block
 from vitx.ops import PLAIN, Ops
+from vitx.relevance.rulesets import EXACT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -210,3 +214,41 @@ def test_the_choice_of_the_best_has_no_gradient():
     x = jnp.array([[[1.0], [3.0], [2.0]]])
     (gradient,) = jax.vjp(lambda v: ops.best_tokens(v, jnp.asarray(2.0)), x)[1](jnp.ones((1, 1, 1)))
     np.testing.assert_array_equal(gradient[0, :, 0], [0, 0.5, 0.5])
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 4), st.integers(0, 9)
+)
+def test_fused_attention_is_the_three_operations(batch, heads, queries, more, seed):
+    query = jnp.asarray(normal(seed, batch, heads, queries, 8), jnp.float32)
+    key, value = jnp.asarray(normal(seed + 1, 2, batch, heads, queries + more, 8), jnp.float32)
+    scores = ops.scale(ops.attention_scores(query, key), factor=0.3)
+    expected = ops.apply_attention(ops.softmax(scores), value)
+    mixed = ops.attend(query, key, value, factor=0.3, implementation="xla")
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_model_attends_by_the_kernel_where_there_is_one(monkeypatch):
+    """The block calls it in half precision on a GPU, where no probe sees the attention, and has the same output."""
+    block = filled(lambda: Block(16, 2, 32, 1e-6, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(block)
+    half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+    x = jnp.asarray(normal(0, 2, 5, 16), jnp.bfloat16)
+    expected, attention = half(x)
+    called = []
+
+    def attend(query, key, value, *, factor):
+        called.append(query.shape)
+        return ops.attend(query, key, value, factor=factor, implementation="xla")
+
+    monkeypatch.setattr("vitx.models.blocks.attend", attend)
+    half(x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    half(x, probe=jnp.zeros((2, 2, 5, 5), jnp.bfloat16))
+    half(x, EXACT)
+    block(x.astype(jnp.float64))
+    assert called == []
+    found, other = half(x)
+    assert called == [(2, 2, 5, 8)]
+    np.testing.assert_allclose(np.float64(found), np.float64(expected), atol=0.05)
+    np.testing.assert_array_equal(np.float64(other), np.float64(attention))

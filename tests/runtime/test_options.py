@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import shapes
+from configs import shapes, voc
 from tests.runs import KNOWN
 from vitx.runtime.experiment import check_options, ranges_of
-from vitx.runtime.options import MOST_WORKERS, flat, range_of
+from vitx.runtime.options import MOST_WORKERS, flat, range_of, settled
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("[a-z]*.py"))
 FREE = [  # names of files, splits, datasets and classes, texts, and what is true or false
@@ -80,7 +80,7 @@ WRONG = {
     "affinity.learning_rate": (-0.1, "a number above 0, not -0.1"),
     "classifier.weight_decay": (float("inf"), "a number from 0 up, not inf"),
     "classifier.optimizer": ("adamm", "one of sgd, adamw, not 'adamm'"),
-    "affinity.compute": ("float8", "one of float32, bfloat16, not 'float8'"),
+    "affinity.compute": ("float8", "one of auto, float32, bfloat16, not 'float8'"),
     "classifier.momentum": (1.0, r"a number in \[0, 1\), not 1.0"),
     "classifier.schedule": ("step", "one of linear, poly, cosine, not 'step'"),
     "classifier.new_rate": (0.0, "a number above 0, not 0.0"),
@@ -196,3 +196,18 @@ def test_the_limit_on_pixels_is_looked_at_first(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VITX_MAX_PIXELS", "many")
     with pytest.raises(ValueError, match="VITX_MAX_PIXELS=many is no number of pixels"):
         check_options(shapes.get_config(), KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_auto_is_what_the_device_suits(
+    backend: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shapes.get_config()
+    config.affinity.compute = "float32"
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    found = settled(config)
+    assert (found.classifier.compute, found.affinity.compute) == (kind, "float32")
+    assert config.classifier.compute == "auto"  # the caller's is left alone
+    assert voc.get_config().classifier.compute == "float32"  # published

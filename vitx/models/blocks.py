@@ -8,7 +8,7 @@ from flax import nnx
 from vitx.models.design import VIT, Design
 from vitx.models.layers import LayerNorm, LayerScale, Linear
 from vitx.models.rotary import Rotation
-from vitx.ops import PLAIN, Array, Ops
+from vitx.ops import PLAIN, Array, Ops, attend, attends
 
 
 class Mlp(nnx.Module):
@@ -77,10 +77,16 @@ class Attention(nnx.Module):
         if rotate is not None:
             query, key = rotate(query, ops), rotate(key, ops)  # (B, heads, Q or N, d)
 
+        factor = (width // self.heads) ** -0.5
         scores = ops.attention_scores(query, key)  # (B, heads, Q, N)
-        logits = ops.scale(scores, factor=(width // self.heads) ** -0.5)
-        attention = ops.probe(ops.softmax(logits), probe)
-        mixed = ops.apply_attention(attention, value).transpose(0, 2, 1, 3)  # (B, Q, heads, d)
+        attention = ops.probe(ops.softmax(ops.scale(scores, factor=factor)), probe)
+        if ops is PLAIN and probe is None and attends(query):
+            mixed = attend(
+                query, key, value, factor=factor
+            )  # a jit drops attention unless it is read
+        else:
+            mixed = ops.apply_attention(attention, value)  # (B, heads, Q, d)
+        mixed = mixed.transpose(0, 2, 1, 3)  # (B, Q, heads, d)
         return self.proj(mixed.reshape(*mixed.shape[:2], width), ops), attention
 
     def values(self, x: Array, ops: Ops = PLAIN) -> Array:

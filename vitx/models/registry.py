@@ -30,8 +30,8 @@ STEMS: dict[str, Any] = {
 CNNS: dict[str, Callable[..., ConvNet]] = {
     "vgg16_cam": VGG16,
     "resnet50_cam": ResNetV1,
-    # For small images, at twice their size: a 12 x 12 grid at 96 x 96.
-    "vgg_mini_cam": partial(VGG16, depths=(1,) * 5, widths=(16, 32, 64, 64, 64), hidden=128),
+    # For small images, enlarged to 192 x 192: each cell sees 109 pixels, as large a part as VGG-16's 227 of 448.
+    "vgg_mini_cam": partial(VGG16, depths=(1,) * 5, widths=(8, 16, 32, 64, 64), hidden=128),
     "vgg_test_cam": partial(VGG16, widths=(4, 8, 8, 16, 16), hidden=32),
 }
 """Networks for class activation maps, by default VOC's 20 classes and a size of 448, with ImageNet's mean and std."""

@@ -17,7 +17,7 @@ from vitx.ops import Array
 from vitx.report.charts import Chart, line_chart
 from vitx.runtime.experiment import Run
 from vitx.runtime.metrics import read_metrics
-from vitx.runtime.options import BELOW_ONE, POSITIVE, Wanted, among, number, whole
+from vitx.runtime.options import AUTO, BELOW_ONE, POSITIVE, Wanted, among, number, whole
 from vitx.runtime.workdir import StageFolder
 from vitx.training.optimizer import COMPUTE, OPTIMIZERS, SCHEDULES, check_batch, minimise
 
@@ -43,7 +43,7 @@ def ranges(stage: str) -> dict[str, Wanted]:
         "new_rate": POSITIVE,
         "bias_rate": POSITIVE,
         "long_side": Wanted(_is_length, "(), or two whole numbers from 1 up, the lower one first"),
-        "compute": among(COMPUTE),
+        "compute": among((AUTO, *COMPUTE)),
         "average": BELOW_ONE,
         "jitter": Wanted(_is_jitter, "four numbers from 0 up, the last of at most 0.5"),
     }

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from vitx import parallel, weights
 from vitx.report.page import Section, Tile
-from vitx.runtime.options import COMMON, Wanted, check_ranges
+from vitx.runtime.options import COMMON, Wanted, check_ranges, settled
 from vitx.runtime.signals import StopRequest
 from vitx.runtime.sources import Sources
 from vitx.runtime.workdir import StageFolder, Workdir
@@ -97,6 +97,7 @@ class Run:
     _digests: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.config = settled(self.config)
         self.sources = Sources(self.config, self.workdir.folder / "unreadable", self.stop)
 
     def source(self, split: str) -> "Source":

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -95,6 +96,7 @@ LEVELS = Wanted(
 )
 POSITIVE = number(0, above=True)
 BELOW_ONE = Wanted(lambda value: number(0, 1).fits(value) and value < 1, "a number in [0, 1)")
+AUTO = "auto"
 MOST_WORKERS = 256  # processes; most hosts run out of memory when they start more
 
 # Ranges of options that no stage owns. The first pattern that fits a key counts, here and in a stage's ranges.
@@ -130,3 +132,13 @@ def range_of(key: str, ranges: Mapping[str, Wanted]) -> Wanted | None:
 def flat(config: ConfigDict) -> dict[str, Any]:
     """The options by their keys, as on the command line."""
     return flatten_dict(config.to_dict(), sep=".")
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """A copy of the config in which `compute` "auto" is the type that suits the device, which a run then records."""
+    config = config.copy_and_resolve_references()
+    kind = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    for section in config.values():
+        if isinstance(section, ConfigDict) and section.get("compute") == AUTO:
+            section.compute = kind
+    return config

@@ -96,7 +96,7 @@ def measured(folder: Path, seed: int, name: str, common: Sequence[str]) -> list[
     source = folder / f"seed{seed}_{system.classifier}"
     if (source / "classifier/stage.json").exists():
         copy_stages(source, workdir, ["classifier"])
-    arguments = [*common, f"--config.seed={seed}", *own]
+    arguments = [*own, *common, f"--config.seed={seed}"]  # the last of a key counts
     trains = "--config.walk.affinity=features" not in common
     run(workdir, arguments, training=TRAINING if trains else TRAINING[:-1])
     return figures(workdir)
@@ -116,7 +116,7 @@ def main(
     common = ["--config=configs/shapes.py"]
     if dataset != "shapes":
         common = ["--config=configs/voc_small.py", *made(folder, dataset, train, val)]
-        common.append("--config.walk.affinity=features")
+        common += ["--config.walk.affinity=features", "--config.classifier.epochs=20"]
     common += [f"--config.{option}" for option in options.split(",") if option]
     for seed in range(seeds):
         for name in systems.split(","):

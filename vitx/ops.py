@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-Precision = lax.Precision | None
+Precision = lax.Precision | lax.DotAlgorithmPreset | None
 
 
 def linear(x: Array, weight: Array, precision: Precision = None) -> Array:

@@ -15,6 +15,7 @@ from jax import lax
 
 from vitx import ops as plain
 from vitx.ops import Array, Ops
+from vitx.relevance.precision import of_product
 from vitx.relevance.rulesets import EXACT
 
 _OFFSET = 1e-10  # of the divisions by an activation's input and by a layer's
@@ -111,7 +112,7 @@ def _gamma(gamma: float, x: Array, weight: Array, b: Array) -> Array:
 
 
 def _affine(x: Array, weight: Array, b: Array) -> Array:
-    return plain.bias(plain.linear(x, weight, lax.Precision.HIGHEST), b)
+    return plain.bias(plain.linear(x, weight, of_product(x)), b)
 
 
 def _gamma_forward(
@@ -128,7 +129,7 @@ def _gamma_backward(
     gamma: float, kept: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, None, None]:
     x, weight, ratio, sign = kept
-    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    product = partial(jnp.matmul, precision=of_product(cotangent))
     share = cotangent * ratio
     own, favoured = product(share, weight.T), product(share * sign, jnp.abs(weight).T)
     relevance = (1 + gamma / 2) * x * own + gamma / 2 * jnp.abs(x) * favoured

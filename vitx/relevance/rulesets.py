@@ -17,15 +17,23 @@ from jax.tree_util import Partial
 from vitx import ops as plain
 from vitx.ops import Array, Ops
 from vitx.relevance import rules
+from vitx.relevance.precision import of_product
 from vitx.relevance.rules import Operation, Pullback, Rule
 
 Constants = tuple[tuple[str, Any], ...]
 
-# Relevance is ill-conditioned: the reduced precision that GPUs and TPUs default to would change the maps.
-_linear = partial(plain.linear, precision=lax.Precision.HIGHEST)
-_attention_scores = partial(plain.attention_scores, precision=lax.Precision.HIGHEST)
-_apply_attention = partial(plain.apply_attention, precision=lax.Precision.HIGHEST)
-_pool_values = partial(plain.pool_values, precision=lax.Precision.HIGHEST)
+
+def _precise(product: Operation) -> Operation:
+    def apply(x: Array, y: Array) -> Array:
+        return product(x, y, precision=of_product(x))
+
+    return apply
+
+
+_linear = _precise(plain.linear)
+_attention_scores = _precise(plain.attention_scores)
+_apply_attention = _precise(plain.apply_attention)
+_pool_values = _precise(plain.pool_values)
 _conv = partial(plain.conv, precision=lax.Precision.HIGHEST)
 
 EXACT = Ops(
@@ -36,7 +44,7 @@ EXACT = Ops(
     pool_values=_pool_values,
     conv=_conv,
 )
-"""`PLAIN` at full float32 precision on every backend. Probes (B, heads, Q, N) see the gradient."""
+"""`PLAIN` at the precision of `of_product`, the stem at full float32. Probes (B, heads, Q, N) see the gradient."""
 
 
 @jax.tree_util.register_dataclass

@@ -7,13 +7,15 @@ from benchmarks.loader import photograph as made_photograph
 from vitx.report.charts import bar_chart, line_chart
 from vitx.report.overlay import overlay
 from vitx.report.page import Section, Tile
-from vitx.report.parts import Fold, Table, class_legend
-from vitx.report.pictures import ColourScale, picture_rows
+from vitx.report.parts import Files, Fold, Table, class_legend
+from vitx.report.pictures import Cell, ColourScale, picture_rows
 
 PALETTE = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 RESULTS = {
     "classifier": {"map": 0.931},
     "seeds": {"miou": np.float64(0.446)},
+    "crf_low": {"miou": 0.523},
+    "crf_high": {"miou": 0.2},
     "masks": {"miou": 0.509, "iou": np.array([0.8, 0.3])},
     "stages": {"classifier": 250.0, "seeds": 12.5},
 }
@@ -58,13 +60,19 @@ def full_page(text="plain"):
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30], mask[50:] = 3, 255
     grid = np.random.default_rng(2).random((16, 16))
-    cells = [(photo(1), text), (PALETTE[mask], text), (overlay(photo(1), grid), text), None]
+    cells = [
+        Cell(photo(1), text),
+        Cell(PALETTE[mask], text, text, text, lies_over=True),
+        Cell(overlay(photo(1), grid), text, text),
+        None,
+    ]
     body = [
         text,
         Table([text, "mIoU"], [[text, "0.5"], ["b", text]], text),
         Fold(text, {text: text, "nested": {"key": text}}),
         class_legend([text, "b"], PALETTE),
         ColourScale(),
+        Files({text: [text]}),
         [
             line_chart({text: [0.1, None, 0.4], "b": [0, 1, 2]}, [0, 1, 2], (text,) * 2, text),
             bar_chart([text, "b"], {text: [0.1, float("nan")]}, text, text),
@@ -76,5 +84,5 @@ def full_page(text="plain"):
         "summary": text,
         "results": {**RESULTS, "options": {"name": text}},
         "sections": [Section(text, body)],
-        "tiles": [Tile(text, text, text)],
+        "tiles": [Tile(text, text, text, text)],
     }

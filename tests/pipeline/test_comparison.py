@@ -13,11 +13,12 @@ from configs import imagenet_perturbation, imagenet_segmentation, shapes
 from tests.small_models import small_hybrid, small_vit
 from vitx import parallel
 from vitx.data.records import Records
-from vitx.data.source import Source
+from vitx.data.source import Example, Source
 from vitx.evaluation.comparison import Comparison, measure, program
 from vitx.evaluation.metrics import segmentation_counts, segmentation_scores
 from vitx.evaluation.summary import summary
 from vitx.pipeline.compared_model import chosen_images, pixel_batches, require_classes, targets
+from vitx.pipeline.gallery import _cells
 from vitx.pipeline.methods_section import (
     accuracies_table,
     beside_published,
@@ -322,3 +323,20 @@ def test_a_method_is_one_function(monkeypatch, tmp_path):
     section = methods_section(results, differing=[])
     write_report(tmp_path / "page.html", title="toy", results={}, sections=[section])
     assert "toy: &lt;the last attention&gt;" in (tmp_path / "page.html").read_text()
+
+
+def test_the_gallery_says_below_a_map_that_it_is_constant():
+    example = Example("cat", np.zeros((8, 8, 3), np.uint8), None, np.ones(1, np.float32))
+    comparison = Comparison(
+        methods=("rollout", "gradcam", "lrp"), explained=("predicted", "target")
+    )
+    maps = [np.eye(4), np.ones((4, 4)), np.full((4, 4), np.nan), np.eye(4), np.eye(4)]
+    image, *shown = _cells(example, comparison, "predicted", np.stack(maps), "predicted: ring")
+    assert image.alt == "image cat" and image.note == ""
+    assert [cell.note for cell in shown] == [
+        "",
+        "constant: shows nothing",
+        "not finite: shows nothing",
+    ]
+    assert shown[1].alt == "GradCAM of image cat, predicted: ring: constant: shows nothing"
+    assert _cells(example, comparison, "target", np.stack(maps), "x")[1] is None  # of no class

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.small_models import small_vit
 from vitx.data.palette import decode_mask
 from vitx.pipeline.artifacts import read_seed_maps, seeded
 from vitx.pipeline.compared_model import chosen_images, pixel_batches
+from vitx.pipeline.controls_section import TITLES
 from vitx.pipeline.seeds import padded_classes
 from vitx.pipeline.stages import TRAIN
 from vitx.runtime.experiment import Run, run_stages
@@ -82,18 +84,89 @@ def test_seed_maps_are_in_range_and_of_the_labels(finished: Run) -> None:
         assert seed_maps[: len(present)].max() > 0
 
 
+class Page(HTMLParser):
+    """Of a report page: the alt texts of its pictures, its links, number of headings, and texts in `small`."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.alts, self.links, self.headings = list[str](), list[str](), 0
+        self.inside, self.notes = False, list[str]()
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "img":
+            self.alts.append(found["alt"] or "")
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        self.headings += tag == "h2"
+        self.inside |= tag == "small"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside &= tag != "small"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and data.strip():
+            self.notes.append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def page(finished: Run) -> Page:
+    return Page(finished.workdir.folder / "report.html")
+
+
+def _own_miou(mask: np.ndarray, truth: np.ndarray) -> str:
+    """The mean over the classes of the truth of pixels in both by pixels in either, in percent."""
+    counted = truth != 255
+    shares = [
+        ((mask == label) & (truth == label)).sum()
+        / (counted & ((mask == label) | (truth == label))).sum()
+        for label in np.unique(truth[counted])
+    ]
+    return f"{100 * np.mean(shares):.1f} %"
+
+
 @pytest.mark.slow
-def test_report_holds_every_section_and_picture(finished: Run) -> None:
-    class Counter(HTMLParser):
-        images = headings = 0
+def test_report_names_images_and_scores_each_mask(finished: Run, page: Page) -> None:
+    folder, source = finished.workdir.folder, seeded(finished, "val")
+    names = {
+        "CRF, low alpha": "labels/low/val",
+        "CRF, high alpha": "labels/high/val",
+        "refined masks": "masks/val",
+        "network's mask, without": "segmenter/val",
+        **{TITLES[arm]: f"controls/{arm}" for arm in finished.config.controls.arms},
+    }
+    compared = set()
+    for example in source:
+        shown = [alt for alt in page.alts if f"of image {example.id}" in alt]
+        if not shown:
+            continue
+        assert example.id in page.notes
+        for name, place in names.items():
+            masks = {alt for alt in shown if alt.startswith(f"{name} of image {example.id}, ")}
+            if not masks and place.startswith(("controls", "segmenter")):
+                continue  # of fewer images
+            (mask,) = masks
+            stored = decode_mask((folder / place / f"{example.id}.png").read_bytes())
+            figure = _own_miou(stored, example.mask)
+            assert mask.endswith(f"mIoU {figure}") and figure in page.notes
+            assert f"{place}/{example.id}.png" in page.links
+            compared.add(name)
+    assert compared == set(names)
 
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            self.images += tag == "img" and bool(dict(attrs).get("alt"))
-            self.headings += tag == "h2"
 
-    counter = Counter()
-    counter.feed((finished.workdir.folder / "report.html").read_text())
-    assert counter.headings >= 5
+@pytest.mark.slow
+def test_links_of_the_report_lead_to_files(finished: Run, page: Page) -> None:
+    links = [link for link in page.links if link[0] != "#"]
+    assert {"results.json", "masks/scores.json", "masks/val/", "seeds/train/"} <= set(links)
+    assert any(link.startswith("seeds/val/") and link.endswith(".npz") for link in links)
+    for link in links:
+        assert (finished.workdir.folder / unquote(link)).exists(), link
+
+
+@pytest.mark.slow
+def test_report_holds_every_section_and_picture(finished: Run, page: Page) -> None:
+    assert page.headings >= 5 and all(page.alts)
     images = finished.config.report.images
     # From image to mask; the methods for the predicted class; those that know classes for another target.
     methods = len(finished.config.methods.compared)  # one of them knows no classes
@@ -105,7 +178,7 @@ def test_report_holds_every_section_and_picture(finished: Run) -> None:
         + others * methods
         for others in range(images + 1)
     }
-    assert counter.images in possible
+    assert len(page.alts) in possible
 
 
 @pytest.mark.slow

@@ -102,7 +102,9 @@ def test_any_kind_of_png_has_its_scores(
     for text in (printed, page):
         assert f"{100 * miou:.1f}" in text and f"{100 * low:.1f} to {100 * high:.1f}" in text
         assert "made elsewhere" in text
-    assert page.count("data:image/webp") == 3 * (8 + 4 + 4)
+    assert page.count("data:image/webp") == (3 + 1) * (
+        8 + 4 + 4
+    )  # an image, and it below its masks
     assert results["folder"]["path"] == str(tmp_path / "masks")
 
 

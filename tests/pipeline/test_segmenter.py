@@ -147,7 +147,7 @@ def test_seeds_masks_and_network_are_in_one_table(masked, tmp_path) -> None:
     run = _copied(masked, tmp_path / "run")
     results = KNOWN["masks"].scores(run)
     headers, rows = summary(results)
-    assert headers == ["", "image labels used", "val", "train"]
+    assert headers == ["masks", "image labels used", "val", "train"]
     assert [row[1] for row in rows] == ["yes"] * 4
     assert "not a segmentation network" in note(results)
     network = {"miou": 0.5, "iou": dict.fromkeys(results["masks"]["iou"], 0.25)}

@@ -1,5 +1,7 @@
-"""The report page in a real browser: no script or request, readable on a phone and in the dark, safe from names."""
+"""The report page in a real browser: no request, readable on a phone and in the dark, safe from names; its tools."""
 
+import csv
+import io
 import shutil
 from contextlib import contextmanager
 
@@ -12,8 +14,8 @@ from vitx.data.source import open_source
 from vitx.report.charts import bar_chart, line_chart
 from vitx.report.overlay import overlay
 from vitx.report.page import Section, write_report
-from vitx.report.parts import Table, class_legend
-from vitx.report.pictures import ColourScale, picture_rows
+from vitx.report.parts import DASH, Table, class_legend
+from vitx.report.pictures import Cell, ColourScale, picture_rows
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -70,7 +72,7 @@ TEXTS = """() => {
 WIDE = """() => [...document.body.querySelectorAll('*')]
   .filter(e => !e.parentElement.closest('.scroll') && e.getBoundingClientRect().right > innerWidth + 1)
   .map(e => e.outerHTML.slice(0, 80))"""
-SMALL_TARGETS = """least => [...document.querySelectorAll('a, summary')]
+SMALL_TARGETS = """least => [...document.querySelectorAll('a, summary, button, label')]
   .map(e => [e.textContent, e.getBoundingClientRect()])
   .filter(([, box]) => Math.min(box.width, box.height) < least).map(([text]) => text)"""
 HEADINGS = "[...document.querySelectorAll('h1, h2, h3, h4')].map(e => Number(e.tagName[1]))"
@@ -90,7 +92,7 @@ def browser():
 
 
 @contextmanager
-def visit(browser, path, width=1280, scheme="light"):
+def visit(browser, path, width=1280, scheme="light", **options):
     """The page in a tab of its own; `tab.heard` is what it said and asked for, beside the file itself."""
     phone = width < 600
     context = browser.new_context(
@@ -98,6 +100,7 @@ def visit(browser, path, width=1280, scheme="light"):
         color_scheme=scheme,
         is_mobile=phone,
         has_touch=phone,
+        **options,
     )
     tab, url = context.new_page(), path.as_uri()
     tab.heard = []
@@ -144,7 +147,11 @@ def page(tmp_path_factory):
     steps = range(2000)
     losses = {"loss": np.linspace(1, 0, len(steps))}
     rows = [[name, *["54.1"] * 9] for name in classes]
-    cells = [(image, "image 1"), (PALETTE[mask], "truth"), *[(drawn, "map")] * 9]
+    cells = [
+        Cell(image, "image 1"),
+        Cell(PALETTE[mask], "truth", "90.1 %", "x.png", lies_over=True),
+        *[Cell(drawn, "map", "50 %")] * 9,
+    ]
     body = [
         "What the page says in running text. " * 5,
         Table(["class", *(f"val: {name}" for name in methods)], rows, "Intersection over union, %"),
@@ -212,6 +219,17 @@ def test_text_and_curves_stand_out(browser, page, scheme):
     assert min(found["series"]) >= GRAPHICS_CONTRAST
 
 
+def test_nothing_is_cut_where_there_is_room(browser, page):
+    with visit(browser, page) as tab:
+        assert tab.evaluate(WIDE) == []
+        assert tab.evaluate("document.documentElement.scrollWidth") == 1280
+        boxes = (
+            "[...document.querySelectorAll('.scroll')].filter(e => !e.closest('.chart, footer'))"
+        )
+        cut = "filter(e => e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight)"
+        assert tab.evaluate(f"{boxes}.length") >= 4 and tab.evaluate(f"{boxes}.{cut}.length") == 0
+
+
 def test_page_can_be_heard(browser, page):
     with visit(browser, page) as tab:
         assert tab.evaluate("document.documentElement.lang") == "en"
@@ -265,7 +283,9 @@ def test_hostile_folders_are_shown_and_never_run(browser, tmp_path):
     source = open_source("folder", "all", tmp_path / "data")
     ids = [example.id for example in source]
     assert len(ids) == len(HOSTILE_NAMES) == len(source.classes) - 1
-    rows = [(e.id, [(e.image, f"image {e.id}"), (e.image, f"map of {e.id}")]) for e in source]
+    rows = [
+        (e.id, [Cell(e.image, f"image {e.id}"), Cell(e.image, f"map of {e.id}")]) for e in source
+    ]
     body = [
         class_legend(source.classes, PALETTE),
         bar_chart(source.classes, {"seeds": [0.5] * len(source.classes)}, "IoU", "By class"),
@@ -274,6 +294,138 @@ def test_hostile_folders_are_shown_and_never_run(browser, tmp_path):
     path = tmp_path / "report.html"
     write_report(path, title=source.name, results={"classes": ids}, sections=[Section("s", body)])
     assert_only_shown(browser, path, [*source.classes, *ids])
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory):
+    """A page with a table of every kind of cell, and a mask over its image."""
+    rows = [
+        ["=1+1", "9.5", "2 min 05 s", "+1.0 [-3.0, 2.0]", "1,000"],
+        ['a "b", c', DASH, "99.0 s", "-2.5 [0.0, 1.0]", "20"],
+        ["Zoë", "10.0", "1 h 00 min", "+0.5 [0.1, 0.2]", "3"],
+    ]
+    table = Table(["class", "mIoU", "time", "ahead", "n"], rows, "Of all: classes")
+    mask = np.tile(PALETTE[3], (40, 40, 1))
+    pictures = [
+        (name, [Cell(photo(seed, 40), f"image {name}"), Cell(mask, f"mask of {name}", note, "m.png", lies_over=True)])
+        for seed, (name, note) in enumerate([("i10", "50.0 %"), ("i9", "7.5 %"), ("i11", "100.0 %")])
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("tools") / "report.html"
+    sections = [Section("s", [table, picture_rows(["image", "mask"], pictures, "Masks")])]
+    write_report(path, title="t", results={}, sections=sections)
+    return path
+
+
+ROWS = (
+    "table => [...table.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent.trim())[0])"
+)
+
+
+def sorted_by(table, header):
+    """The first cell of each row after a click on a header, and the header's `aria-sort`."""
+    head = table.get_by_role("columnheader").filter(has_text=header)
+    head.get_by_role("button").click()
+    return [name[:2] for name in table.evaluate(ROWS)], head.get_attribute("aria-sort")
+
+
+def test_tables_are_sorted_by_value(browser, tools):
+    with visit(browser, tools) as tab:
+        table = tab.locator("table").first
+        for header, order in {"time": "a=Z", "ahead": "aZ=", "n": "Za="}.items():
+            names = {"a": "a ", "=": "=1", "Z": "Zo"}
+            expected = [names[letter] for letter in order]
+            assert sorted_by(table, header) == (expected, "ascending")
+            assert sorted_by(table, header) == (expected[::-1], "descending")
+            assert table.locator("[aria-sort]").count() == 1
+        # No value is last in either order.
+        assert sorted_by(table, "mIoU") == (["=1", "Zo", "a "], "ascending")
+        assert sorted_by(table, "mIoU") == (["Zo", "=1", "a "], "descending")
+        assert sorted_by(table, "class") == (["=1", "a ", "Zo"], "ascending")
+        pictures = tab.locator("table").nth(1)
+        assert sorted_by(pictures, "mask") == (["i9", "i1", "i1"], "ascending")
+        assert pictures.evaluate(ROWS) == ["i9", "i10", "i11"]
+        # By keyboard alone.
+        pictures.get_by_role("button").first.focus()
+        for _ in range(2):
+            tab.keyboard.press("Enter")
+        assert pictures.evaluate(ROWS) == ["i11", "i10", "i9"]
+        assert tab.heard == []
+
+
+def test_tables_are_downloaded_as_they_are_sorted(browser, tools):
+    with visit(browser, tools) as tab:
+        sorted_by(tab.locator("table").first, "n")
+        found = []
+        for button in tab.get_by_role("button", name="CSV").all():
+            with tab.expect_download() as download:
+                button.click()
+            found.append(download.value.suggested_filename)
+            with open(download.value.path(), newline="", encoding="utf-8") as file:
+                found.append(list(csv.reader(file)))
+        assert tab.heard == []
+    assert found == [
+        "of-all-classes.csv",
+        [
+            ["class", "mIoU", "time", "ahead", "n"],
+            ["Zoë", "10.0", "1 h 00 min", "+0.5 [0.1, 0.2]", "3"],
+            ['a "b", c', "", "99.0 s", "-2.5 [0.0, 1.0]", "20"],
+            ["'=1+1", "9.5", "2 min 05 s", "+1.0 [-3.0, 2.0]", "1,000"],  # no formula
+        ],
+        "masks.csv",
+        [["image", "mask"], ["i10", "50.0 %"], ["i9", "7.5 %"], ["i11", "100.0 %"]],
+    ]
+
+
+@pytest.mark.parametrize("width", [1280, *PHONES])
+def test_a_picture_is_zoomed_and_left_by_escape(browser, tools, width):
+    with visit(browser, tools, width) as tab:
+        dialog, masks = tab.locator("dialog"), tab.locator(".over img")
+        shown = masks.first.bounding_box()
+        masks.first.click()
+        large = dialog.locator("img").bounding_box()
+        assert large["width"] > 2 * shown["width"] and large["width"] == large["height"]
+        assert large["x"] >= 0 and large["x"] + large["width"] <= width
+        assert "mask of i10" in dialog.inner_text()
+        tab.keyboard.press("Escape")
+        assert not dialog.is_visible() and masks.first.evaluate("e => e === document.activeElement")
+        tab.keyboard.press("Enter")
+        assert dialog.is_visible()
+        dialog.get_by_role("button", name="Close").click()
+        assert not dialog.is_visible() and tab.heard == []
+
+
+def colour(tab, locator):
+    """The colour in the middle of an element, as drawn."""
+    box = locator.bounding_box()
+    clip = {
+        "x": box["x"] + box["width"] / 2,
+        "y": box["y"] + box["height"] / 2,
+        "width": 1,
+        "height": 1,
+    }
+    return np.asarray(Image.open(io.BytesIO(tab.screenshot(clip=clip))).convert("RGB"))[0, 0]
+
+
+def test_the_slider_shows_the_image_below_the_mask(browser, tools):
+    with visit(browser, tools) as tab:
+        slider, mask = tab.locator("input").first, tab.locator(".over img").first
+        image = colour(tab, tab.locator(".pictures img").first).astype(int)
+        assert np.abs(image - PALETTE[3]).max() > 30
+        for share in (0.0, 0.3, 1.0):
+            slider.fill(str(100 * share))
+            expected = (1 - share) * image + share * PALETTE[3].astype(int)
+            np.testing.assert_allclose(colour(tab, mask), expected, atol=3)
+        mask.click()  # the zoomed picture keeps it
+        np.testing.assert_allclose(colour(tab, tab.locator("dialog img")), PALETTE[3], atol=3)
+        tab.locator("dialog input").fill("0")
+        assert slider.input_value() == "0"
+
+
+def test_page_reads_without_scripts(browser, tools):
+    with visit(browser, tools, java_script_enabled=False) as tab:
+        assert tab.locator("table").count() == 2 and tab.get_by_role("button").count() == 0
+        assert tab.get_by_text("100.0 %").is_visible()
+        assert tab.locator(".over img").first.is_visible()
 
 
 def assert_only_shown(browser, path, texts):
@@ -293,5 +445,5 @@ def assert_only_shown(browser, path, texts):
         assert [text for text in texts if text not in shown] == []
         assert (
             tab.evaluate("document.querySelectorAll('script, iframe, [onload], [onerror]').length")
-            == 0
+            == 1  # its own script
         )

@@ -1,12 +1,14 @@
 """The report page: whole, escaped, self-contained, and small enough to send."""
 
 import base64
+import hashlib
 import io
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from vitx.report.parts import DASH, Table, duration, percent
 from vitx.report.pictures import (
     SHOWN,
     STORED,
+    Cell,
     encode,
     picture_rows,
 )
@@ -53,7 +56,9 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] == ["script"]:
+            self.script = data
+        elif self.open[-1:] != ["style"]:
             self.texts.append(data)
 
     def values(self, tag, name):
@@ -81,6 +86,10 @@ def test_every_text_is_escaped(write, attack):
     assert attack in hostile.texts, "the text itself is shown"
     assert attack in hostile.values("img", "alt")
     assert {name for _, name, _ in hostile.attributes} <= {name for _, name, _ in plain.attributes}
+    assert hostile.script == plain.script
+    links = [link for link in hostile.values("a", "href") if link[0] != "#"]
+    # A scheme would need a colon.
+    assert {unquote(link) for link in links} == {attack} and not any(":" in link for link in links)
 
 
 def test_a_name_that_is_no_unicode_is_written(write):
@@ -93,12 +102,17 @@ def test_a_name_that_is_no_unicode_is_written(write):
 def test_page_needs_nothing_from_outside(write):
     text = write(**full_page())
     parsed = Page(text)
-    assert not set(parsed.tags) & {"script", "link", "iframe", "object", "base", "form"}
+    assert not set(parsed.tags) & {"link", "iframe", "object", "base", "form"}
+    assert parsed.tags.count("script") == 1 and not parsed.values("script", "src")
     assert not re.search(r"""(https?:|file:|["'(=\s]//[a-z]|@import)""", text)
-    assert all(target.startswith("#") for target in re.findall(r"url\((.)", text))
+    assert not re.search(r"fetch|XMLHttp|import|eval|innerHTML|localStorage", parsed.script)
+    assert set(re.findall(r"url\((#|data:image/webp;|.)", text)) == {"#", "data:image/webp;"}
     assert all(source.startswith("data:image/") for source in parsed.values("img", "src"))
-    assert [link[1:] for link in parsed.values("a", "href")] == parsed.values("section", "id")
-    assert "default-src 'none'" in " ".join(parsed.values("meta", "content"))
+    inside = [link[1:] for link in parsed.values("a", "href") if link[0] == "#"]
+    assert inside == parsed.values("section", "id")
+    policy = " ".join(parsed.values("meta", "content"))
+    digest = base64.b64encode(hashlib.sha256(parsed.script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
 
 
 def test_page_is_accessible_and_fits_a_phone(write):
@@ -121,10 +135,28 @@ def test_headline_figures_and_all_results_are_there(write):
         tile for name in ("classifier", "masks", "report") for tile in KNOWN[name].tiles(RESULTS)
     ]
     texts = Page(write(results=RESULTS, tiles=tiles)).texts
-    for figure in ("93.1 %", "44.6 %", "50.9 %", "+6.3 points over the seeds", "4 min 22 s"):
+    for figure in ("93.1 %", "44.6 %", "50.9 %", "4 min 22 s"):
         assert figure in texts
     assert '"iou": [\n      0.8,\n      0.3\n    ]' in "".join(texts)
     assert KNOWN["masks"].tiles({}) == []
+
+
+@pytest.mark.parametrize(
+    ("mious", "highest", "remark"),
+    [
+        ((0.4, 0.5, 0.1, 0.6), ["refined masks"], "20.0 points above seeds, 10.0 points above CRF, low alpha"),
+        ((0.4, 0.2, 0.5, 0.45), ["CRF, high alpha"], "5.0 points above seeds, 5.0 points below CRF, high alpha"),
+        ((0.7, 0.2, 0.1, 0.7), ["seeds", "refined masks"], "0.0 points above seeds, 50.0 points above CRF, low alpha"),
+        ((0.4, 0.5, 0.1, 0.6, 0.7), ["network"], "20.0 points above seeds, 10.0 points above CRF, low alpha"),
+    ],
+)  # fmt: skip
+def test_the_best_step_is_marked_whichever_it_is(mious, highest, remark):
+    kinds = ("seeds", "crf_low", "crf_high", "masks", "segmenter")
+    results = {kind: {"miou": miou} for kind, miou in zip(kinds, mious, strict=False)}
+    tiles = KNOWN["masks"].tiles(results)
+    assert [tile.value for tile in tiles] == [f"{100 * miou:.1f} %" for miou in mious]
+    assert [tile.name for tile in tiles if tile.mark] == [f"mIoU: {name}" for name in highest]
+    assert tiles[3].remark == remark
 
 
 @pytest.mark.exhaustive
@@ -137,9 +169,9 @@ def test_hundred_images_stay_below_ten_megabytes(write):
     made, explained = [], []
     for index in range(100):
         image, drawn, mask = (kind[index % 4] for kind in (photographs, maps, masks))
-        cells = [(image, "image"), (mask, "truth"), (drawn, "seed map"), *[(mask, "mask")] * 5]
-        made.append(("n", cells))
-        explained.append(("n", [(image, "image"), *[(drawn, "map")] * 9]))
+        over = Cell(mask, "mask", "50.0 %", "m.png", lies_over=True)
+        made.append(("n", [Cell(image, "image"), over, Cell(drawn, "seed map"), *[over] * 5]))
+        explained.append(("n", [Cell(image, "image"), *[Cell(drawn, "map")] * 9]))
     body = [
         picture_rows(["c"] * 8, made, "From image to mask"),
         picture_rows(["c"] * 10, explained, "Each method's map"),
@@ -166,6 +198,24 @@ def test_percent_shows_a_dash_for_nothing():
     assert [percent(v) for v in (0.5094, None, float("nan"))] == ["50.9", DASH, DASH]
 
 
+def test_a_mask_lies_over_its_image_with_figure_and_file(write):
+    mask = PALETTE[np.zeros((40, 40), np.uint8)]
+    cells = [
+        Cell(photo(1, 40), "image"),
+        Cell(mask, "refined", "81.5 %", "masks/val/a %2F.png", lies_over=True),
+        Cell(mask, "map", "constant: shows nothing"),
+    ]
+    section = Section("s", [picture_rows(["i", "m", "n"], [("val_7", cells)], "c")])
+    parsed = Page(write(sections=[section]))
+    (below,) = parsed.values("tr", "style")
+    assert below == f"--below:url({parsed.values('img', 'src')[0]})"
+    assert parsed.values("span", "class") == ["enlarged", "over enlarged", "enlarged"]
+    assert [text for text in parsed.texts if text.strip()][-5:-1] == [
+        "val_7", "81.5 %", "constant: shows nothing", "All results, as in results.json"
+    ]  # fmt: skip
+    assert parsed.values("a", "href")[-1] == "masks/val/a%20%252F.png"
+
+
 def test_masks_are_stored_exactly_and_photographs_small():
     mask = PALETTE[np.random.default_rng(4).integers(0, 21, (50, 70))]
     np.testing.assert_array_equal(Image.open(io.BytesIO(encode(mask))).convert("RGB"), mask)
@@ -176,10 +226,10 @@ def test_masks_are_stored_exactly_and_photographs_small():
 
 def test_small_pictures_are_enlarged_by_whole_numbers():
     (name, (small, large, empty)) = picture_rows(
-        ["a"] * 3, [("n", [(photo(6, 32), "a"), (photo(7, 500), "b"), None])], "c"
+        ["a"] * 3, [("n", [Cell(photo(6, 32), "a"), Cell(photo(7, 600), "b"), None])], "c"
     ).rows[0]
     assert name == "n" and empty is None
-    assert small.width == small.height == large.width == SHOWN
+    assert small.width == small.height == SHOWN // 32 * 32 and large.width == SHOWN
     assert small.enlarged and not large.enlarged
     stored = Image.open(io.BytesIO(base64.b64decode(small.source.split(",")[1])))
     assert stored.size == (32, 32), "scaling is left to the browser"

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from vitx.data.palette import voc_palette
-from vitx.pipeline.artifacts import read_mask, read_seed_maps, seeded
-from vitx.pipeline.mask_scores import stored_masks
-from vitx.pseudomasks.seeds import seed_mask
+from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
 from vitx.report.charts import bar_chart
 from vitx.report.page import Section
-from vitx.report.parts import Table, percent
+from vitx.report.parts import Table, class_legend, percent
 from vitx.report.pictures import picture_rows
 from vitx.runtime.experiment import Run
 
@@ -64,12 +60,8 @@ def controls_section(run: Run, results: dict[str, Any]) -> list[Section]:
         "mIoU",
         "What each step adds",
     )
-    return [
-        Section(
-            "What each step adds",
-            [text, Table(headers, rows, caption), chart, _pictures(run, list(figures), results)],
-        )
-    ]
+    body = [text, Table(headers, rows, caption), chart, *_pictures(run, list(figures), results)]
+    return [Section("What each step adds", body)]
 
 
 def _options(name: str, chosen: dict[str, Any]) -> str:
@@ -79,23 +71,14 @@ def _options(name: str, chosen: dict[str, Any]) -> str:
     return f"{'' if name == 'no_walk' else walk}level {chosen['level']:g} ({chosen['how']})"
 
 
-def _pictures(run: Run, names: list[str], results: dict[str, Any]) -> Any:
-    source, palette = seeded(run, "val"), voc_palette()
-    seeds, labels, refined, controls = map(run.finished, ("seeds", "labels", "masks", "controls"))
-    rows = []
-    count = min(_PICTURES, run.config.report.images, len(source))
-    for place in np.linspace(0, len(source) - 1, count).astype(int):
+def _pictures(run: Run, names: list[str], results: dict[str, Any]) -> list[object]:
+    rows = MaskRows(run, results["chosen"]["background"])
+    shown = []
+    for place in evenly_spaced(len(rows.source), min(_PICTURES, run.config.report.images)):
         run.stop.check()
-        example = source[int(place)]
-        maps, classes = read_seed_maps(seeds, "val", example.id, size=example.size)
-        found = stored_masks(labels, refined, "val", example.id)
-        found["seeds"] = seed_mask(maps, classes, results["chosen"]["background"])
-        masks = [
-            found[name] if name in found else read_mask(controls, name, example.id)
-            for name in names
-        ]
-        truth = None if example.mask is None else (palette[example.mask], "ground truth")
-        shown = [(palette[mask], TITLES[name]) for name, mask in zip(names, masks, strict=True)]
-        rows.append((example.id, [(example.image, "image"), truth, *shown]))
+        example = rows.source[place]
+        masks = [rows.cell(example, name, TITLES[name]) for name in names]
+        shown.append((example.id, [*image_cells(example), *masks]))
     columns = ["image", "truth", *(TITLES[name] for name in names)]
-    return picture_rows(columns, rows, "The same images under each treatment")
+    legend = class_legend(rows.source.classes, voc_palette())
+    return [BELOW, legend, picture_rows(columns, shown, "The same images under each treatment")]

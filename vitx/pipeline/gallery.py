@@ -59,7 +59,7 @@ def pictures(run: Run) -> list[object]:
     columns = ["image", *map(title, comparison.methods)]
     return [
         f"{len(chosen)} images, evenly spaced over {source.split}. Methods that do not depend on the class have one "
-        "map an image.",
+        "map an image. Some maps are constant, which is said below them: they show nothing.",
         picture_rows(columns, rows, "Each method's map"),
         ColourScale(),
         ColourScale(DIVERGING, "of maps with negative values: against", "for"),
@@ -72,7 +72,7 @@ def _rows(
     model: Classifier,
     comparison: Comparison,
     chosen: Sequence[int],
-) -> Iterator[tuple[str, list[Cell]]]:
+) -> Iterator[tuple[str, list[Cell | None]]]:
     """The name and the cells of each row."""
     batch_size = min(run.config.methods.batch_size, len(chosen))
     batches = pixel_batches(source, chosen, model, batch_size)
@@ -94,22 +94,24 @@ def _rows(
             classes = {"predicted": int(logits[row].argmax()), "target": int(target[row])}
             for kinds in _grouped(comparison.explained, classes):
                 named = f"{' and '.join(kinds)}: {names[classes[kinds[0]]]}"
-                yield named, _cells(batch["examples"][row], comparison, kinds[0], maps[row], named)
+                example = batch["examples"][row]
+                cells = _cells(example, comparison, kinds[0], maps[row], named)
+                yield f"{example.id} ({named})", cells
 
 
 def _cells(
     example: loader.Example, comparison: Comparison, kind: str, maps: np.ndarray, named: str
-) -> list[Cell]:
-    cells: list[Cell] = [(example.image, f"image {example.id}")]
+) -> list[Cell | None]:
+    cells: list[Cell | None] = [Cell(example.image, f"image {example.id}")]
     shown = dict(zip(comparison.columns, maps, strict=True))
     for method in comparison.methods:
         if (heatmap := shown.get((method, kind))) is None:
             cells.append(None)
             continue
-        alt = f"{title(method)} of image {example.id}, {named}"
-        if remark := nothing_in(heatmap):
-            alt += f": the map is {remark}"
-        cells.append((overlay(example.image, heatmap), alt))
+        remark = nothing_in(heatmap)
+        note = f"{remark}: shows nothing" if remark else ""
+        alt = f"{title(method)} of image {example.id}, {named}" + f": {note}" * bool(note)
+        cells.append(Cell(overlay(example.image, heatmap), alt, note))
     return cells
 
 

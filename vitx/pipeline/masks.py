@@ -20,12 +20,11 @@ from vitx.pipeline.choice import CHOICES, choose, choose_background, read_choice
 from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.mask_scores import FROM_TRUTH, score
 from vitx.pipeline.masks_pictures import pictures_section
-from vitx.pipeline.masks_section import masks_section, note, scored_splits, summary
+from vitx.pipeline.masks_section import masks_section, note, scored_splits, step_tiles, summary
 from vitx.pipeline.refiner import BACKGROUNDS, STARTS, Refiner
 from vitx.pseudomasks.crf import CRFParameters
 from vitx.pseudomasks.walk import METHODS
-from vitx.report.page import Section, Tile
-from vitx.report.parts import percent
+from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import LEVELS, POSITIVE, among, candidates, number, whole
@@ -106,22 +105,11 @@ def _tables(results: dict[str, Any]) -> Iterator[Table]:
         own = results["options"]["report"].get("note", "")
         headers, rows = summary(results)
         table = Table(title="From image labels, mIoU %", caption=f"{note(results)} {own}")
-        for column in headers:
-            table.add_column(column, justify="right" if column else "left")
+        for place, column in enumerate(headers):
+            table.add_column(column, justify="right" if place else "left")
         for row in rows:
             table.add_row(*row)
         yield table
-
-
-def _tiles(results: dict[str, Any]) -> list[Tile]:
-    if "masks" not in results:
-        return []
-    seeds, masks = results["seeds"]["miou"], results["masks"]["miou"]
-    gain = f"{100 * (masks - seeds):+.1f} points over the seeds"
-    return [
-        Tile("Seeds' mIoU", f"{percent(seeds)} %"),
-        Tile("Refined masks' mIoU", f"{percent(masks)} %", gain),
-    ]
 
 
 def _section(run: Run, results: dict[str, Any]) -> list[Section]:
@@ -156,6 +144,6 @@ STAGE = Stage(
     splits=["walk.split"],
     scores=_scores,
     tables=_tables,
-    tiles=_tiles,
+    tiles=step_tiles,
     section=_section,
 )

@@ -1,91 +1,63 @@
 """The report's pictures of the pipeline: from image to mask."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vitx.data import loader
 from vitx.data.palette import IGNORED, voc_palette
-from vitx.pipeline.artifacts import read_seed_maps, seeded
-from vitx.pipeline.mask_scores import stored_masks
-from vitx.pseudomasks.seeds import seed_mask
+from vitx.pipeline.artifacts import read_seed_maps
+from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
+from vitx.pipeline.masks_section import KINDS
 from vitx.report.overlay import overlay
 from vitx.report.page import Section
-from vitx.report.parts import class_legend, percent
+from vitx.report.parts import class_legend
 from vitx.report.pictures import Cell, Pictures, picture_rows
 from vitx.runtime.experiment import Run
-from vitx.runtime.workdir import StageFolder
 
-_COLUMNS = (
-    "image",
-    "truth",
-    "seed map",
-    "sure object",
-    "sure background",
-    "labels",
-    "seed mask",
-    "refined",
-)
+_COLUMNS = ("image", "truth", "seed map", *KINDS.values(), "confident labels")
 
 
 def pictures_section(run: Run, results: dict[str, Any]) -> Section:
     """How the masks of val images came about: some images evenly spaced, and those with the best and worst masks."""
-    source = seeded(run, "val")
-    stages = [run.finished(name) for name in ("seeds", "labels", "masks")]
-    background = results["chosen"]["background"]
+    rows = MaskRows(run, results["chosen"]["background"])
+    source, shown = rows.source, run.config.report
 
-    def table(chosen: Sequence[tuple[int, str]], caption: str) -> Pictures:
-        rows = []
-        for place, remark in chosen:
+    def table(places: list[int], caption: str) -> Pictures:
+        cells = []
+        for place in places:
             run.stop.check()
-            name, cells = _row(stages, source, place, background)
-            rows.append((name + remark, cells))
-        return picture_rows(_COLUMNS, rows, caption)
+            cells.append((source.identifier(place), _cells(rows, place)))
+        return picture_rows(_COLUMNS, cells, caption)
 
-    # Evenly over the split, so that nobody picks the pretty ones.
-    evenly = np.linspace(0, len(source) - 1, min(run.config.report.images, len(source)))
-    tables = [table([(int(place), "") for place in evenly], "From image to mask")]
+    evenly = evenly_spaced(len(source), shown.images)
+    tables = [table(evenly, "From image to mask")]
     places = {source.identifier(place): place for place in range(len(source))}
     for name in ("best", "worst"):
-        chosen = [
-            (places[identifier], f", {percent(miou)} %")
-            for identifier, miou in results.get(name, [])[: run.config.report.extremes]
-        ]
-        if chosen:
+        if chosen := results.get(name, [])[: shown.extremes]:
             caption = f"Images with the {name} refined masks, by mIoU"
-            tables.append(table(chosen, caption))
+            tables.append(table([places[identifier] for identifier, _ in chosen], caption))
     explained = (
-        f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named. Sure "
-        "object and sure background are the dense CRF's at low and (black) at high alpha; where neither is "
-        "sure, the label is neutral."
+        f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named below it. "
+        "Confident labels are objects of the dense CRF at low alpha and background of that at high alpha; where "
+        f"neither is sure, AffinityNet learns nothing. {BELOW} It links to the file."
     )
     legend = class_legend(source.classes, voc_palette())
     return Section("Pictures", [explained, legend, *tables])
 
 
-def _row(
-    stages: Sequence[StageFolder], source: loader.Source, place: int, background: float
-) -> tuple[str, list[Cell]]:
-    """The class whose seed map a row shows, and the row's cells."""
-    (seeds, labels, refined), example = stages, source[place]
-    seed_maps, classes = read_seed_maps(seeds, "val", example.id, size=example.size)
-    name = source.classes[classes[0] + 1] if len(classes) else "no class"
+def _cells(rows: MaskRows, place: int) -> list[Cell | None]:
+    example = rows.source[place]
+    seed_maps, classes = read_seed_maps(
+        rows.finished("seeds"), "val", example.id, size=example.size
+    )
+    name = rows.source.classes[classes[0] + 1] if len(classes) else "no class"
     seed_map = seed_maps[0] if len(seed_maps) else np.zeros(seed_maps.shape[1:], np.float32)
-    stored = stored_masks(labels, refined, "val", example.id)
-    low, high = stored["crf_low"], stored["crf_high"]
-    object_sure = np.where(low == 0, IGNORED, low)
-    masks = {
-        "confident objects": object_sure,
-        "confident background (black)": np.where(high == 0, 0, IGNORED),
-        "labels": np.where(high == 0, 0, object_sure),
-        "seed mask": seed_mask(seed_maps, classes, background),
-        "refined mask": stored["masks"],
-    }
-    shown: list[tuple[np.ndarray, str] | None] = [
-        (example.image, "image"),
-        None if example.mask is None else (voc_palette()[example.mask], "ground truth"),
-        (overlay(example.image, seed_map, diverging=False), f"seed map of {name}"),
-        *((voc_palette()[mask], what) for what, mask in masks.items()),
+    drawn = overlay(example.image, seed_map, diverging=False)
+    low, high = (rows.mask(example, kind) for kind in ("crf_low", "crf_high"))
+    labels = np.where(high == 0, 0, np.where(low == 0, IGNORED, low))
+    return [
+        *image_cells(example),
+        Cell(drawn, f"seed map of {name} of image {example.id}", name, rows.link(example, "seeds")),
+        *(rows.cell(example, kind, title) for kind, title in KINDS.items()),
+        Cell(voc_palette()[labels], f"confident labels of image {example.id}", lies_over=True),
     ]
-    return name, [cell and (cell[0], f"{cell[1]} of image {example.id}") for cell in shown]

@@ -5,7 +5,7 @@ from typing import Any
 from vitx.evaluation.published import PUBLISHED_MASKS
 from vitx.pipeline.mask_scores import FROM_TRUTH
 from vitx.report.charts import Chart, bar_chart, line_chart
-from vitx.report.page import Section
+from vitx.report.page import Section, Tile
 from vitx.report.parts import DASH, Table, percent
 
 KINDS = {
@@ -29,7 +29,35 @@ def summary(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     if "miou" in network:
         figures = [percent(network["miou"]) if split == "val" else DASH for split in scored]
         rows.append([NETWORK, "no", *figures])
-    return ["", "image labels used", *scored], rows
+    return ["masks", "image labels used", *scored], rows
+
+
+def step_tiles(results: dict[str, Any]) -> list[Tile]:
+    """The mIoU on val of every step that is scored, the highest marked, whichever it is."""
+    if "masks" not in results:
+        return []
+    figures = {kind: results[kind]["miou"] for kind in KINDS}
+    crf = max("crf_low", "crf_high", key=lambda kind: figures[kind])
+    remarks = {"masks": ", ".join(_apart(figures, kind) for kind in ("seeds", crf))}
+    names = KINDS
+    if "miou" in (network := results.get("segmenter", {})):
+        figures, names = figures | {NETWORK: network["miou"]}, KINDS | {NETWORK: NETWORK}
+        remarks[NETWORK] = "without image labels"
+    highest = max(figures.values())
+    return [
+        Tile(
+            f"mIoU: {names[kind]}",
+            f"{percent(miou)} %",
+            remarks.get(kind, ""),
+            "the highest on val" if miou == highest else "",
+        )
+        for kind, miou in figures.items()
+    ]
+
+
+def _apart(figures: dict[str, float], kind: str) -> str:
+    gain = 100 * (figures["masks"] - figures[kind])
+    return f"{abs(gain):.1f} points {'above' if gain >= 0 else 'below'} {KINDS[kind]}"
 
 
 _SELECTED = " Labels of val chose the epoch of the classifier or of AffinityNet, as published."
@@ -119,7 +147,7 @@ def _beside_published(results: dict[str, Any]) -> Table:
         difference = f"{100 * (ours - published):+.2f}"
         rows.append([KINDS[kind], percent(ours), percent(published), difference])
     return Table(
-        ["", "ours", "published", "difference"],
+        ["masks", "ours", "published", "difference"],
         rows,
         "mIoU on val beside [Re], Table 4, %, which has VOC 2012's own val and a pretrained hybrid",
     )

@@ -176,10 +176,12 @@ def _tables(methods: dict[str, Any], caption: str) -> list[object]:
         if not any(measure in methods for measure in measures):
             continue
         body.append(Table(*methods_table(methods, measures=measures), f"{name}, %"))
-        intervals = Table(*methods_table(methods, interval_cell, measures), "Intervals, %")
+        intervals = Table(*methods_table(methods, interval_cell, measures), f"{name}: intervals, %")
         body.append(Fold("95 % bootstrap intervals over the images", intervals))
         if methods.get("reference"):
-            differences = Table(*methods_table(methods, difference_cell, measures), "Points")
+            differences = Table(
+                *methods_table(methods, difference_cell, measures), f"{name}: points"
+            )
             text = f"Differences to {title(methods['reference'])}, with paired 95 % intervals"
             body.append(Fold(text, differences))
     return body

@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from vitx.pipeline.classifier import checkpoint_digest
 from vitx.pipeline.given_weights import given_weights
 from vitx.pipeline.training_stage import WEIGHTS
 from vitx.report.page import Section, Tile, write_report
-from vitx.report.parts import Fold, Table, duration
+from vitx.report.parts import Files, Fold, Table, duration
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import whole
@@ -44,6 +44,7 @@ def write_results(
         sections.append(Section("Assumed", list(assumed.values())))
     if left_out := results["dataset"]["left_out"]:
         sections.append(Section("Left out", [Fold("Images that cannot be read", left_out)]))
+    sections.append(Section("Files", [_FILES, _files(run, results["stages"])]))
     sections.append(Section("Options", [Fold("All options", run.config.to_dict())]))
     write_json(run.workdir.folder / _RESULTS, results)
     write_report(
@@ -54,6 +55,21 @@ def write_results(
         sections=sections,
         tiles=tiles,
     )
+
+
+_FILES = "What the figures come from, in the run's folder. Links work where this page lies in that folder."
+
+
+def _files(run: Run, stages: Iterable[str]) -> Files:
+    """`results.json`, and what each stage left."""
+    paths = {"all results": [_RESULTS]}
+    for name in stages:
+        paths[name] = [
+            f"{name}/{entry.name}{'/' * entry.is_dir()}"
+            for entry in sorted((run.workdir.folder / name).iterdir())
+            if not entry.name.startswith((".", "events."))  # TensorBoard's have the host's name
+        ]
+    return Files(paths)
 
 
 def gather(run: Run, stages: list[Stage]) -> dict[str, Any]:

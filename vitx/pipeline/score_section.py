@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rich.table
 
 from vitx.data.palette import decode_mask, voc_palette
 from vitx.data.source import Source
+from vitx.pipeline.mask_rows import BELOW, evenly_spaced, image_cells, mask_cell
 from vitx.report.charts import bar_chart
 from vitx.report.page import Section, Tile
 from vitx.report.parts import DASH, Table, class_legend, percent
@@ -52,16 +52,14 @@ def score_sections(
         bar_chart(list(iou), {"masks": list(iou.values())}, "IoU", "IoU by class"),
     ]
     shown = [name for name in map(source.identifier, range(len(source))) if name in files]
-    evenly = np.linspace(0, len(shown) - 1, min(run.config.report.images, len(shown)))
-    rows = [(shown[int(place)], "") for place in evenly]
-    tables = [_pictures(run, source, files, rows, "Images evenly spaced over the split")]
+    evenly = [shown[place] for place in evenly_spaced(len(shown), run.config.report.images)]
+    tables = [_pictures(run, source, files, evenly, "Images evenly spaced over the split")]
     for kind in ("best", "worst"):
-        rows = [
-            (name, f", {percent(miou)} %")
-            for name, miou in results[kind][: run.config.report.extremes]
-        ]
-        tables.append(_pictures(run, source, files, rows, f"Images with the {kind} masks, by mIoU"))
-    pictures = [class_legend(source.classes, voc_palette()), *tables]
+        names = [name for name, _ in results[kind][: run.config.report.extremes]]
+        tables.append(
+            _pictures(run, source, files, names, f"Images with the {kind} masks, by mIoU")
+        )
+    pictures = [BELOW, class_legend(source.classes, voc_palette()), *tables]
     return [Section("Scores", scores), Section("Pictures", pictures)]
 
 
@@ -93,16 +91,15 @@ def _pictures(
     run: Run,
     source: Source,
     files: Mapping[str, Path],
-    chosen: Sequence[tuple[str, str]],
+    chosen: Sequence[str],
     caption: str,
 ) -> Pictures:
     places = {source.identifier(place): place for place in range(len(source))}
-    palette, rows = voc_palette(), []
-    for name, remark in chosen:
+    rows = []
+    for name in chosen:
         run.stop.check()
         example = source[places[name]]
         mask = decode_mask(files[name].read_bytes(), files[name].name)
-        truth = None if example.mask is None else (palette[example.mask], f"truth of image {name}")
-        cells = [(example.image, f"image {name}"), truth, (palette[mask], f"mask of image {name}")]
-        rows.append((name + remark, cells))
+        cells = [*image_cells(example), mask_cell(example, mask, "mask", source.classes)]
+        rows.append((name, cells))
     return picture_rows(("image", "truth", "mask"), rows, caption)

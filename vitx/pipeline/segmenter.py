@@ -28,8 +28,6 @@ from vitx.pipeline.labels import require_crf_sizes
 from vitx.pipeline.segmenter_masks import score_masks, write_masks
 from vitx.pipeline.segmenter_section import segmenter_section
 from vitx.pseudomasks.crf import CRFParameters
-from vitx.report.page import Tile
-from vitx.report.parts import percent
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import LEVELS, POSITIVE, Wanted, among, number, several, whole
@@ -164,13 +162,6 @@ def _scores(run: Run) -> dict[str, Any]:
     return {"segmenter": read_scores(run, "segmenter")} if done else {}
 
 
-def _tiles(results: dict[str, Any]) -> list[Tile]:
-    found = results.get("segmenter", {})
-    if "miou" not in found:
-        return []
-    return [Tile("Network's mIoU", f"{percent(found['miou'])} %", "without image labels")]
-
-
 def _is_scale(value: Any) -> bool:
     pair = isinstance(value, tuple | list) and len(value) == 2
     return pair and all(map(number(0.1, 4).fits, value)) and value[0] <= value[1]
@@ -201,6 +192,5 @@ STAGE = Stage(
     check=_check,
     splits=["segmenter.train_split", "segmenter.val_split"],
     scores=_scores,
-    tiles=_tiles,
     section=segmenter_section,
 )

@@ -2,17 +2,16 @@
 
 from typing import Any
 
-import numpy as np
-
 from vitx.data.palette import voc_palette
 from vitx.pipeline import training_stage
-from vitx.pipeline.artifacts import read_mask, seeded
+from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
 from vitx.report.page import Section
-from vitx.report.parts import percent
-from vitx.report.pictures import Cell, picture_rows
+from vitx.report.parts import class_legend, percent
+from vitx.report.pictures import picture_rows
 from vitx.runtime.experiment import Run
 
 _PICTURES = 6  # images shown at most
+_COLUMNS = {"masks": "refined mask, with image labels", "network": "network's mask, without"}
 
 
 def segmenter_section(run: Run, results: dict[str, Any]) -> list[Section]:
@@ -27,28 +26,18 @@ def segmenter_section(run: Run, results: dict[str, Any]) -> list[Section]:
     if "miou" in found:
         low, high = (percent(end) for end in found["interval"])
         text += f" Its mIoU on val is {percent(found['miou'])} % (95 %: {low} to {high})."
+    pictures = _pictures(run, results["chosen"]["background"])
     charts = training_stage.loss_charts(run, "segmenter")
-    return [Section("Segmentation network", [text, *charts, _pictures(run)])]
+    return [Section("Segmentation network", [text, *charts, *pictures])]
 
 
-def _pictures(run: Run) -> Any:
-    source = seeded(run, "val")
-    masks, network = run.finished("masks"), run.finished("segmenter")
-    count = min(len(source), run.config.report.images, _PICTURES)
-    rows = []
-    for place in np.linspace(0, len(source) - 1, count):
+def _pictures(run: Run, background: float) -> list[object]:
+    rows, shown = MaskRows(run, background), []
+    for place in evenly_spaced(len(rows.source), min(_PICTURES, run.config.report.images)):
         run.stop.check()
-        example = source[int(place)]
-        truth = None if example.mask is None else voc_palette()[example.mask]
-        refined, seen = (
-            voc_palette()[read_mask(stage, "val", example.id)] for stage in (masks, network)
-        )
-        shown = [(example.image, "image"), (truth, "ground truth")]
-        shown += [(refined, "refined mask"), (seen, "network's mask")]
-        cells: list[Cell] = [
-            None if array is None else (array, f"{name} of image {example.id}")
-            for array, name in shown
-        ]
-        rows.append((example.id, cells))
-    headers = ["image", "truth", "refined, with image labels", "network, without"]
-    return picture_rows(headers, rows, "The network's masks")
+        example = rows.source[place]
+        masks = [rows.cell(example, kind, title) for kind, title in _COLUMNS.items()]
+        shown.append((example.id, [*image_cells(example), *masks]))
+    legend = class_legend(rows.source.classes, voc_palette())
+    columns = ["image", "truth", *_COLUMNS.values()]
+    return [BELOW, legend, picture_rows(columns, shown, "The network's masks")]

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def line_chart(
 
     columns = [[_text(value, in_percent) for value in values] for values in series.values()]
     rows = [[f"{place:g}", *cells] for place, *cells in zip(x, *columns, strict=True)]
-    listing = Table([labels[0], *series], rows, labels[1]) if few else None
+    listing = Table([labels[0], *series], rows, f"{caption}: {labels[1]}") if few else None
     return _chart(caption, {name: looks[name] for name in series}, _HEIGHT, draw, listing)
 
 
@@ -126,7 +127,9 @@ def bar_chart(
         caption: above the chart.
     """
     looks = {name: place % len(_SIGNS) for place, name in enumerate(series)}
-    pitch = len(series) + 0.8  # bars from one group to the next
+    names = ["\n".join(textwrap.wrap(_plain(group, 44), 22)) for group in groups]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    pitch = max(len(series) + 0.8, 1.1 * lines)  # bars from one group to the next
 
     def draw(axes: "Axes") -> None:
         places = pitch * np.arange(len(groups))
@@ -135,7 +138,6 @@ def bar_chart(
             bars = axes.barh(places + number, lengths, 0.85, color=_SERIES[looks[name]])
             texts = [f"{_SIGNS[looks[name]]} {percent(value)}" for value in values]
             axes.bar_label(bars, texts, padding=4, color=_INK)
-        names = [_plain(group, 20) for group in groups]
         axes.set_yticks(places + (len(series) - 1) / 2, names, color=_INK)
         axes.set_ylim(pitch * len(groups) - 0.9, -0.9)  # the first group at the top
         axes.set_xlabel(_plain(label, 40))

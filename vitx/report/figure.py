@@ -12,18 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 from vitx.data.palette import encode_png
 from vitx.report.overlay import Picture, is_diverging, nothing_in, overlay
 
-PANEL: Final = (300, 224)  # largest width and height of a panel, pixels
-SLIDE: Final = (
-    1280,
-    720,
-)  # of the photograph on a picture of its own, most of a slide of 1920 x 1080
+PANEL: Final = (480, 360)  # largest width and height of a panel, pixels: four fill a slide of 1920
+# Of the photograph on a picture of its own, pixels: most of a slide of 1920 x 1080.
+SLIDE: Final = (1280, 720)
 _HARD: Final = 4  # from this enlargement on, pixels are shown as squares
 _LONGEST: Final = 8  # largest ratio of a panel's sides; longer images are shown shortened
-# Least widths: of the list of classes, a method's title, a heading.
-_LEFT, _COLUMN, _ROW = 224, 164, 300
-_MARGIN, _GAP, _BAR, _SCALE = 16, 12, 5, 100
+# Least widths: of the list of classes, a method's title, a heading, a picture of its own.
+_LEFT, _COLUMN, _ROW, _ALONE = 320, 210, 400, 600
+_MARGIN, _GAP, _BAR, _SCALE = 16, 12, 6, 125
 # Sizes of letters; lines are half as high again.
-_SLIDE, _NAME, _HEADING, _TEXT, _SMALL = 26, 19, 16, 14, 12
+_TITLE, _NOTE, _HEADING, _TEXT, _SMALL = 26, 19, 21, 18, 15
 _INK, _GREY, _PALE, _BLUE = (24, 24, 27), (100, 100, 108), (232, 232, 236), (52, 98, 168)
 _WARNING, _PAPER = (
     (176, 32, 16),
@@ -90,7 +88,7 @@ def draw_figure(
 
     body = _beside(left, _below(*table, gap=2 * _GAP), gap=2 * _GAP)
     pixels = write(f"{size[1]} x {size[0]} pixels", _SMALL, colour=_GREY)
-    head = [write(name, _NAME, body.shape[1]), pixels]
+    head = [write(name, _TITLE, body.shape[1]), pixels]
     if note:
         head.append(write(note, _TEXT, body.shape[1], _WARNING))
     page = _below(_below(*head), body, gap=_GAP)
@@ -114,16 +112,16 @@ def draw_overlay(
         uint8 (H', W', 3).
     """
     shown = panel(image, SLIDE)
-    width = max(shown.shape[1], 2 * _ROW)
-    parts = [_text(font, title, _SLIDE, width), overlay(shown, heatmap, **style)]
+    width = max(shown.shape[1], _ALONE)
+    parts = [_text(font, title, _TITLE, width), overlay(shown, heatmap, **style)]
     if remark := nothing_in(heatmap):
         note = f"map is {remark}: it shows nothing" + (f"; {note}" if note else "")
     else:
         diverging = style.pop("diverging", None)
         diverging = is_diverging(heatmap) if diverging is None else diverging
-        parts.append(_colour_bar(font, diverging, _NAME, **style))
+        parts.append(_colour_bar(font, diverging, _NOTE, **style))
     if note:
-        parts.append(_text(font, note, _NAME, width, _WARNING))
+        parts.append(_text(font, note, _NOTE, width, _WARNING))
     return _pad(_below(*parts, gap=_GAP), ((_MARGIN,), (_MARGIN,), (0,)))
 
 

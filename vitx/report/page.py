@@ -1,13 +1,17 @@
-"""report.html: one page with everything in it. No scripts, nothing from the network.
+"""report.html: one page with everything in it, nothing from the network.
 
 A page is a list of `Section`s, and a section a list of parts. The template `page.html.jinja` renders
-parts and escapes every text. Only what `charts` draws is inserted as markup.
+parts and escapes every text. Only what `charts` draws is inserted as markup. The one script, `page.js`,
+adds zoom, sorting and downloads; the page names its digest, and a browser runs no other.
 """
 
+import base64
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,11 +20,12 @@ from vitx.runtime.files import plain_json, write_bytes
 
 
 class Tile(NamedTuple):
-    """A main figure, shown large at the top of the page."""
+    """A main figure, shown large at the top of the page; `mark` says what distinguishes it, such as "highest"."""
 
     name: str
     value: str
     remark: str = ""
+    mark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Section:
     Attributes:
         title: its heading, also in the list of contents.
         body: its parts in order. A str is a paragraph, a mapping a list of names and values, a list
-            shows its charts side by side; `Table`, `Fold`, `Legend`, `Chart`, `Pictures` and
-            `ColourScale` are themselves.
+            shows its charts side by side; `Table`, `Fold`, `Legend`, `Files`, `Chart`,
+            `Pictures` and `ColourScale` are themselves.
     """
 
     title: str
@@ -64,12 +69,16 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = resources.files("vitx.report").joinpath("page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = templates.get_template("page.html.jinja").render(
         title=title,
         summary=summary,
         tiles=tiles,
         sections=sections,
         results=json.dumps(results, indent=2, default=plain_json),
+        script=script,
+        digest=digest,
     )
     # A file's name need not be Unicode; a question mark replaces what is not.
     write_bytes(path, text.encode(errors="replace"))

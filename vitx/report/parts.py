@@ -1,6 +1,6 @@
 """Parts of a section, as data that the template renders, and how they write figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +51,18 @@ class Legend:
     entries: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Files:
+    """Links to files: under each name, their paths relative to the page's folder."""
+
+    paths: Mapping[str, Sequence[str]]
+
+
 def class_legend(names: Sequence[str], palette: NDArray[np.uint8]) -> Legend:
-    """The colours (256, 3) of the mask classes, background first, and of neutral pixels."""
+    """The colours (256, 3) of the mask classes, background first, and of pixels without a label."""
     colours = [f"#{colour.tobytes().hex()}" for colour in palette]
-    return Legend([*zip(names, colours, strict=False), ("neutral", colours[255])])
+    unlabelled = ("not sure; in the truth: not scored", colours[255])
+    return Legend([*zip(names, colours, strict=False), unlabelled])
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -18,9 +18,9 @@ from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
 from vitx.weights.files import (
-    BESIDE,
     FOLDER_FILES,
     Checkpoint,
+    beside,
     find_file,
     open_checkpoint,
     parts_of,
@@ -224,8 +224,8 @@ def digest(path: str | Path) -> str:
     for part in parts:
         with part.open("rb") as file:
             hashlib.file_digest(file, lambda: content)
-    for beside in (path.parent / name for name in BESIDE):
-        content.update(beside.read_bytes() if beside.is_file() else b"-")
+    for other in beside(path.parent):
+        content.update(other.read_bytes() if other.is_file() else b"-")
     content.update(str(_named_after_imagenet_models(path)).encode())
     return content.hexdigest()[:16]
 

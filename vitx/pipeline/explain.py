@@ -23,9 +23,9 @@ from vitx.data.user_images import (
     result_name,
 )
 from vitx.images.evaluation_crop import cropped, difference, resized, shown
+from vitx.models.model import SCORES
 from vitx.pipeline.explainer import (
     ASPECTS,
-    SCORES,
     Explainer,
     Explanation,
     Size,
@@ -239,7 +239,7 @@ COMMAND = Stage(
     options={
         "aspect": among(ASPECTS),
         "which": among(("", *WHICH)),
-        "scores": among(SCORES),
+        "scores": among(("auto", *SCORES)),
         "rules": among(RULES),
         "high_norm": among(HIGH_NORM),
         "best": whole(1),

@@ -1,8 +1,8 @@
 """Reads a checkpoint into a model: its structure from the tensors' shapes, then the weights.
 
 Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which `save`
-writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`, `pretrained_cfg`, and
-what `architecture` implies), else from the libraries' conventions:
+writes), else from config.json and preprocessor_config.json, or the image processor in processor_config.json, beside it
+(in timm's: `model_args`, `pretrained_cfg`, and what `architecture` implies), else from the libraries' conventions:
 
 - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III,
   distilled DeiT and torchvision; psa's own; CLIP's for CLIP and EVA-02.

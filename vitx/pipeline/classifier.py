@@ -191,7 +191,7 @@ def initial_model(run: Run, num_classes: int, head: str = "") -> Classifier:
         return model
     if parallel.is_first_process():
         print(
-            "classifier: config.model.checkpoint is empty, so it learns from random weights",
+            "classifier: learns from random weights, as config.model.checkpoint names no others",
             file=sys.stderr,
         )
     return create(

@@ -20,7 +20,8 @@ from rich.progress import (
 
 from vitx import parallel
 
-_SECONDS: Final = 9.0  # between two lines in a log; a reader should wait for ten at most
+# Between two lines in a log. A reader should wait for ten at most; a call of compiled code may delay one.
+_SECONDS: Final = 8.0
 
 
 class Counter:
@@ -116,7 +117,7 @@ _HEARTBEAT: Final = _Heartbeat()
 
 @contextlib.contextmanager
 def busy(what: str, *, file: TextIO | None = None) -> Iterator[None]:
-    """Prints every nine seconds that work goes on which has no count, while nothing within it shows its own progress.
+    """Prints every eight seconds that work goes on which has no count, while nothing within it shows its own progress.
 
     Args:
         what: Such as "explain: loading the model".
@@ -140,7 +141,7 @@ def progress(
     compiles: bool = False,
     file: TextIO | None = None,
 ) -> Iterator[Counter]:
-    """Shows how far a stage is: a bar in a terminal, else a line every nine seconds, whether or not it advances.
+    """Shows how far a stage is: a bar in a terminal, else a line every eight seconds, whether or not it advances.
 
     Of several processes only the first shows its own part.
 

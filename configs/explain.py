@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     # A file with one name per line; "": those of the checkpoint (`model.class_names`, see docs/checkpoints.md), else
     # "class 0" and so on.
     config.class_names = ""
-    # "sigmoid" (multi-label), "softmax", or "auto": sigmoid for models from train.py, else softmax.
+    # "sigmoid" (multi-label), "softmax", or "auto": as the file says, sigmoid for those of `vitx train`, else softmax.
     config.scores = "auto"
     config.overlays = True  # each overlay as a file of its own, of a size for a slide
     # "transparency": high values cover the photograph, low ones leave it as it is. "blend": all cover the same share.

@@ -114,23 +114,19 @@ _PLACEHOLDERS = ("FILE", "WEIGHTS", "DIR", "MASKS")
 def made_small(command: list[str], page: str, inputs: Path) -> list[str]:
     """The arguments of a `python` or `vitx` command with made inputs and small options."""
     if command[0] == "vitx":
-        return _made_small_vitx(command[1:], inputs)
+        command = ["python", "-m", *command]
     assert Path(command[0]).name == "python", f"{page}: {command[0]} is in no table"
     command = command[1:]
-    if "--config" not in command:
+    if command[:2] != ["-m", "vitx"]:
         return command
-    place = command.index("--config") + 2
-    config = Path(command[place - 1]).stem
+    subcommand, config = command[2:4]
+    if subcommand not in ("train", "evaluate"):
+        checkpoint = str(inputs / INPUTS["", "", "checkpoint"])
+        words = [checkpoint if word == "FILE" else word for word in command]
+        return [*words, *(SMALL["explain"] if subcommand == "explain" else ())]
     options = SMALL_ON.get((page, config), SMALL[config])
     words = [_with_input(word, page, config, inputs) for word in command]
-    return [*words[:place], *options, *words[place:]]
-
-
-def _made_small_vitx(words: list[str], inputs: Path) -> list[str]:
-    given = [
-        str(inputs / INPUTS["", "", "checkpoint"]) if word == "FILE" else word for word in words
-    ]
-    return ["-m", "vitx", *given, *(SMALL["explain"] if words[0] == "explain" else ())]
+    return [*words[:4], *options, *words[4:]]
 
 
 def _with_input(word: str, page: str, config: str, inputs: Path) -> str:

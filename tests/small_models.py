@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 import vitx
 from vitx.models import families
@@ -34,6 +36,21 @@ def filled(make: Callable[[], Any], seed: int = 0) -> Any:
         return jnp.asarray(values.astype(leaf.dtype))
 
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
+
+
+def guessing(path: Path, num_classes: int = 3, side: int = 8) -> int:
+    """Writes a ViT without metadata, so that its heads are guessed; returns the guess, which is wrong."""
+
+    def make() -> VisionTransformer:
+        sizes = {"width": 128, "depth": 1, "heads": 4, "hidden": 128, "patch": side // 4}
+        preprocess = Preprocess(size=(side, side))
+        return VisionTransformer(
+            **sizes, num_classes=num_classes, preprocess=preprocess, rngs=nnx.Rngs(0)
+        )
+
+    vitx.save(filled(make), path)
+    save_file(load_file(path), path)
+    return 2
 
 
 FAMILIES = {

@@ -28,6 +28,7 @@ from tests.made_imagenet import make_gtsegs, make_validation_tar
 from tests.made_voc import make_voc, write_sbd
 from tests.small_commands import made_small
 from tests.small_models import filled, small_vit
+from vitx import commands
 from vitx.data.formats.voc_annotations import VOC_CLASSES
 from vitx.data.source import open_source
 from vitx.models.affinitynet import AffinityNet, vgg16_affinity_net
@@ -62,6 +63,10 @@ def _makes_it(command: list[str]) -> None:
     )
 
 
+def _is_a_command(command: list[str]) -> None:
+    commands._parser().parse_args(command[1:])
+
+
 def _has_options(command: list[str]) -> None:
     """The script, the config, its keys and the flags exist."""
     python, name, *arguments = command
@@ -88,10 +93,7 @@ NOT_RUN: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "make demo": ("minutes; the quick start has its two commands, which run", _is_target),
     ".venv/bin/activate": ("the tests' environment stands for it", _makes_it),
     "-m pip install": ("fetches packages; .ci/run installs the requirements", _can_be_installed),
-    "configs/compare.py": (
-        "wants PyTorch; tests/pipeline/test_comparison.py runs it",
-        _has_options,
-    ),
+    "vitx compare": ("wants PyTorch; tests/pipeline/test_compare.py runs it", _is_a_command),
     "--coordinator_address": (
         "wants two hosts; tests/runtime/test_processes.py runs it",
         _has_options,

@@ -124,10 +124,25 @@ def test_a_model_names_its_classes() -> None:
     assert {name for name, _ in result.top()} == {"cat", "dog", "eel"}
 
 
+def test_a_model_knows_its_kind_of_scores(tmp_path: Path) -> None:
+    """As `vitx train` records it; also through a file, and not of a new head."""
+    model = small_vit()
+    model.name_classes(("cat", "dog", "eel"), "data", "sigmoid")
+    vitx.save(model, tmp_path)
+    for each in (model, vitx.load(tmp_path)):
+        result = vitx.explain_image(each, picture(), "raw_attention")
+        expected = 1 / (1 + np.exp(-result.logits))
+        np.testing.assert_allclose(result.probabilities, expected, rtol=1e-5)
+        assert result.top(1)[0][1] == result.probabilities.max()
+        softmax = vitx.explain_image(each, picture(), "raw_attention", scores="softmax")
+        np.testing.assert_allclose(softmax.probabilities.sum(), 1, rtol=1e-5)
+    assert vitx.load(tmp_path, num_classes=5).scores is None
+
+
 def test_scores_of_several_labels_an_image(model) -> None:
     result = vitx.explain_image(model, picture(), "raw_attention", scores="sigmoid")
     np.testing.assert_allclose(result.probabilities, 1 / (1 + np.exp(-result.logits)), rtol=1e-5)
-    with pytest.raises(ValueError, match="scores must be one of softmax, sigmoid"):
+    with pytest.raises(ValueError, match="scores must be one of auto, softmax, sigmoid"):
         vitx.explain_image(model, picture(), scores="relu")
 
 

@@ -15,6 +15,7 @@ from vitx.data.class_names import find_classes, output_names
 from vitx.data.palette import encode_png
 from vitx.images.evaluation_crop import cropped, difference, shown
 from vitx.images.pixels import Picture, to_pixels
+from vitx.models.model import SCORES
 from vitx.models.variants import Classifier
 from vitx.relevance.explain import explain
 from vitx.relevance.registry import REGISTRY
@@ -22,7 +23,7 @@ from vitx.report.figure import draw_overlay
 from vitx.report.overlay import nothing_in
 
 ASPECTS: Final = ("squash", "crop")
-ACTIVATIONS: Final = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+ACTIVATIONS: Final = {name: getattr(jax.nn, name) for name in SCORES}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,7 +117,7 @@ def explain_image(
     method: str = "transformer_attribution",
     classes: str | int | Sequence[str | int] | None = None,
     *,
-    scores: str = "softmax",
+    scores: str = "auto",
     aspect: str = "squash",
     **options: Any,
 ) -> Result:
@@ -127,7 +128,8 @@ def explain_image(
         image: a path, a file's bytes, a Pillow image, or uint8 (H, W, 3); of any size, it is resized to the model's.
         method: one of `vitx.METHODS` that the model has.
         classes: names or numbers, comma-separated or a sequence; None for the most probable class.
-        scores: "softmax", or "sigmoid" for a model of several labels an image, as `train.py` trains them.
+        scores: "softmax", or "sigmoid" for a model of several labels an image; "auto": the model's own `scores`, which
+            files of `vitx train` have, else "softmax".
         aspect: "squash": the whole picture; "crop": the part that the checkpoint's own evaluation shows, of which the
             result's image and maps are. A warning says where the two differ.
         options: arguments of `vitx.explain`, such as `start_layer`, `rules` and `target`, which replaces the classes.
@@ -137,8 +139,10 @@ def explain_image(
         ValueError: for an image that cannot be read, a class that the model does not have, or what `vitx.explain`
             refuses.
     """
-    if scores not in ACTIVATIONS:
-        raise ValueError(f"scores must be one of {', '.join(ACTIVATIONS)}, not {scores!r}")
+    if scores not in (known := ("auto", *SCORES)):
+        raise ValueError(f"scores must be one of {', '.join(known)}, not {scores!r}")
+    if scores == "auto":
+        scores = getattr(model, "scores", None) or SCORES[0]
     if aspect not in ASPECTS:
         raise ValueError(f"aspect must be one of {', '.join(ASPECTS)}, not {aspect!r}")
     if remark := difference(model.preprocess, aspect):

@@ -81,4 +81,13 @@ def test_the_difference_is_said():
     assert "the middle 0.9 of pictures that are kept in their aspect" in difference(
         evaluation(crop_pct=0.9), "squash"
     )
+    assert (
+        difference(plain, "squash", "bilinear") == difference(evaluation(), "crop", "bicubic") == ""
+    )
+    assert difference(Preprocess(interpolation="bicubic"), "squash", "bilinear") == (
+        "the checkpoint's own evaluation resizes by bicubic interpolation, here bilinear"
+    )
+    assert "bicubic interpolation, here bilinear, and shows the middle 0.9" in difference(
+        evaluation(crop_pct=0.9), "squash", "bilinear"
+    )
     assert "aspect=keep" in difference(evaluation(crop_pct=0.9, crop_mode="squash"), "keep")

@@ -321,6 +321,12 @@ def test_a_method_is_one_function(monkeypatch, tmp_path):
     np.testing.assert_allclose(found["maps"][:, 1], expected, rtol=1e-5)
     results = summary(comparison, [measure(comparison, found, masks)])
     section = methods_section(results, differing=[])
+    assert "guessed" not in section.body[0]
+    about = {"model": {"num_heads": 2, "assumed": ["num_heads"]}}
+    assert (
+        "number of heads of the explained model, 2, was guessed"
+        in (methods_section(results | about, differing=[]).body[0])
+    )
     write_report(tmp_path / "page.html", title="toy", results={}, sections=[section])
     assert "toy: &lt;the last attention&gt;" in (tmp_path / "page.html").read_text()
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import vitx
 from configs import testing
 from tests.runs import KNOWN, STAGES, begun
-from tests.small_models import filled
+from tests.small_models import filled, guessing
 from vitx import weights
 from vitx.models.affinitynet import AffinityNet, MultiLevelAffinityNet
 from vitx.models.design import Preprocess
@@ -19,6 +19,7 @@ from vitx.models.resnet import ResNetV2
 from vitx.models.segmenter import Segmenter
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.artifacts import read_mask, read_seed_maps, seeded
+from vitx.pipeline.report import gather
 from vitx.runtime.experiment import Run, Stage, check_options, check_stages, run_stages
 
 LEVELS = testing.get_config().affinity.levels
@@ -132,6 +133,18 @@ def test_another_file_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     for path in (moved, first):
         found = _run(tmp_path / "run", data, **{"classifier.checkpoint": str(path)})
         assert found.finished("classifier").done
+
+
+def test_the_page_says_that_heads_were_guessed(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "given.safetensors"
+    heads = guessing(path, num_classes=5, side=48)
+    run = _run(tmp_path / "run", data, **{"classifier.checkpoint": str(path)}, stages="classifier")
+    run_stages(run, [KNOWN["classifier"]])
+    results = gather(run, [KNOWN["classifier"]])
+    sentence = f"The number of heads of classifier, {heads}, was guessed from the width"
+    assert results["assumed"]["classifier"].startswith(sentence)
+    (section,) = KNOWN["classifier"].section(run, results)
+    assert f"given.safetensors, digest {weights.digest(path)}. {sentence}" in section.body[0]
 
 
 def test_a_stage_that_trains_records_nothing_new(data: Path, tmp_path: Path) -> None:

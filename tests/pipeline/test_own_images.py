@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 import vitx
 from configs import explain as config_file
 from tests.runs import KNOWN, begun
-from tests.small_models import filled, small_vit
+from tests.small_models import filled, guessing, small_vit
 from vitx.data.class_names import find_classes, imagenet_names, read_names
 from vitx.data.user_images import find_images, read_user_image, result_name
 from vitx.models.affinitynet import AffinityNet
@@ -299,6 +299,22 @@ def test_classifier_of_train_py_brings_names_and_sigmoid(tmp_path: Path, checkpo
     ):
         explainer = Explainer(config_for(path, **options))
         assert (explainer.names, explainer.scores) == (names, scores)
+
+
+def test_a_file_says_its_kind_of_scores(tmp_path: Path) -> None:
+    model = small_vit()
+    model.name_classes(scores="sigmoid")
+    vitx.save(model, tmp_path)
+    assert Explainer(config_for(tmp_path)).scores == "sigmoid"
+    assert Explainer(config_for(tmp_path, scores="softmax")).scores == "softmax"
+
+
+def test_guessed_heads_are_noted(tmp_path: Path, checkpoint: Path) -> None:
+    heads = guessing(tmp_path / "model.safetensors")
+    note = f"{heads} heads are guessed from the width, 128, as no file specifies them"
+    assert Explainer(config_for(tmp_path)).note((20, 30)) == note
+    assert Explainer(config_for(tmp_path, num_heads=4)).note((20, 30)) == ""
+    assert Explainer(config_for(checkpoint)).note((20, 30)) == ""
 
 
 def test_the_demo_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,9 @@ def test_what_is_frozen_keeps_its_bits(data, tmp_path) -> None:
     run = _run(tmp_path, data, **TUNED)
     before = _arrays(initial_model(run, 5))
     run_stages(run, [KNOWN["classifier"]])
-    after = _arrays(weights.load(run.finished("classifier").folder))
+    trained = weights.load(run.finished("classifier").folder)
+    assert trained.scores == "sigmoid"  # for those who explain it
+    after = _arrays(trained)
     assert before.keys() == after.keys()
     moved = {}
     for path, array in before.items():

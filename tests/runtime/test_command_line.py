@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vitx.runtime.command_line import _as_note
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -124,3 +126,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
     assert "compiled programs are not kept: the home folder is not known" in ended.stderr
     assert "error: config.stages has no stage 'none'" in ended.stderr
+
+
+def test_warnings_for_users_do_not_read_like_faults() -> None:
+    assert _as_note("3 heads are guessed", UserWarning, "a.py", 7, "x()") == (
+        "note: 3 heads are guessed\n"
+    )
+    assert _as_note("old", DeprecationWarning, "a.py", 7).startswith("a.py:7: DeprecationWarning")

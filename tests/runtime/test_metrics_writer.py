@@ -5,7 +5,6 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from vitx.runtime import progress as module
 from vitx.runtime.files import WriteError, write_bytes
 from vitx.runtime.metrics import MetricsWriter, read_metrics
 from vitx.runtime.progress import progress
@@ -84,33 +83,6 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
         (tmp_path / "metrics.jsonl").mkdir()
         with pytest.raises(WriteError, match=r"cannot write \S*metrics.jsonl"):
             metrics.write(1, {"loss": 1})
-
-
-def test_progress_without_a_terminal_is_sparse(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    file = io.StringIO()
-    with progress(100, "seeds", start=20, file=file) as bar:
-        for _ in range(80):
-            now[0] += 0.5
-            bar.advance(loss=0.25)
-    lines = file.getvalue().splitlines()
-    assert lines[0] == "seeds: 40/100, 10 s, 30 s left, loss 0.25"
-    assert lines[-1] == "seeds: 100/100, 40 s, loss 0.25"
-    assert len(lines) == 5
-
-
-def test_progress_in_a_terminal_is_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    file = Terminal()
-    with progress(4, "seeds", file=file) as bar:
-        for _ in range(4):
-            bar.advance(loss=0.25)
-    assert "4/4" in file.getvalue()
-    assert "loss 0.25" in file.getvalue()
 
 
 def test_only_the_first_process_writes_metrics_and_shows_progress(tmp_path, monkeypatch):

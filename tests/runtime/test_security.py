@@ -201,7 +201,9 @@ def weights(folder):
     return path
 
 
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "preprocessor_config.json", "processor_config.json"]
+)
 @pytest.mark.parametrize(
     ("content", "what"),
     [

@@ -540,6 +540,44 @@ def test_preprocessing_beside_the_weights(processor, size, evaluation, tmp_path)
     assert vitx.load(tmp_path, image_size=56).preprocess.size == (56, 56)
 
 
+PROCESSOR = {
+    "image_processor": {
+        "crop_size": {"height": 28, "width": 28},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": [0.4, 0.5, 0.6],
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"shortest_edge": 35},
+    },
+    "processor_class": "CLIPProcessor",
+}
+"""As transformers 5 writes a processor; its tokenizer is in files of its own."""
+
+
+def test_the_image_processor_inside_a_processor(tmp_path):
+    """It counts where it has no file of its own, and changes the digest as it changes the model."""
+    written("clip", tmp_path)
+    usual, digests = vitx.load(tmp_path).preprocess, {digest(tmp_path)}
+    (tmp_path / "processor_config.json").write_text(json.dumps(PROCESSOR))
+    expected = Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (28, 28), "bicubic", "center", 28 / 35)
+    assert vitx.load(tmp_path).preprocess == expected != usual
+    digests.add(digest(tmp_path))
+    own = PROCESSOR["image_processor"] | {"image_mean": [0.7, 0.8, 0.9]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    assert vitx.load(tmp_path).preprocess == replace(expected, mean=(0.7, 0.8, 0.9))
+    digests.add(digest(tmp_path))
+    assert len(digests) == 3
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert vitx.load(tmp_path).preprocess == usual
+
+
 # What is refused.
 
 

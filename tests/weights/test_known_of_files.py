@@ -351,6 +351,82 @@ def test_a_name_that_is_not_had_comes_with_the_command(state, what, hub, monkeyp
     assert_one_line(error, "timm/vit: there is no such file or folder here", what, COMMAND)
 
 
+def cached(hub, name, *files):
+    """The folder of a name in the cache, with these files of its repository alone."""
+    folder = hub.cache / f"models--{name.replace('/', '--')}/snapshots/abc"
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copy(hub.remote / name / file, folder)
+    return folder
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def in_shards(folder):
+    """Splits the file of a repository in two, as transformers does."""
+    tensors = load_file(folder / "model.safetensors")
+    places = {name: SHARDS[number % 2] for number, name in enumerate(tensors)}
+    for shard in SHARDS:
+        of_it = {name: tensors[name] for name in tensors if places[name] == shard}
+        save_file(of_it, folder / shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("files", "lacks"),
+    [
+        (["config.json"], "model.safetensors"),
+        (["model.safetensors.index.json", "config.json"], ", ".join(SHARDS)),
+        (["model.safetensors.index.json", SHARDS[1]], f"{SHARDS[0]}, config.json"),
+    ],
+)
+def test_a_part_in_the_cache_is_completed_or_refused(files, lacks, hub):
+    folder = published(hub, "timm/vit")
+    if sharded := files[0] != "config.json":
+        in_shards(folder)
+    part = cached(hub, "timm/vit", *files)
+    hub.online = False
+    with pytest.raises(FileNotFoundError) as error:
+        vitx.load("timm/vit")
+    names = ",".join(
+        ["model.safetensors.index.json", *SHARDS] if sharded else ["model.safetensors"]
+    )
+    command = (
+        f"resolve/main/{{config.json,preprocessor_config.json,{names}}}', then give weights/vit"
+    )
+    assert_one_line(error, "no route to host); its local cache lacks " + lacks + ". By", command)
+    hub.online = True
+    assert_same_weights(vitx.load("timm/vit"), vitx.load(folder))
+    assert {file.name for file in folder.iterdir()} == {file.name for file in part.iterdir()}
+    hub.online = False
+    vitx.load("timm/vit")  # now it is whole
+
+
+def test_a_shard_that_the_hub_does_not_have_is_named(hub):
+    in_shards(folder := published(hub, "timm/vit"))
+    (folder / SHARDS[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=f"the hub has no {SHARDS[0]} of it"):
+        vitx.load("timm/vit")
+
+
+def test_json_that_the_cache_lacks_is_fetched_or_missed_aloud(hub):
+    """Who loaded the model alone with transformers has no image processor in the cache."""
+    folder = published(hub, "google/vit", {"model_type": "vit"})
+    (folder / "processor_config.json").write_text("{}")
+    cached(hub, "google/vit", "config.json", "model.safetensors")
+    hub.online = False
+    with pytest.warns(UserWarning, match="its local cache lacks preprocessor_config.json, so that"):
+        vitx.load("google/vit")
+    hub.online = True
+    vitx.load("google/vit")
+    hub.online, hub.asked[:] = False, []
+    vitx.load("google/vit")
+    assert {local for _, _, local in hub.asked} == {True}
+
+
 def test_the_verdict_of_compare_says_that_heads_were_guessed():
     difference = SimpleNamespace(relative=1e-12, stage="norm")
     parity = SimpleNamespace(reasons=(), differences=[difference], predicted=(), tolerance=1e-9)

@@ -15,6 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from vitx.data.records import Record, Records
 from vitx.runtime.files import WriteError, first_line
+from vitx.runtime.progress import busy
 
 _SKIP = tfds.decode.SkipDecoding()
 
@@ -84,12 +85,13 @@ class PreparedBuilder(tfds.core.GeneratorBasedBuilder):
             path = template.sharded_filepath(shard_index=0, num_shards=1)
             writer = ArrayRecordWriter(str(path), "group_size:1")  # each can be read alone
             size, ids, labels = 0, [], []
-            for example in examples:
-                data = self.info.features.serialize_example(example)
-                writer.write(data)
-                size += len(data)
-                ids.append(example["id"])
-                labels.append(_labels(example))
+            with busy(f"{self.name}: writing {split}"):
+                for example in examples:
+                    data = self.info.features.serialize_example(example)
+                    writer.write(data)
+                    size += len(data)
+                    ids.append(example["id"])
+                    labels.append(_labels(example))
             writer.close()
             listed[split] = {"ids": ids, "labels": labels}
             splits.append(tfds.core.SplitInfo(split, [len(ids)], size, template))

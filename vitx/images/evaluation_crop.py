@@ -60,16 +60,21 @@ def _part(first: int, count: int, of: int, side: int) -> slice:
     return slice(start, max(round((first + count) * side / of), start + 1))
 
 
-def difference(evaluation: Evaluation, aspect: str) -> str:
-    """How the input of an `aspect` differs from that of the checkpoint's own evaluation; "" where it does not."""
-    own = (evaluation.crop_mode, evaluation.crop_pct)
-    if aspect == "crop" or own == ("squash", 1.0):
-        return ""
-    how = "squashed" if evaluation.crop_mode == "squash" else "kept in their aspect"
-    return (
-        f"the checkpoint's own evaluation shows the middle {evaluation.crop_pct:.4g} of pictures that are {how}; here "
-        f"they are shown whole (aspect={aspect}), and aspect=crop shows what it shows"
-    )
+def difference(evaluation: Evaluation, aspect: str, interpolation: str = "") -> str:
+    """How the input of an `aspect` differs from that of the checkpoint's own evaluation; "" where it does not.
+
+    It is resized by an `interpolation`, or with "" by the evaluation's own.
+    """
+    parts, own = [], (evaluation.crop_mode, evaluation.crop_pct)
+    if interpolation not in ("", evaluation.interpolation):
+        parts.append(f"resizes by {evaluation.interpolation} interpolation, here {interpolation}")
+    if aspect != "crop" and own != ("squash", 1.0):
+        how = "squashed" if evaluation.crop_mode == "squash" else "kept in their aspect"
+        parts.append(
+            f"shows the middle {evaluation.crop_pct:.4g} of pictures that are {how}; here they are shown whole "
+            f"(aspect={aspect}), and aspect=crop shows what it shows"
+        )
+    return f"the checkpoint's own evaluation {', and '.join(parts)}" if parts else ""
 
 
 def _whole(image_size: tuple[int, ...], evaluation: Evaluation) -> Size:

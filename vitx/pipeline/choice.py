@@ -201,7 +201,7 @@ def _judged(
     mine = parallel.share(range(len(batches)))
     images = sum(len(batches.places(number)) for number in mine)
     sums = judge.empty(len(walks), len(levels))
-    with progress(images, f"choice of {refine.affinity}") as bar:
+    with progress(images, f"choice of {refine.affinity}", compiles=True) as bar:
         for items, affinity, maps in refine.prepared(batches, mine, "train", levels):
             judge.look([item.example for item in items])
             for row, walk in zip(sums, walks, strict=True):

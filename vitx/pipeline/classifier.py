@@ -95,7 +95,7 @@ def _trained(run: Run, stage: StageFolder) -> Classifier:
     config, mode = run.config.classifier, run.config.parallel
     classes = tuple(run.source(config.train_split).classes[1:])
     model = initial_model(run, len(classes), config.head)
-    model.name_classes(classes, "data")
+    model.name_classes(classes, "data", "sigmoid")
     if config.head and isinstance(model, VisionTransformer):
         model.design = replace(model.design, best_patches=config.best_patches)
     _check_later_stages(run, model)
@@ -191,7 +191,7 @@ def initial_model(run: Run, num_classes: int, head: str = "") -> Classifier:
         return model
     if parallel.is_first_process():
         print(
-            "classifier: config.model.checkpoint is empty, so it learns from random weights",
+            "classifier: learns from random weights, as config.model.checkpoint names no others",
             file=sys.stderr,
         )
     return create(

@@ -22,7 +22,7 @@ from vitx.relevance.rulesets import EXACT
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json
 from vitx.runtime.options import among, number, whole
-from vitx.runtime.progress import progress
+from vitx.runtime.progress import busy, progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights import load_classifier
 from vitx.weights.pickled import WHICH
@@ -45,19 +45,21 @@ def compare_with_pytorch(run: Run, stage: StageFolder) -> None:
     size = config.image_size[0] if len(config.image_size) == 1 else config.image_size
     overrides = {name: config[name] for name in _OVERRIDES} | {"dtype": config.precision}
     with jax.enable_x64(config.precision == "float64"):
-        model = load_classifier(config.checkpoint, headless=True, image_size=size, **overrides)
+        with busy("parity: loading the checkpoint"):
+            model = load_classifier(config.checkpoint, headless=True, image_size=size, **overrides)
         if not isinstance(model, VisionTransformer):
             raise ValueError(
                 f"{config.checkpoint} holds a CNN, and only Vision Transformers are compared with PyTorch"
             )
-        reference = build_reference(
-            config.checkpoint,
-            model,
-            config.reference,
-            config.architecture,
-            config.precision,
-            config.which or None,
-        )
+        with busy("parity: building PyTorch's model"):
+            reference = build_reference(
+                config.checkpoint,
+                model,
+                config.reference,
+                config.architecture,
+                config.precision,
+                config.which or None,
+            )
         images = images_for(model, config.images, config.count)
         ours, theirs = _run_both(run, model, reference, images.astype(config.precision))
     usual = TOLERANCES[config.precision] * (_HYBRID if model.stem is not None else 1)
@@ -170,7 +172,7 @@ def _run_both(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every stage's arrays over all images, ours and PyTorch's."""
     ours, theirs = [], []
-    with progress(len(images), "parity") as bar:
+    with progress(len(images), "parity", compiles=True) as bar:
         for start in range(0, len(images), run.config.batch_size):
             run.stop.check()
             batch = images[start : start + run.config.batch_size]

@@ -34,7 +34,8 @@ def classifier(run: Run) -> Classifier:
     names = ("num_heads", "image_size", "norm_eps", "final_norm_eps")
     overrides = {} if trained else {name: config.model[name] for name in names}
     model = weights.load_classifier(path, **overrides, dtype=config.model.get("dtype"))
-    if not trained and (remark := difference(model.preprocess, "squash")):
+    read = Preprocess().interpolation  # of `pixel_batches`
+    if not trained and (remark := difference(model.preprocess, "squash", read)):
         print(f"{path}: {remark.partition(' (aspect')[0]}", file=sys.stderr)
     for name in config.methods.compared:
         try:

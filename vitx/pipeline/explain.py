@@ -23,9 +23,9 @@ from vitx.data.user_images import (
     result_name,
 )
 from vitx.images.evaluation_crop import cropped, difference, resized, shown
+from vitx.models.model import SCORES
 from vitx.pipeline.explainer import (
     ASPECTS,
-    SCORES,
     Explainer,
     Explanation,
     Size,
@@ -39,7 +39,7 @@ from vitx.report.overlay import Picture, nothing_in
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import read_npz, write_bytes, write_npz
 from vitx.runtime.options import among, number, whole
-from vitx.runtime.progress import progress
+from vitx.runtime.progress import busy, progress
 from vitx.runtime.workdir import StageFolder
 from vitx.weights.class_names import ASSUMED, IMAGENET
 from vitx.weights.pickled import WHICH
@@ -72,11 +72,12 @@ def explain_images(run: Run, stage: StageFolder) -> None:
     config = run.config
     paths = find_images(config.images)
     load_font(config.font, 1)  # raises for a wrong one before the work begins
-    explainer = Explainer(config)
+    with busy("explain: loading the model"):
+        explainer = Explainer(config)
     _remark(explainer, config)
     written, empty, broken, high = 0, list[str](), list[str](), list[str]()
     notes, drawn = set[str](), list[str]()
-    with progress(len(paths), "explain") as bar:
+    with progress(len(paths), "explain", compiles=True) as bar:
 
         def unexplained() -> Iterator[_Image]:
             for path in paths:
@@ -238,7 +239,7 @@ COMMAND = Stage(
     options={
         "aspect": among(ASPECTS),
         "which": among(("", *WHICH)),
-        "scores": among(SCORES),
+        "scores": among(("auto", *SCORES)),
         "rules": among(RULES),
         "high_norm": among(HIGH_NORM),
         "best": whole(1),

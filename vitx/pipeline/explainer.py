@@ -28,13 +28,13 @@ from vitx.relevance.registry import REGISTRY
 from vitx.runtime.files import parse_json
 from vitx.weights.class_names import ASSUMED, IMAGENET
 from vitx.weights.files import FOLDER_FILES
+from vitx.weights.read import assumed_heads
 
 DEMO: Final = Path("runs/shapes/classifier")
 ASPECTS: Final = ("squash", "keep", "crop")
-SCORES: Final = ("auto", "softmax", "sigmoid")
 _OVERRIDES: Final = ("num_heads", "norm_eps", "final_norm_eps", "which")  # of the checkpoint's own
 _EVALUATION: Final = ("interpolation", "crop_mode", "crop_pct")
-_FORMAT: Final = 3  # of the results: those of another format are written again
+_FORMAT: Final = 4  # of the results: those of another format are written again
 _OCTAVES: Final = 2.0  # the longest aspect kept, 4:1, as a power of two
 _STEPS: Final = 2  # aspects in an octave
 
@@ -90,8 +90,8 @@ class Explainer:
         assumed = self.model.class_names_source in (ASSUMED, IMAGENET)
         known = trained if trained and assumed else self.model.class_names or trained
         self.names = _names(config.class_names, self.model.num_classes, known)
-        # train.py trains multi-label classifiers; published checkpoints hardly ever are.
-        usual = "sigmoid" if trained else "softmax"
+        # Files of older versions of train.py, which trains multi-label classifiers, do not say so.
+        usual = self.model.scores or ("sigmoid" if trained else "softmax")
         self.scores = usual if config.scores == "auto" else config.scores
         self._classes = find_classes(config.classes, self.names) if config.classes else ()
         self._start = {method: config.start_layer.get(method, 0) for method in self.methods}
@@ -109,9 +109,9 @@ class Explainer:
         }
 
     def note(self, size: Size) -> str:
-        """A warning where the demo's model explains an image that is not of the size of its drawn pictures, or ""."""
+        """A warning where heads were guessed, or the demo's model explains an image that is not of its size, or ""."""
         if self._config.checkpoint or size == self.model.preprocess.size:
-            return ""
+            return assumed_heads(self.model).partition(":")[0]
         return (
             f"this is the demo's model, which knows nothing but {len(self.names)} drawn shapes "
             f"({', '.join(self.names)}): what it says of a photograph means nothing; give a checkpoint"

@@ -64,9 +64,8 @@ def given_remark(results: dict[str, Any], stage: str) -> list[str]:
     """A paragraph of the page that says so where a stage's weights were given."""
     if not (found := results["given"].get(stage)):
         return []
-    return [
-        f"Not trained here: the weights are those of {found['path']}, digest {found['digest']}."
-    ]
+    text = f"Not trained here: the weights are those of {found['path']}, digest {found['digest']}."
+    return [f"{text} {results.get('assumed', {}).get(stage, '')}".rstrip()]
 
 
 def given_classifier(run: Run) -> Classifier:
@@ -99,7 +98,7 @@ def given_classifier(run: Run) -> Classifier:
             f"{key} was trained on other classes: its class {first} is {trained[first]!r}, that of {source.name} "
             f"{classes[first]!r}"
         )
-    model.name_classes(tuple(classes), "data")
+    model.name_classes(tuple(classes), "data", model.scores)
     return model
 
 

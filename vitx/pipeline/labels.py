@@ -103,7 +103,9 @@ def make_labels(run: Run, stage: StageFolder) -> None:
             )
         )
         with (
-            progress(len(mine), f"labels {split}", start=len(mine) - len(missing)) as bar,
+            progress(
+                len(mine), f"labels {split}", start=len(mine) - len(missing), compiles=not apart
+            ) as bar,
             contextlib.closing(results),
         ):
             for found in results:

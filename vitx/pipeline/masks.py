@@ -68,7 +68,7 @@ def write_masks(
     batches = refine.batches(seeded(run, split))
     missing, images, done = missing_batches(stage, batches, ".png", folder)
     levels = (chosen["level"],)
-    with progress(images, f"masks {folder}", start=done) as bar:
+    with progress(images, f"masks {folder}", start=done, compiles=True) as bar:
         for items, affinity, maps in refine.prepared(batches, missing, split, levels):
             walked = refine.walk(affinity, maps, chosen["beta"], chosen["log2_steps"])
             for item, item_maps in zip(items, walked, strict=True):

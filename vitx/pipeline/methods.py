@@ -74,7 +74,7 @@ def compare_methods(run: Run, stage: StageFolder) -> None:
         missing = [number for number in mine if names[number] not in done]
         spread = parallel.replicate(model, parallel.local_mesh())
         images, left = (sum(len(batches.places(n)) for n in numbers) for numbers in (mine, missing))
-        with progress(images, "methods", start=images - left) as bar:
+        with progress(images, "methods", start=images - left, compiles=True) as bar:
             for number, batch in zip(missing, loader.read_ahead(batches, missing), strict=True):
                 measured = _measured(spread, comparison, batch, run.config.parallel)
                 write_arrays(stage, _BATCHES, names[number], measured)

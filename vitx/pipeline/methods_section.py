@@ -13,6 +13,7 @@ from vitx.relevance.registry import REGISTRY
 from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
 from vitx.report.parts import DASH, Fold, Table, percent
+from vitx.weights.metadata import guessed_heads
 
 
 def value_cell(figure: dict[str, Any]) -> str:
@@ -222,6 +223,8 @@ def _explained(methods: dict[str, Any]) -> str:
         )
     if "scores" in methods:
         text.append("Scores: + is better where it is high, - where it is low (docs/methods.md).")
+    if "num_heads" in (model := methods.get("model", {})).get("assumed", ()):
+        text.append(guessed_heads("the explained model", model["num_heads"]))
     return " ".join(text)
 
 

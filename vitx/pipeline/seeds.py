@@ -95,7 +95,7 @@ def make_seeds(run: Run, stage: StageFolder) -> None:
         ]
         found = [missing_batches(stage, group.scales[0], ".npz", split) for group in groups]
         images, done = (sum(counts) for counts in zip(*(f[1:] for f in found), strict=True))
-        with progress(images, f"seeds {split}", start=done) as bar:
+        with progress(images, f"seeds {split}", start=done, compiles=True) as bar:
             for group, (missing, _, _) in zip(groups, found, strict=True):
                 for batch, classes, seed_maps in group.seed_maps(missing):
                     for row in np.flatnonzero(batch["valid"]):

@@ -18,7 +18,7 @@ from vitx.data.user_images import (
 )
 from vitx.models.segmenter import Segmenter, segment
 from vitx.runtime.files import write_bytes
-from vitx.runtime.progress import progress
+from vitx.runtime.progress import busy, progress
 
 _COVER = 0.55  # the colour's share in an overlay
 
@@ -44,12 +44,14 @@ def segment_images(
     Raises:
         ValueError: for a file that is no segmentation network, or where no image can be read; others are left out.
     """
-    paths, net, broken = find_images(images), weights.load(model), list[str]()
+    paths, broken = find_images(images), list[str]()
+    with busy("segment: loading the network"):
+        net = weights.load(model)
     if not isinstance(net, Segmenter):
         raise ValueError(
             f"{model} holds a {type(net).__name__}, which does not segment: give the folder `segmenter` of a run"
         )
-    with progress(len(paths), "segment") as bar:
+    with progress(len(paths), "segment", compiles=True) as bar:
         for path in paths:
             try:
                 pixels = read_user_image(path)

@@ -32,7 +32,7 @@ def write_masks(run: Run, stage: StageFolder, model: Segmenter) -> None:
     )
     local = parallel.replicate(model, parallel.local_mesh())
     missing, images, done = missing_batches(stage, batches, ".png", "val")
-    with progress(images, "network val", start=done) as bar:
+    with progress(images, "network val", start=done, compiles=True) as bar:
         for number, batch in zip(missing, loader.read_ahead(batches, missing), strict=True):
             found = predict(local, batch["image"])  # (B, C, h, w)
             examples = batch["examples"][: len(batches.places(number))]

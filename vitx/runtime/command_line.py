@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +39,7 @@ _MULTIHOST = flags.DEFINE_boolean(
 )
 
 
+_FORMAT: Final = warnings.formatwarning
 _EXTRA: Final = ("array_record", "grain", "h5py", "tensorboardX", "tensorflow_datasets")
 """Packages that the extra `train` of pyproject.toml brings; they are imported only where they are needed."""
 
@@ -99,6 +101,7 @@ def _main(
     if len(argv) > 1:
         print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
         raise SystemExit(2)
+    warnings.formatwarning = _as_note
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)  # of the libraries; the run prints its own progress
     _keep_compiled_programs()
@@ -110,6 +113,19 @@ def _main(
             parallel.barrier()  # process 0 has removed the leftovers of killed runs
             known = {stage.name: stage for stage in (*stages, *before, *after)}
             _run(Run(_CONFIG.value, workdir, stop, known), stages, after)
+
+
+def _as_note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning for users as one line; other ones say where in the code they are from."""
+    if category is UserWarning:
+        return f"note: {message}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:

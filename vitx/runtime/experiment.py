@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vitx import parallel, weights
 from vitx.report.page import Section, Tile
 from vitx.runtime.options import COMMON, Wanted, check_ranges, settled
+from vitx.runtime.progress import busy
 from vitx.runtime.signals import StopRequest
 from vitx.runtime.sources import Sources
 from vitx.runtime.workdir import StageFolder, Workdir
@@ -210,20 +211,22 @@ def run_stages(run: Run, own: Sequence[Stage], later: Sequence[Stage] = ()) -> N
             f"config.stages={run.config.stages} names no stage of this script, which has "
             f"{', '.join(stage.name for stage in own)}"
         )
-    check_stages(run, (*chosen, *(stage for stage in later if stage.name in wanted)))
+    with busy("reading data and weights"):
+        check_stages(run, (*chosen, *(stage for stage in later if stage.name in wanted)))
     for stage in chosen:
         run.stop.check()
         folder = run.stage(stage.name)
         if stage.command:
             if jax.process_count() > 1:
                 raise ValueError(f"{stage.name} runs in one process: start it without the others")
-            stage.run(run, folder)
+            with busy(f"{stage.name}: running"):
+                stage.run(run, folder)
             continue
         if folder.done:
             _report(f"{stage.name}: done before, in {folder.seconds:.0f} s")
             continue
         parallel.barrier()  # all have looked at the stage's folder before one writes there
-        with folder.run():
+        with folder.run(), busy(f"{stage.name}: running"):
             stage.run(run, folder)
             parallel.barrier()  # all parts are there
         parallel.barrier()  # the first process has recorded it

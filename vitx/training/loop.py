@@ -96,7 +96,10 @@ def fit(
         restored = checkpoints.restore_latest(state)
         state, start = restored.state, restored.step or 0
         source = batches(start) if start < steps else iter(())
-        with MetricsWriter(folder, start) as metrics, progress(steps, stage, start=start) as bar:
+        with (
+            MetricsWriter(folder, start) as metrics,
+            progress(steps, stage, start=start, item="step", compiles=True) as bar,
+        ):
             log = _Log(metrics, stage, restored.extra.get("window", []))
             saver = _Saver(checkpoints, log, stop, save_every_seconds)
             for step, batch in zip(range(start + 1, steps + 1), source, strict=False):

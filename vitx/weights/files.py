@@ -27,7 +27,8 @@ FOLDER_FILES: Final = (
 )
 # How the names of indices of shards end.
 _INDICES: Final = (".safetensors.index.json", ".bin.index.json")
-BESIDE: Final = ("config.json", "preprocessor_config.json")
+# The last one is of newer versions of transformers, which save the image processor inside it.
+_BESIDE: Final = ("config.json", "preprocessor_config.json", "processor_config.json")
 _SUFFIXES: Final = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".tar")
 _LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
 
@@ -59,8 +60,11 @@ def open_checkpoint(path: str | Path, which: str | None = None) -> Iterator[Chec
             tensors, metadata = open_it(source, which)
             if not tensors:
                 raise ValueError("the file holds no tensors")
-            beside = (_read_json(source.parent / name) for name in BESIDE)
-            yield Checkpoint(source, tensors, metadata, *beside)
+            config, processor = map(_read_json, beside(source.parent))
+            inner = processor.get("image_processor")
+            yield Checkpoint(
+                source, tensors, metadata, config, inner if isinstance(inner, dict) else processor
+            )
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -89,6 +93,12 @@ def find_file(path: Path) -> Path:
     return path
 
 
+def beside(folder: Path) -> tuple[Path, Path]:
+    """The JSON files in a folder, of a checkpoint's configuration and of its image processor; either may be absent."""
+    config, *processors = (folder / name for name in _BESIDE)
+    return config, next((path for path in processors if path.is_file()), processors[0])
+
+
 def parts_of(path: Path) -> list[Path]:
     """The file of a checkpoint, and after an index of shards these shards; ValueError for an index of another form."""
     return [path, *(path.parent / name for name in _shards(path))] if _is_index(path) else [path]
@@ -103,7 +113,7 @@ def listed(items: Sequence[str], most: int = 12) -> str:
 def _copy(source: Path, scratch: Path) -> Path:
     folder = scratch / source.parent.name  # file and folder names may imply mean and std
     folder.mkdir()
-    for name in (source.name, *BESIDE):
+    for name in (source.name, *_BESIDE):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).write_bytes(get(source.parent / name))
     for part in parts_of(folder / source.name)[1:]:

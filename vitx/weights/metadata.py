@@ -14,13 +14,14 @@ from vitx.models import checks
 from vitx.models.design import CROP_MODES, INTERPOLATIONS, VIT, Design, Preprocess
 from vitx.models.families import IMAGENET
 from vitx.models.heads import HEADS
+from vitx.models.model import SCORES
 from vitx.models.vgg import AFFINITY_DILATION, AFFINITY_LEVELS
 from vitx.runtime.files import parse_json
 from vitx.runtime.paths import as_path
 from vitx.weights.files import (
-    BESIDE,
     FOLDER_FILES,
     Checkpoint,
+    beside,
     find_file,
     open_checkpoint,
     parts_of,
@@ -154,6 +155,7 @@ class Metadata(_Checked):
     fc6_dilation: int | None = _checked_by(checks.positive_int)
     levels: tuple[str, ...] | None = _checked_by(_different_names)
     class_names: tuple[str, ...] | None = _checked_by(_names)
+    scores: str | None = _checked_by(checks.one_of(SCORES))
     assumed: tuple[str, ...] | None = _checked_by(_names)
 
     def preprocess(self, size: tuple[int, int]) -> Preprocess:
@@ -199,9 +201,14 @@ def remark_on_guesses(path: str | Path) -> str:
         own = checkpoint.metadata
     if "num_heads" not in own.get("assumed", ""):
         return ""
+    return guessed_heads(Path(path).parent.name, own["num_heads"])
+
+
+def guessed_heads(model: str, heads: int | str) -> str:
+    """A sentence for reports of a model whose number of heads follows from its width alone."""
     return (
-        f"The number of heads of {Path(path).parent.name}, {own['num_heads']}, was guessed from the width, as the "
-        "checkpoint that training began with does not specify it: with another one all of these figures are others."
+        f"The number of heads of {model}, {heads}, was guessed from the width, as no file specifies it: with another "
+        "one all of these figures are others."
     )
 
 
@@ -224,8 +231,8 @@ def digest(path: str | Path) -> str:
     for part in parts:
         with part.open("rb") as file:
             hashlib.file_digest(file, lambda: content)
-    for beside in (path.parent / name for name in BESIDE):
-        content.update(beside.read_bytes() if beside.is_file() else b"-")
+    for other in beside(path.parent):
+        content.update(other.read_bytes() if other.is_file() else b"-")
     content.update(str(_named_after_imagenet_models(path)).encode())
     return content.hexdigest()[:16]
 

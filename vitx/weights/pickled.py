@@ -21,6 +21,9 @@ _KEYS: Final = {
 }
 WHICH: Final = tuple(_KEYS)
 """The models that a training script may write into one file: its running mean, the trained one, DINO's two."""
+_AS_A_FILE: Final = (
+    'for `vitx train`, vitx.save(vitx.load(FILE, which=...), "one.safetensors") makes a file of one'
+)
 
 
 def pytorch_tensors(path: Path, which: str | None = None) -> dict[str, Tensor]:
@@ -75,10 +78,10 @@ def _chosen(value: Mapping[str, Any], which: str | None) -> Mapping[str, Any]:
     if which is None and len(found) > 1:
         options = " or ".join(f"which={name!r}" for name in found)
         if kind != "ema":
-            raise ValueError(f"it has the weights of several models: give {options}")
+            raise ValueError(f"it has the weights of several models: give {options}; {_AS_A_FILE}")
         warnings.warn(
             f"it has the weights of several models: those of {found['ema']!r} are read, the running mean, as timm "
-            f"does; vitx.load takes {options}",
+            f"does; vitx.load takes {options}; {_AS_A_FILE}",
             stacklevel=2,
         )
     inner = value[found[kind]]

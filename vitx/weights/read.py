@@ -1,8 +1,8 @@
 """Reads a checkpoint into a model: its structure from the tensors' shapes, then the weights.
 
 Epsilons, heads, activation, pooling, rotary base, mean, std and image size come from the file's metadata (which `save`
-writes), else from config.json and preprocessor_config.json beside it (in timm's: `model_args`, `pretrained_cfg`, and
-what `architecture` implies), else from the libraries' conventions:
+writes), else from config.json and preprocessor_config.json, or the image processor in processor_config.json, beside it
+(in timm's: `model_args`, `pretrained_cfg`, and what `architecture` implies), else from the libraries' conventions:
 
 - Mean and std: 0.5; ImageNet's where the file's name has deit, dino or mae, and for DINOv2, DINOv3, DeiT-III,
   distilled DeiT and torchvision; psa's own; CLIP's for CLIP and EVA-02.
@@ -17,7 +17,8 @@ what `architecture` implies), else from the libraries' conventions:
 A model has attributes for what is known besides its weights: `class_names`, a name of each output, or None, from the
 file's metadata, Hugging Face's `id2label` or timm's `label_names`, and ImageNet's where 1,000 outputs have no other
 names; `class_names_source`, one of `vitx.weights.class_names`, "assumed ImageNet" where nothing but their number says
-so; `assumed`, ("num_heads",) where the heads were guessed from the width, as a warning says, else ().
+so; `scores`, "sigmoid" of files of `vitx train`, else None; `assumed`, ("num_heads",) where the heads were guessed from
+the width, as a warning says, else ().
 """
 
 import warnings
@@ -108,7 +109,7 @@ def _loaded(path: str | Path, overrides: Overrides, which: str | None) -> Model:
         _fill(model, named.tensors, overrides.dtype)
     has_its_head = any(tensor is head_of_file for tensor in named.tensors.values())
     if has_its_head and isinstance(model, VisionTransformer | ConvNet):
-        model.name_classes(*class_names(checkpoint, metadata, model.num_classes))
+        model.name_classes(*class_names(checkpoint, metadata, model.num_classes), metadata.scores)
     return model
 
 

@@ -28,7 +28,7 @@ def save(model: Model, path: str | Path) -> None:
     """Writes a model so that `load` gives it back to the bit, and PyTorch's timm reads its tensors.
 
     The file appears whole or not at all. Its metadata holds what does not follow from the tensors
-    (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT, and
+    (heads, epsilons, preprocessing, the parts of the design that are not those of a plain ViT, `scores`, and
     `class_names` unless they are assumed), each value as JSON. AffinityNet has the names of [Re]; CNNs,
     segmentation networks, stems that timm does not have, and an AffinityNet on a CNN keep vitx's.
 
@@ -104,21 +104,21 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def _of_classes(model: VisionTransformer | ConvNet) -> dict[str, Any]:
-    """The names of the classes, unless they are only assumed; 0 for a model without a head.
+    """What is known of the outputs, except names that are only assumed; 0 for a model without a head.
 
     Raises:
       ValueError: for another number of names than of outputs.
     """
     if not model.num_classes:
         return {"num_classes": 0}
-    names = model.class_names
+    names, scores = model.class_names, {"scores": model.scores} if model.scores else {}
     if names is None or model.class_names_source == ASSUMED:
-        return {}
+        return scores
     if len(names) != model.num_classes:
         raise ValueError(
             f"class_names has {len(names)} names, where the model has {model.num_classes} outputs"
         )
-    return {"class_names": tuple(names)}
+    return scores | {"class_names": tuple(names)}
 
 
 def _of_backbone(model: Backbone) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vitx.evaluation.comparison import STABLE, Comparison, method_of
+from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.published import PUBLISHED
 from vitx.evaluation.scores import SCORES
 from vitx.relevance.methods import TABLE_METHODS
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance.registry import REGISTRY, STABLE, method_of
 from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
 from vitx.report.parts import DASH, Fold, Table, percent

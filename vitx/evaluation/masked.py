@@ -46,7 +46,7 @@ def masked_outcomes(
     Returns:
       bool (R, F, B).
     """
-    reduced = _in_bfloat16(model) if compute == "bfloat16" else model
+    reduced = in_bfloat16(model) if compute == "bfloat16" else model
     rankings, batch = ranks.shape[:2]
     images = jnp.arange(batch)[None]
     source = first_equal(ranks) * batch + images  # (R, B): places in (R * B,)
@@ -79,7 +79,7 @@ def first_equal(ranks: Array) -> Array:
     return equal.argmax(1)
 
 
-def _in_bfloat16(model: Any) -> Any:
+def in_bfloat16(model: Any) -> Any:
     """The model whose floating-point parameters are bfloat16."""
 
     def reduced(x: Array) -> Array:

@@ -119,7 +119,7 @@ def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
 def departures(config: Any) -> list[str]:
     """Settings that differ from the published tables ([Re], Tables 2 and 3); data and weights are not compared."""
     ours, usual = Comparison.from_config(config.methods), Comparison()
-    names = ("explained", "fractions", "fill", "threshold")
+    names = ("explained", "fractions", "fill", "compute", "threshold")
     found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]
     if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
         found = [text for text in found if not text.startswith("explained")]

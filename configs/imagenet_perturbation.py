@@ -21,7 +21,7 @@ augreg, have other accuracies):
 
 Accuracy of the unperturbed model: 80.3 or 80.8 % in published runs.
 
-Run time: about 3 hours on one H100, 22 minutes on eight (estimated, docs/performance.md).
+Run time: about 2 hours on one H100, 15 minutes on eight (estimated, docs/performance.md).
 """
 
 from ml_collections import ConfigDict

@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _ONCE | {"image_size": 48},
     ),
     "newer": Benchmark("benchmarks.methods:newer", quick=_ONCE),
+    "many": Benchmark("benchmarks.many:figures", quick=_ONCE),
     "walk": Benchmark("benchmarks.walk:figures", quick={"sizes": (8, 16), "runs": 1}),
     "crf": Benchmark("benchmarks.crf:one_call", quick={"size": (24, 32), "runs": 1}),
     "start": Benchmark("benchmarks.start:figures", quick={"model": TINY}),

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
         "directions",
         "fractions",
         "fill",
+        "compute",
         "threshold",
         "measures",
         "scores",

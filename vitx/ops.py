@@ -148,8 +148,10 @@ def silu(x: Array) -> Array:
 def layer_norm(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Array:
     """LayerNorm over the last axis, biased variance."""
     centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * lax.rsqrt(variance + epsilon) * _last_axis(weight, x) + _last_axis(shift, x)
+    # Axes of 1 come last: XLA moves them past an operation with one reader only, and would then
+    # not see that two methods of `explain_many` compute the same forward.
+    inverse = lax.rsqrt(jnp.square(centred).mean(-1) + epsilon)[..., None]
+    return centred * inverse * _last_axis(weight, x) + _last_axis(shift, x)
 
 
 def probe(attention: Array, zeros: Array | None) -> Array:

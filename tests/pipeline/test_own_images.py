@@ -486,9 +486,9 @@ def test_tokens_of_high_norm_are_named_and_smoothed(command: Command, checkpoint
 @pytest.mark.slow
 def test_each_size_is_compiled_once(command: Command) -> None:
     write_photos(command.folder, 5)
-    before = relevance._explain._cache_size()
+    before = relevance._explain_many._cache_size()
     assert command(batch_size=3) == (5, 0, 0)
-    assert relevance._explain._cache_size() == before + 1
+    assert relevance._explain_many._cache_size() == before + 1
 
 
 @pytest.mark.slow
@@ -667,13 +667,16 @@ def test_font_of_a_file_is_used(tmp_path: Path) -> None:
 def test_maps_that_show_nothing_are_named(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def explained(model: object, images: object, classes: np.ndarray, *options: object) -> tuple:
-        return None, np.where(classes == 1, np.nan, 1)[..., None, None] * np.ones((2, 3))
+    def explained(
+        model: object, images: object, classes: np.ndarray, methods: tuple, *options: object
+    ) -> tuple:
+        maps = np.where(classes == 1, np.nan, 1)[..., None, None] * np.ones((2, 3))
+        return None, dict.fromkeys(methods, maps)
 
     assert nothing_in(np.eye(2)) == ""
     assert nothing_in(np.diag([np.inf, 0])) == "not finite"
     write_photos(command.folder, 2)
-    monkeypatch.setattr("vitx.pipeline.explainer.explain", explained)
+    monkeypatch.setattr("vitx.pipeline.explainer.explain_many", explained)
     assert command(classes="2,1") == (2, 0, 0)
     lines = command.printed.splitlines()
     assert lines[0] == "images with maps that show nothing: 2"

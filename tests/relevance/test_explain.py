@@ -24,7 +24,7 @@ from tests.small_models import (
 )
 from vitx.relevance import explain as module
 from vitx.relevance import methods, rulesets, targets
-from vitx.relevance.explain import RULES
+from vitx.relevance.checks import RULES
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import CHEFER, EXACT
 

@@ -50,6 +50,7 @@ ELSEWHERE = [
     "methods.directions",
     "methods.fractions",
     "methods.fill",
+    "methods.compute",
     "methods.threshold",
     "methods.scores",
     "methods.reference",

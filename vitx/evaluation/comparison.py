@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from vitx import parallel
 from vitx.data.transforms import resize_maps
+from vitx.evaluation.masked import COMPUTE
 from vitx.evaluation.perturbation import (
     DIRECTIONS,
     FRACTIONS,
@@ -24,13 +25,12 @@ from vitx.evaluation.scores import SCORES, Judged, scores_of
 from vitx.evaluation.segmentation import method_scores
 from vitx.explainable import Explainable
 from vitx.ops import Array
-from vitx.relevance.explain import explain
+from vitx.relevance.explain import explain, explain_many
 from vitx.relevance.methods import TABLE_METHODS
-from vitx.relevance.registry import REGISTRY, Method
+from vitx.relevance.registry import REGISTRY, STABLE, method_of
 
 MEASURES = ("perturbation", "segmentation")
 EXPLAINED = ("predicted", "target")
-STABLE = "/stable"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Comparison:
       scores: names of `scores.SCORES`, for every map.
       reference: the method that all others are compared with, image by image; "": none.
       options: (method, its options as (name, value) pairs) pairs, see `registry.Method.options`.
+      compute: type of the masked forwards' products, one of `masked.COMPUTE`.
 
     Raises:
       ValueError: for an unknown or repeated name, nothing to compare, or numbers out of range.
@@ -65,6 +66,7 @@ class Comparison:
     scores: tuple[str, ...] = ()
     reference: str = ""
     options: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    compute: str = "float32"
 
     def __post_init__(self) -> None:
         stable = tuple(name + STABLE for name, method in REGISTRY.items() if method.rule_sets)
@@ -72,6 +74,7 @@ class Comparison:
         _check("explained", self.explained, EXPLAINED)
         _check("measures", self.measures, MEASURES)
         _check("directions", self.directions, DIRECTIONS)
+        _check("compute", (self.compute,), COMPUTE)
         if self.scores:
             _check("scores", self.scores, tuple(SCORES))
         if self.reference and self.reference not in self.methods:
@@ -101,6 +104,7 @@ class Comparison:
             methods=tuple(config.compared),
             **{name: tuple(config[name]) for name in names if name in config},
             fill=config.get("fill", 0.0),
+            compute=config.get("compute", "float32"),
             reference=reference
             if (reference := config.get("reference", "")) in config.compared
             else "",
@@ -152,9 +156,7 @@ class Comparison:
 
     def maps(self, model: Explainable, images: Array, classes: Array) -> Array:
         """Raw maps (B, M, h, w) of the classes (B, E), see `classes`."""
-        by_method = {
-            method: self.maps_of(method, model, images, classes) for method in self.methods
-        }
+        by_method = self._explained(self.methods, model, images, classes)
         maps = [
             by_method[method][:, self.explained.index(explained)]
             for method, explained in self.columns
@@ -164,17 +166,16 @@ class Comparison:
         return jnp.stack(maps, 1)
 
     def maps_of(self, method: str, model: Explainable, images: Array, classes: Array) -> Array:
-        """Raw maps (B, E, h, w) of one method, E 1 where they do not depend on the class."""
-        chosen, rules = method_of(method), "stable" if method.endswith(STABLE) else "published"
-        wanted = classes if chosen.by_class else classes[:, :1]
-        start = dict(self.start_layers).get(chosen.name, 0)
-        options = dict(dict(self.options).get(chosen.name, ()))
-        return explain(model, images, wanted, chosen.name, start, rules, options=options)[1]
+        """Raw maps (B, E, h, w) of one method, all E the same where they do not depend on the class."""
+        return self._explained((method,), model, images, classes)[method]
 
-
-def method_of(name: str) -> Method:
-    """The method of a name in `Comparison.methods`: LRP for "lrp/stable"."""
-    return REGISTRY[name.removesuffix(STABLE)]
+    def _explained(
+        self, methods: tuple[str, ...], model: Explainable, images: Array, classes: Array
+    ) -> dict[str, Array]:
+        names = {method_of(method).name for method in methods}
+        start_layers = {name: first for name, first in self.start_layers if name in names}
+        options = {name: dict(given) for name, given in self.options if name in names}
+        return explain_many(model, images, classes, methods, start_layers, options=options)[1]
 
 
 def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
@@ -210,6 +211,7 @@ def program(
             std,
             fill=comparison.fill,
             directions=comparison.directions,
+            compute=comparison.compute,
         )
 
     return parallel.per_example(run, mode=mode, over=over)

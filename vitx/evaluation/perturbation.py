@@ -1,9 +1,9 @@
 """Accuracy while the most (or least) relevant pixels are removed (docs/protocol.md, Table 2).
 
 Ranking, masking and all forwards run in one jitted program. One ranking of a heatmap serves every
-fraction, and the clean forward serves every heatmap of an image and both directions. The model runs
-on B images at a time, so the memory is that of one forward, however many fractions and heatmaps
-there are.
+fraction, and the clean forward serves every heatmap of an image and both directions; equal masked
+images are computed once (`masked`). The model runs on B images at a time, so the memory is that of
+one forward, however many fractions and heatmaps there are.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vitx.data.transforms import resize_maps
+from vitx.evaluation.masked import COMPUTE, Model, masked_outcomes
 from vitx.evaluation.ranking import (
     are_increasing,
     pixel_counts,
@@ -29,7 +30,6 @@ FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DIRECTIONS = ("positive", "negative")
 
 Statistics = float | Sequence[float]
-Model = Callable[[Array], Array]
 Explain = Callable[[Any, Array, Array], tuple[Array, Array]]
 Found = TypeVar("Found")
 
@@ -132,19 +132,22 @@ def explain_and_perturb(
     *,
     fill: float = 0.0,
     directions: Sequence[str] = DIRECTIONS,
+    compute: str = "float32",
 ) -> dict[str, Array]:
     """Explanation, upsampling, ranking and all masked forwards in one jitted program.
 
     `explain(model, images, targets)` takes normalised images (B, H, W, 3) and targets (B,), and
     returns logits (B, classes), which are the clean forward, and M maps for each image (B, M, h, w),
     such as those of several methods. It is traced once where it is the same object in every call.
-    The other arguments are those of `perturb_batch`.
+    `compute` is the type of the masked forwards' products, see `COMPUTE`; the clean forward stays
+    as it is. The other arguments are those of `perturb_batch`.
 
     Returns:
         bool (B, M, F) for each direction, "clean" bool (B,) for the unperturbed images, and the "maps" (B, M, h, w).
     """
     pixels, targets = jnp.asarray(pixels), _class_indices(targets)
-    return _program(model, explain, pixels, None, targets, mean, std, fill, fractions, directions)
+    options = mean, std, fill, fractions, directions, compute
+    return _program(model, explain, pixels, None, targets, *options)
 
 
 def explain_pixels(
@@ -181,6 +184,7 @@ def _program(
     fill: float,
     fractions: Sequence[float],
     directions: Sequence[str],
+    compute: str = "float32",
 ) -> dict[str, Array]:
     """Checks the options and calls the program; a model that is a pytree goes in as arrays."""
     _check_arrays(pixels, heatmaps, targets)
@@ -191,14 +195,17 @@ def _program(
         raise ValueError(f"unknown direction {unknown.pop()!r}: it is 'positive' or 'negative'")
     if not 0 <= fill <= 1:
         raise ValueError(f"fill must be in [0, 1], as the pixels are, not {fill}")
+    if compute not in COMPUTE:
+        raise ValueError(f"compute must be one of {', '.join(COMPUTE)}, not {compute!r}")
     means, stds = _statistics(mean, std, pixels.dtype)
     is_pytree = all(isinstance(leaf, Array | np.ndarray) for leaf in jax.tree.leaves(model))
     run = _jitted if is_pytree else _jitted_function
-    # The masked forwards run at the precision of `explain`: a curve is of one model.
+    if compute == "bfloat16" and not is_pytree:
+        raise ValueError('compute="bfloat16" is for a model of arrays, not for a function')
+    # The masked forwards run at the precision of `explain` unless told otherwise: a curve is of one model.
+    arrays = model, pixels, heatmaps, targets, means, stds, fill
     with jax.default_matmul_precision("highest"):
-        found = run(
-            model, pixels, heatmaps, targets, means, stds, fill, explain, fractions, directions
-        )
+        found = run(*arrays, explain, fractions, directions, compute)
     largest, classes = found.pop("largest"), found.pop("classes")
     if not isinstance(largest, jax.core.Tracer) and largest >= classes:
         raise ValueError(f"target {largest} must be in [0, {classes}), the model's classes")
@@ -216,12 +223,10 @@ def _perturb(
     explain: Explain | None,
     fractions: tuple[float, ...],
     directions: tuple[str, ...],
+    compute: str,
 ) -> dict[str, Array]:
     *_, height, width, _ = pixels.shape
     normalise = partial(_normalised, mean=mean, std=std)
-
-    def right(logits: Array) -> Array:
-        return jnp.argmax(logits, -1).astype(jnp.int32) == targets  # (B,)
 
     if heatmaps is None:
         assert explain is not None
@@ -229,22 +234,16 @@ def _perturb(
         heatmaps = resize_maps(maps, (height, width))  # min-max would not change the order
     else:
         logits = model(normalise(pixels))
-    clean = right(logits)
+    clean = jnp.argmax(logits, -1).astype(jnp.int32) == targets  # (B,)
     ranks = jnp.stack([removal_ranks(heatmaps, name) for name in directions])  # (D, B, M, H, W)
     ranks = jnp.moveaxis(ranks, 2, 1)  # (D, M, B, H, W)
 
     # Where no pixel is removed, the clean forward counts.
     counts = pixel_counts(height * width, fractions)
     removed = jnp.asarray([count for count in counts if count], jnp.int32)  # (F',)
-
-    def masked(order: Array, count: Array) -> Array:
-        images = jnp.where((order < count)[..., None], fill, pixels)
-        return right(model(normalise(images)))  # (B,)
-
-    def curve(order: Array) -> Array:
-        return jax.lax.map(partial(masked, order), removed)  # (F', B)
-
-    found = jax.lax.map(curve, ranks.reshape(-1, *ranks.shape[2:]))  # (D * M, F', B)
+    rankings = ranks.reshape(-1, *ranks.shape[2:])
+    masked = normalise, pixels, targets, rankings, removed, fill, compute
+    found = masked_outcomes(model, *masked)  # (D * M, F', B)
     kept = jnp.broadcast_to(clean, (len(found), len(counts) - len(removed), len(clean)))
     found = jnp.concatenate([kept, found], 1)  # (D * M, F, B)
     found = found.reshape(*ranks.shape[:2], *found.shape[1:])  # (D, M, F, B)
@@ -267,7 +266,7 @@ def _statistics(mean: Statistics, std: Statistics, dtype: Any) -> list[Array]:
     return [jnp.broadcast_to(jnp.asarray(value, dtype), (3,)) for value in (mean, std)]
 
 
-_OPTIONS = ("explain", "fractions", "directions")
+_OPTIONS = ("explain", "fractions", "directions", "compute")
 _jitted = jax.jit(_perturb, static_argnames=_OPTIONS)
 _jitted_function = jax.jit(_perturb, static_argnames=("model", *_OPTIONS))
 

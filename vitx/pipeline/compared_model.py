@@ -10,10 +10,10 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
-from vitx.evaluation.comparison import method_of
 from vitx.images.evaluation_crop import difference
 from vitx.models.design import Preprocess
 from vitx.models.variants import Classifier
+from vitx.relevance.registry import method_of
 from vitx.runtime.experiment import Run
 
 

@@ -32,7 +32,7 @@ from vitx.pipeline.explainer import (
     best_classes,
     input_size,
 )
-from vitx.relevance.explain import HIGH_NORM, RULES
+from vitx.relevance.checks import HIGH_NORM, RULES
 from vitx.relevance.registry import REGISTRY
 from vitx.report.figure import SLIDE, draw_figure, draw_overlay, load_font, panel
 from vitx.report.overlay import Picture, nothing_in

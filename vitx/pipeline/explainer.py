@@ -21,7 +21,7 @@ from vitx.models.registry import CNNS
 from vitx.models.variants import Classifier
 from vitx.ops import Array
 from vitx.parallel import pad_batch
-from vitx.relevance.explain import explain
+from vitx.relevance.explain import explain_many
 from vitx.relevance.methods import TABLE_METHODS
 from vitx.relevance.outliers import high_norm_tokens, neighbours_median, patch_norms
 from vitx.relevance.registry import REGISTRY
@@ -138,12 +138,10 @@ class Explainer:
             classes = np.tile(np.array(self._classes, np.int32), (rows, 1))  # (B, K)
         else:
             classes = best_classes(logits, self._config.best).astype(np.int32)
-        maps = {
-            method: np.asarray(
-                explain(model, batch, classes, method, self._start[method], self._config.rules)[1]
-            )
-            for method in self.methods
-        }
+        _, found = explain_many(
+            model, batch, classes, self.methods, self._start, self._config.rules
+        )
+        maps = {method: np.asarray(each) for method, each in found.items()}
         high_norm = high_norm_tokens(patch_norms(model, batch))
         if self._config.high_norm == "median":
             for method, each in maps.items():

@@ -13,7 +13,6 @@ from vitx.data.transforms import resize_mask
 from vitx.evaluation.comparison import (
     Comparison,
     measure,
-    method_of,
     program,
     score_program,
 )
@@ -40,6 +39,7 @@ from vitx.pipeline.methods_section import (
     methods_section,
     methods_table,
 )
+from vitx.relevance.registry import method_of
 from vitx.report.page import Section
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vitx.evaluation.comparison import STABLE, Comparison, method_of
+from vitx.evaluation.comparison import Comparison
 from vitx.evaluation.published import PUBLISHED
 from vitx.evaluation.scores import SCORES
 from vitx.relevance.methods import TABLE_METHODS
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance.registry import REGISTRY, STABLE, method_of
 from vitx.report.charts import Chart, line_chart
 from vitx.report.page import Section
 from vitx.report.parts import DASH, Fold, Table, percent
@@ -120,7 +120,7 @@ def beside_published(methods: dict[str, Any]) -> tuple[list[str], list[list[str]
 def departures(config: Any) -> list[str]:
     """Settings that differ from the published tables ([Re], Tables 2 and 3); data and weights are not compared."""
     ours, usual = Comparison.from_config(config.methods), Comparison()
-    names = ("explained", "fractions", "fill", "threshold")
+    names = ("explained", "fractions", "fill", "compute", "threshold")
     found = [f"{n} {getattr(ours, n)}" for n in names if getattr(ours, n) != getattr(usual, n)]
     if ours.measures == ("segmentation",) and ours.explained[0] == "predicted":
         found = [text for text in found if not text.startswith("explained")]

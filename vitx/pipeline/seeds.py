@@ -24,7 +24,8 @@ from vitx.pipeline.artifacts import (
 )
 from vitx.pseudomasks.attention import KINDS
 from vitx.pseudomasks.seeds import NORMALISATIONS, class_seed_maps, over_maximum
-from vitx.relevance.explain import METHODS, RULES
+from vitx.relevance.checks import RULES
+from vitx.relevance.explain import METHODS
 from vitx.relevance.registry import REGISTRY
 from vitx.runtime.experiment import Run, Stage
 from vitx.runtime.files import write_json

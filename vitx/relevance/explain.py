@@ -1,16 +1,12 @@
 """`explain`: logits and maps from a model, images and classes, by one forward and one backward pass a class."""
 
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from vitx import parallel
@@ -21,15 +17,16 @@ from vitx.relevance import (
     class_maps,
     gradients,
     lrp,
-    methods,
     model_agnostic,
     outliers,
     targets,
 )
-from vitx.relevance.registry import REGISTRY
+from vitx.relevance import methods as registered
+from vitx.relevance.checks import check_options, prepared
+from vitx.relevance.registry import REGISTRY, STABLE, method_of
 
 _REGISTERING = (  # they register their methods when they are imported
-    methods,
+    registered,
     gradients,
     beyond_intuition,
     class_maps,
@@ -37,12 +34,11 @@ _REGISTERING = (  # they register their methods when they are imported
     model_agnostic,
 )
 METHODS = tuple(REGISTRY)
-RULES = ("published", "stable")
-MEMORY = ("auto", "fast", "lean")
-HIGH_NORM = ("keep", "median")
 
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
-_FAR = 16  # widths of the pixels' range outside it: noise stays within, pixels in [0, 255] do not
+_TOGETHER = (
+    2  # times what one method keeps: six or twelve in one program, measured (docs/performance.md)
+)
 
 
 def explain(
@@ -91,116 +87,113 @@ def explain(
         a target of another shape, type or range; inside another `jit` a class out of range has a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
-    _check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
-    images = _check_images(images, model)
-    model, size = _at_size(model, images), images.shape[1:3]
-    explained = _target(model, method, classes, target, len(images))
-    if explained.func is targets.of_similarity and model.num_classes:
-        model = model.without_head()
+    check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
+    model, images, explained = prepared(model, images, classes, target, (method,))
     memory = _fitting_memory(model, len(images)) if memory == "auto" else memory
-    with parallel.out_of_memory(
-        f"the device's memory does not hold the explanation of {len(images)} images at {size[0]} x {size[1]}: "
-        'give memory="lean", class_chunk=1 or fewer images at once'
-    ):
+    with _remedies(images):
         static = method, start_layer, rules, class_chunk, memory, high_norm
         return _explain(model, images, explained, *static, REGISTRY[method].checked(options or {}))
 
 
-def _target(
+def explain_many(
     model: Explainable,
-    method: str,
-    classes: targets.Classes | None,
-    target: targets.Target | None,
-    batch: int,
-) -> Partial:
-    """What is explained, see `targets.parse`, where the method can explain it."""
-    names = getattr(model, "class_names", None)
-    explained = targets.parse(classes, target, batch, model.num_classes, names)
-    if REGISTRY[method].of_probability and explained.func not in targets.OF_CLASSES:
-        raise ValueError(f"{method} explains the probability of a class: give classes as ints")
-    return explained
+    images: ArrayLike,
+    classes: targets.Classes | None = None,
+    methods: Sequence[str] = registered.TABLE_METHODS,
+    start_layers: Mapping[str, int] | None = None,
+    rules: str = "published",
+    class_chunk: int = 1,
+    memory: str = "auto",
+    target: targets.Target | None = None,
+    high_norm: str = "keep",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Explains a value by several methods, in one program, where the compiler computes what they share once.
 
+    What they share is the forward pass, and the backward pass of methods whose gradient is the same. The numbers are
+    those of `explain`, to rounding. With memory="lean" each method has a program of its own, and nothing is shared.
 
-def _check_options(
-    model: Explainable,
-    method: str,
-    start_layer: Any,
-    rules: str,
-    class_chunk: Any,
-    memory: str,
-    high_norm: str,
-) -> None:
-    if not hasattr(model, "classify"):
-        raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
-    if method not in REGISTRY:
-        raise ValueError(f"method must be one of {', '.join(REGISTRY)}, not {method!r}")
-    if rules not in RULES:
-        raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
-    if memory not in MEMORY:
-        raise ValueError(f"memory must be one of {', '.join(MEMORY)}, not {memory!r}")
-    if high_norm not in HIGH_NORM:
-        raise ValueError(f"high_norm must be one of {', '.join(HIGH_NORM)}, not {high_norm!r}")
-    REGISTRY[method].require(model)
-    layers = len(model.attention_shapes()) or 1
-    if not _is_int(start_layer) or not 0 <= start_layer < layers:
-        raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
-    if not _is_int(class_chunk) or class_chunk < 1:
-        raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
+    Args:
+      model: as for `explain`.
+      images: likewise, (B, H, W, 3).
+      classes: likewise, (B,) or (B, K) or names; None for the predicted.
+      methods: names of `METHODS` that the model has, each once; "lrp/stable" has stable rules whatever `rules` says.
+      start_layers: the first block of the product of a method, by its name in `METHODS`; others begin at the first.
+      rules: as for `explain`, of the methods without "/stable".
+      class_chunk: as for `explain`.
+      memory: likewise; "auto" is lean where the values that all the methods keep would not fit.
+      target: as for `explain`.
+      high_norm: likewise; with "median" no method may give maps of pixels.
+      options: parameters of the methods, by their names in `METHODS`.
 
+    Returns:
+      the output (B, C), and raw maps by the names in `methods`, in that order, each as `explain` returns it.
 
-def _check_images(images: ArrayLike, model: Explainable) -> Array:
-    """The images as an array, of the model's size or, where it takes any, of at least a pixel."""
-    if not isinstance(images, jax.Array):
-        images = np.asarray(images)
-    size = ("H", "W") if model.any_size else model.preprocess.size
-    fits = images.ndim == 4 and images.shape[3] == 3 and images.size
-    if not fits or not (model.any_size or images.shape[1:3] == size):
-        raise ValueError(f"images must be (B, {size[0]}, {size[1]}, 3), B > 0, not {images.shape}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images must be normalised floats, not {images.dtype}")
-    checked = jnp.asarray(images)
-    values = jax.lax.stop_gradient(checked)
-    finite = jnp.isfinite(values).all((1, 2, 3))
-    # Inside another jit even a constant's values are traced.
-    if not isinstance(finite, jax.core.Tracer):
-        if not finite.all():
-            raise ValueError(
-                f"images[{finite.argmin()}] has a value that is not finite: leave it out"
+    Raises:
+      ValueError: as `explain`; for no or repeated methods, and start layers or options of a method that is not there.
+      MemoryError: as `explain`.
+    """
+    chosen = _chosen(methods, start_layers or {}, rules, options or {})
+    for one in chosen:
+        check_options(model, one.method, one.start_layer, one.rules, class_chunk, memory, high_norm)
+    names = [one.method for one in chosen]
+    model, images, explained = prepared(model, images, classes, target, names)
+    if memory == "auto":
+        memory = _fitting_memory(model, len(images), 1 if len(chosen) == 1 else _TOGETHER)
+    groups = [(one,) for one in chosen] if memory == "lean" else [chosen]
+    maps: list[Array] = []
+    with _remedies(images):
+        for group in groups:
+            output, found = _explain_many(
+                model, images, explained, group, class_chunk, memory, high_norm
             )
-        _warn_of_pixels(float(values.min()), float(values.max()), model)
-    return checked
+            maps += found
+    return output, dict(zip(methods, maps, strict=True))
 
 
-def _warn_of_pixels(low: float, high: float, model: Explainable) -> None:
-    """Warns of values that are hardly normalised pixels: far outside their range, or all of [0, 1] and nothing else."""
-    mean, std = np.asarray(model.preprocess.mean), np.asarray(model.preprocess.std)
-    least, most = float((-mean / std).min()), float(((1 - mean) / std).max())
-    far = _FAR * (most - least)
-    fractions = least < 0 <= low < 0.05 and 0.95 < high <= 1
-    if least - far <= low and high <= most + far and not fractions:
-        return
-    warnings.warn(
-        f"images are in [{low:.4g}, {high:.4g}], but normalised pixels of this model in [{least:.4g}, {most:.4g}]: "
-        "model.preprocess(image) prepares a picture",
-        stacklevel=4,
+class _Chosen(NamedTuple):
+    """What is compiled of a method of `explain_many`."""
+
+    method: str
+    start_layer: int
+    rules: str
+    options: tuple[tuple[str, Any], ...]
+
+
+def _chosen(
+    methods: Sequence[str],
+    start_layers: Mapping[str, int],
+    rules: str,
+    options: Mapping[str, Mapping[str, Any]],
+) -> tuple[_Chosen, ...]:
+    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods):
+        raise ValueError(f"methods must be names of methods, each once, not {methods!r:.200}")
+    named = [method_of(name).name for name in methods]
+    for name in (*start_layers, *options):
+        if name not in named:
+            raise ValueError(f"start_layers or options has {name!r:.100}, which is not in methods")
+    return tuple(
+        _Chosen(
+            method,
+            start_layers.get(method, 0),
+            "stable" if name.endswith(STABLE) else rules,
+            REGISTRY[method].checked(options.get(method, {})),
+        )
+        for name, method in zip(methods, named, strict=True)
     )
 
 
-def _at_size(model: Explainable, images: Array) -> Explainable:
-    """The model whose grid is that of the images, where it takes any size."""
-    size = (images.shape[1], images.shape[2])
-    if size != model.preprocess.size:
-        model = nnx.merge(*nnx.split(model))
-        model.preprocess = replace(model.preprocess, size=size)
-    return model
+def _remedies(images: Array) -> AbstractContextManager[None]:
+    """Says what helps where the device's memory is full."""
+    count, height, width, _ = images.shape
+    return parallel.out_of_memory(
+        f"the device's memory does not hold the explanation of {count} images at {height} x {width}: "
+        'give memory="lean", class_chunk=1 or fewer images at once'
+    )
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _fitting_memory(model: Explainable, batch: int) -> str:
-    kept = _kept_bytes(model)
+def _fitting_memory(model: Explainable, batch: int, times: int = 1) -> str:
+    kept = times * _kept_bytes(model)
     lean = kept > _LEAN_BYTES or kept * batch > parallel.device_memory() / 2
     return "lean" if lean else "fast"
 
@@ -253,6 +246,23 @@ def _explain(
         if high_norm == "median":
             maps = outliers.smoothed(model, images, maps)
         return output, maps
+
+
+@partial(jax.jit, static_argnames=("methods", "class_chunk", "memory", "high_norm"))
+def _explain_many(
+    model: Explainable,
+    images: Array,
+    target: Callable[[Array], Array],
+    methods: tuple[_Chosen, ...],
+    class_chunk: int,
+    memory: str,
+    high_norm: str,
+) -> tuple[Array, list[Array]]:
+    found = [
+        _explain(model, images, target, *one[:3], class_chunk, memory, high_norm, one.options)
+        for one in methods
+    ]
+    return found[0][0], [maps for _, maps in found]
 
 
 def _each_value(one_value: Callable[[Array], Array], gradients: Array, chunk: int) -> Array:

@@ -24,10 +24,10 @@ _GAMMA_OFFSET = 1e-6
 
 def _constant_deviation(x: Array, weight: Array, shift: Array, *, epsilon: float) -> Array:
     centred = x - x.mean(-1, keepdims=True)
-    variance = lax.stop_gradient(jnp.square(centred).mean(-1, keepdims=True))
+    inverse = lax.stop_gradient(lax.rsqrt(jnp.square(centred).mean(-1) + epsilon))[..., None]
     axes = tuple(range(x.ndim - 1))
     weight, shift = jnp.expand_dims(weight, axes), jnp.expand_dims(shift, axes)
-    return centred * lax.rsqrt(variance + epsilon) * weight + shift
+    return centred * inverse * weight + shift
 
 
 def _ratio(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -46,9 +46,13 @@ def _ratio(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return apply
 
 
+@jax.custom_vjp
 def _half(x: Array) -> Array:
     """X with half of its gradient."""
-    return x / 2 + lax.stop_gradient(x / 2)
+    return x
+
+
+_half.defvjp(lambda x: (x, None), lambda _, cotangent: (cotangent / 2,))
 
 
 def _halved(product: Callable[..., Array]) -> Callable[[Array, Array], Array]:

@@ -119,6 +119,25 @@ REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
 """All methods by name, those of the published tables first."""
 
 
+STABLE = "/stable"
+"""Ends the name of a method under stable rules: "lrp/stable"."""
+
+
+def method_of(name: str) -> Method:
+    """The method of a name: LRP for "lrp/stable".
+
+    Raises:
+      ValueError: where there is none, or it has no rules.
+    """
+    plain = name.removesuffix(STABLE)
+    stable = [known + STABLE for known, each in REGISTRY.items() if each.rule_sets]
+    if name not in (*REGISTRY, *stable):
+        raise ValueError(
+            f"method must be one of {', '.join((*REGISTRY, *stable))}, not {name!r:.100}"
+        )
+    return REGISTRY[plain]
+
+
 def methods_of(model: Explainable) -> tuple[str, ...]:
     """The names of the methods that can explain a model."""
     return tuple(name for name, each in REGISTRY.items() if each.explains(model))

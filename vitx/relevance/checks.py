@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from vitx.explainable import Explainable
 from vitx.ops import Array
 from vitx.relevance import targets
+from vitx.relevance.precision import require_precision
 from vitx.relevance.registry import REGISTRY
 
 RULES = ("published", "stable")
@@ -52,8 +53,10 @@ def check_options(
     class_chunk: Any,
     memory: str,
     high_norm: str,
+    precision: str,
 ) -> None:
     """Raises ValueError for an option, or a method, that the model does not have."""
+    require_precision(precision)
     if not hasattr(model, "classify"):
         raise ValueError(f"a {type(model).__name__} has no classes to explain: give a classifier")
     if method not in REGISTRY:
@@ -70,6 +73,12 @@ def check_options(
         raise ValueError(f"start_layer must be an int in [0, {layers}), not {start_layer!r}")
     if not _is_int(class_chunk) or class_chunk < 1:
         raise ValueError(f"class_chunk must be an int of at least 1, not {class_chunk!r}")
+    if precision != "highest" and rules == "published" and REGISTRY[method].rule_sets:
+        warnings.warn(
+            f"published rules of {method} divide by sums that cancel, and lose digits at precision={precision!r}: "
+            'rules="stable" does not',
+            stacklevel=3,
+        )
 
 
 def _check_images(images: ArrayLike, model: Explainable) -> Array:

@@ -23,6 +23,7 @@ from vitx.relevance import (
 )
 from vitx.relevance import methods as registered
 from vitx.relevance.checks import check_options, prepared
+from vitx.relevance.precision import products
 from vitx.relevance.registry import REGISTRY, STABLE, method_of
 
 _REGISTERING = (  # they register their methods when they are imported
@@ -53,6 +54,7 @@ def explain(
     target: targets.Target | None = None,
     high_norm: str = "keep",
     options: Mapping[str, Any] | None = None,
+    precision: str = "highest",
 ) -> tuple[Array, Array]:
     """Explains a value of a model's output, such as a logit, by a map over the image.
 
@@ -76,6 +78,8 @@ def explain(
         be B; or (B, K, D).
       high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
       options: parameters of the method by name (docs/methods.md), such as {"steps": 50}.
+      precision: of float32 matrix products on a GPU or TPU: "highest"; "high", three bfloat16 products; "tf32", which a
+        TPU lacks. Published rules lose digits and cause a warning, see docs/precision.md.
 
     Returns:
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,
@@ -87,10 +91,10 @@ def explain(
         a target of another shape, type or range; inside another `jit` a class out of range has a map of zeros.
       MemoryError: where the device's memory is full, with remedies; inside another `jit` JAX's own error.
     """
-    check_options(model, method, start_layer, rules, class_chunk, memory, high_norm)
+    check_options(model, method, start_layer, rules, class_chunk, memory, high_norm, precision)
     model, images, explained = prepared(model, images, classes, target, (method,))
     memory = _fitting_memory(model, len(images)) if memory == "auto" else memory
-    with _remedies(images):
+    with _remedies(images), products(precision):
         static = method, start_layer, rules, class_chunk, memory, high_norm
         return _explain(model, images, explained, *static, REGISTRY[method].checked(options or {}))
 
@@ -107,6 +111,7 @@ def explain_many(
     target: targets.Target | None = None,
     high_norm: str = "keep",
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    precision: str = "highest",
 ) -> tuple[Array, dict[str, Array]]:
     """Explains a value by several methods, in one program, where the compiler computes what they share once.
 
@@ -125,6 +130,7 @@ def explain_many(
       target: as for `explain`.
       high_norm: likewise; with "median" no method may give maps of pixels.
       options: parameters of the methods, by their names in `METHODS`.
+      precision: as for `explain`.
 
     Returns:
       the output (B, C), and raw maps by the names in `methods`, in that order, each as `explain` returns it.
@@ -135,14 +141,15 @@ def explain_many(
     """
     chosen = _chosen(methods, start_layers or {}, rules, options or {})
     for one in chosen:
-        check_options(model, one.method, one.start_layer, one.rules, class_chunk, memory, high_norm)
+        own = one.method, one.start_layer, one.rules
+        check_options(model, *own, class_chunk, memory, high_norm, precision)
     names = [one.method for one in chosen]
     model, images, explained = prepared(model, images, classes, target, names)
     if memory == "auto":
         memory = _fitting_memory(model, len(images), 1 if len(chosen) == 1 else _TOGETHER)
     groups = [(one,) for one in chosen] if memory == "lean" else [chosen]
     maps: list[Array] = []
-    with _remedies(images):
+    with _remedies(images), products(precision):
         for group in groups:
             output, found = _explain_many(
                 model, images, explained, group, class_chunk, memory, high_norm
@@ -230,22 +237,20 @@ def _explain(
     options: tuple[tuple[str, Any], ...] = (),
 ) -> tuple[Array, Array]:
     chosen = REGISTRY[method]
-    # What runs outside a rule set has the precision of the rule sets.
-    with jax.default_matmul_precision("highest"):
-        ops = chosen.operations(rules)
-        lean = memory == "lean"
-        output, one_value = chosen.run(model, images, ops, start_layer, lean, **dict(options))
-        gradients = target(output)  # (B, [K,] C)
-        if gradients.ndim == 2:
-            maps = one_value(gradients)
-        elif chosen.by_class:
-            maps = _each_value(one_value, gradients.swapaxes(0, 1), class_chunk).swapaxes(0, 1)
-        else:
-            maps = one_value(gradients[:, 0])
-            maps = jnp.broadcast_to(maps[:, None], (*gradients.shape[:2], *maps.shape[1:]))
-        if high_norm == "median":
-            maps = outliers.smoothed(model, images, maps)
-        return output, maps
+    ops = chosen.operations(rules)
+    lean = memory == "lean"
+    output, one_value = chosen.run(model, images, ops, start_layer, lean, **dict(options))
+    gradients = target(output)  # (B, [K,] C)
+    if gradients.ndim == 2:
+        maps = one_value(gradients)
+    elif chosen.by_class:
+        maps = _each_value(one_value, gradients.swapaxes(0, 1), class_chunk).swapaxes(0, 1)
+    else:
+        maps = one_value(gradients[:, 0])
+        maps = jnp.broadcast_to(maps[:, None], (*gradients.shape[:2], *maps.shape[1:]))
+    if high_norm == "median":
+        maps = outliers.smoothed(model, images, maps)
+    return output, maps
 
 
 @partial(jax.jit, static_argnames=("methods", "class_chunk", "memory", "high_norm"))

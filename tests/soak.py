@@ -153,12 +153,13 @@ def disturbed(
 
 
 def different(one: Path, two: Path) -> list[str]:
-    """Files of results that differ between two runs."""
+    """Files of results that differ between two runs, in the folders of `STAGES`."""
     paths = {
         path.relative_to(run)
         for run in (one, two)
         for pattern in RESULTS
         for path in run.glob(pattern)
+        if path.relative_to(run).parts[0] in STAGES
     }
     if not paths:
         raise RuntimeError(f"{one} has no results")

@@ -3,6 +3,7 @@
 The flags themselves check names and types. A stage declares the ranges of its own options, see `Stage.options`.
 """
 
+import copy
 import fnmatch
 import math
 import re
@@ -136,7 +137,7 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """A copy of the config in which `compute` "auto" is the type that suits the device, which a run then records."""
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)
     kind = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     for section in config.values():
         if isinstance(section, ConfigDict) and section.get("compute") == AUTO:

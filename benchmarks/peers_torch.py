@@ -1,16 +1,19 @@
 """The PyTorch side of `python -m benchmarks.peers`, which starts it; it needs nothing of vitx or JAX.
 
-It has two kinds of processes that measure, because lxt changes classes of PyTorch for the whole process: "plain" has
-PyTorch and captum, "lxt" has lxt and zennit. "base" and "small" write the model and end.
+It has several kinds of processes that measure, because lxt changes classes of PyTorch for the whole process: "plain"
+has PyTorch and captum, "lxt" has lxt and zennit, "attribution" has `peers_attribution` and "chefer" the published code
+of it. "base" and "small" write the model and end.
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers_chefer import published
 from benchmarks.peers_worker import Call, images, serve, use_threads
 
 STEPS, GAMMA, GAMMA_PIXELS = (
@@ -31,7 +34,7 @@ SIZES: dict[str, dict[str, int]] = {
 AT_ONCE = 20  # images; without a limit captum computes all steps of all images at once
 
 
-def main(kind: str, folder: Path, threads: int) -> None:
+def main(kind: str, folder: Path, threads: int, clone: str = "") -> None:
     use_threads(threads)
     import torch
 
@@ -41,7 +44,41 @@ def main(kind: str, folder: Path, threads: int) -> None:
     if kind in SIZES:
         write(SIZES[kind], folder)
     else:
-        serve({"plain": plain, "lxt": lxt}[kind](folder), folder)
+        kinds: dict[str, Callable[[Path], dict[str, Call]]] = {
+            "plain": plain,
+            "lxt": lxt,
+            "attribution": attribution,
+            "chefer": partial(published, clone=Path(clone)),
+        }
+        calls = kinds[kind](folder)
+        serve(calls, folder, partial(products, calls))
+
+
+def products(calls: Mapping[str, Call], name: str, batch: int) -> float:
+    """FLOPs of the matrix products of a call, counted while it runs.
+
+    PyTorch's own counter also follows modules, by hooks that captum's gradients do not allow.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    counts, found = dict(flop_registry), []
+    for way in ("", "_backward"):  # which PyTorch counts on GPUs only
+        fused = f"_scaled_dot_product_flash_attention{{}}{way}"
+        on_cpu = getattr(torch.ops.aten, fused.format("_for_cpu"))
+        counts[on_cpu] = counts[getattr(torch.ops.aten, fused.format(""))]
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            result = operation(*arguments, **(options or {}))
+            if count := counts.get(operation._overloadpacket):
+                found.append(count(*arguments, **(options or {}), out_val=result))
+            return result
+
+    with Counter():
+        calls[name](batch)
+    return sum(found)
 
 
 def write(sizes: dict[str, int], folder: Path) -> None:
@@ -113,11 +150,24 @@ def lxt(folder: Path) -> dict[str, Call]:
     return {"attn_lrp": epsilon, "attn_lrp_gamma": gamma}
 
 
-def read(folder: Path) -> Any:
+def attribution(folder: Path) -> dict[str, Call]:
+    """Transformer attribution and generic attention from their papers."""
+    from benchmarks import peers_attribution
+
+    model = read(folder, attn_implementation="eager")
+
+    def call(name: str, batch: int) -> np.ndarray:
+        return getattr(peers_attribution, name)(model, inputs(model, batch), range(batch)).numpy()
+
+    return {name: partial(call, name) for name in ("transformer_attribution", "generic_attention")}
+
+
+def read(folder: Path, **options: Any) -> Any:
     """The model, with parameters that need no gradients, as lxt's example has it."""
     from transformers import ViTForImageClassification
 
-    return ViTForImageClassification.from_pretrained(folder).eval().requires_grad_(False)
+    model = ViTForImageClassification.from_pretrained(folder, **options)
+    return model.eval().requires_grad_(False)
 
 
 @cache
@@ -133,4 +183,4 @@ def inputs(model: Any, batch: int) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -6,28 +6,41 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers_worker import images, serve, use_threads
+from benchmarks.peers_worker import Call, images, serve, use_threads
 
 
 def main(folder: Path, threads: int) -> None:
     use_threads(threads)
+    import jax
     import jax.numpy as jnp
 
     import vitx
     from benchmarks.models import forward
+    from vitx.evaluation.cost import product_flops
 
     model = vitx.load(folder)
 
     @cache
-    def batch_of(batch: int) -> tuple[jnp.ndarray, jnp.ndarray]:
-        x = images(batch, model.preprocess.size[0])
-        return jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.arange(batch)
+    def batch_of(batch: int) -> jax.Array:
+        return jnp.asarray(images(batch, model.preprocess.size[0]).transpose(0, 2, 3, 1))
 
-    def maps(method: str, batch: int) -> np.ndarray:
-        return np.asarray(vitx.explain(model, *batch_of(batch), method=method)[1])
+    def maps(method: str, classes: int, x: jax.Array) -> jax.Array:
+        labels = jnp.arange(len(x))[:, None] + jnp.arange(classes)
+        return vitx.explain(model, x, labels, method=method)[1]
 
-    calls = {name: partial(maps, name) for name in vitx.METHODS}
-    serve(calls | {"forward": lambda b: np.asarray(forward(model, batch_of(b)[0]))}, folder)
+    def call(function: partial[jax.Array], batch: int) -> np.ndarray:
+        return np.asarray(function(batch_of(batch)))
+
+    functions = {name: partial(maps, name, 1) for name in vitx.METHODS}
+    functions["transformer_attribution of 3 classes"] = partial(maps, "transformer_attribution", 3)
+    functions["forward"] = partial(forward, model)
+    calls: dict[str, Call] = {name: partial(call, function) for name, function in functions.items()}
+
+    def products(name: str, batch: int) -> float:
+        calls[name](batch)
+        return product_flops(functions[name], batch_of(batch))
+
+    serve(calls, folder, products)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from benchmarks import (
     made_photographs,
     oracles,
     own_data,
-    peers,
     seeds,
     targets,
     training,
@@ -399,39 +398,3 @@ def test_perfect_seeds_of_the_embedded_dataset_score_best_with_the_truth() -> No
     figures = {name: float(value) for name, value in rows.items()}
     assert figures["perfect seeds on the token grid"] > 80
     assert figures["a walk from them, affinity of the true masks"] > 80
-
-
-# Peers
-
-
-def test_sides_answer_with_seconds_and_results(tmp_path) -> None:
-    code = (
-        "import sys, numpy as np\n"
-        "from pathlib import Path\n"
-        "from benchmarks.peers_worker import serve\n"
-        "print('what a library prints', file=sys.stderr)\n"
-        "def noise(batch): print('more'); return np.random.RandomState(3).randn(batch, 4, 4)\n"
-        f"serve({{'forward': noise}}, Path({str(tmp_path)!r}))\n"
-    )
-    with (
-        peers.Side([sys.executable, "-c", code]) as first,
-        peers.Side([sys.executable, "-c", code]) as second,
-    ):
-        row = peers.Row("forward", "plain", "a package")
-        found = peers.measure(row, 3, first, {"plain": second}, tmp_path, rounds=2, seconds=0.0)
-        assert found[0].shape == (2, 2) and (found[0] >= 0).all() and found[1] == pytest.approx(1)
-        alone = peers.measure(peers.Row("forward"), 3, first, {}, tmp_path, rounds=2, seconds=0.0)
-        assert alone[0].shape == (1, 2) and alone[1] is None
-        first.process.kill()
-        with pytest.raises((RuntimeError, BrokenPipeError)):
-            first.seconds("forward", 1)
-    assert np.load(tmp_path / "vitx.npy").shape == (3, 4, 4)
-
-
-def test_rows_of_peers() -> None:
-    row = peers.Row("attn_lrp", "lxt", "lxt")
-    times = np.array([[0.5, 1.0], [1.25, 2.0]])
-    expected = ("`attn_lrp`", "8", "0.500 (1.000)", "1.250 (2.000)", "2.5 (2.0)", "0.999990", "lxt")
-    assert peers.cells(row, 8, times, 0.99999) == expected
-    alone = peers.cells(peers.Row("rise"), 1, times[:1], None)
-    assert len(alone) == len(peers.HEADER) == len(expected) and set(alone[3:]) == {""}

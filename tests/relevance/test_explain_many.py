@@ -116,7 +116,7 @@ def test_forwards_of_all_rule_sets_are_one():
         return product_flops(run.lower(model, images).compile().as_text())
 
     forward = products("centre")
-    assert products("rollout", "raw_attention", "gradcam") <= 1.02 * forward
+    assert products("rollout", "raw_attention", "gradcam") <= 1.1 * forward
     for first, second in (
         ("lrp", "transformer_attribution"),
         ("attn_lrp", "transformer_attribution/stable"),

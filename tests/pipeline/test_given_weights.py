@@ -177,7 +177,7 @@ def test_a_classifier_that_does_not_fit_ends_the_run_at_its_start(
     net = _saved(_net(), tmp_path / "net.safetensors")
     _refused(tmp_path, data, r"config\.classifier\.checkpoint: .*an AffinityNet", **{key: net})
     noise = tmp_path / "noise.safetensors"
-    noise.write_bytes(b"\x80noise, too short for a header")
+    noise.write_bytes(b"noise, too short for a header")
     _refused(tmp_path, data, r"config\.classifier\.checkpoint: .*damaged", **{key: str(noise)})
 
     folder = tmp_path / "trained"

@@ -11,7 +11,7 @@ from vitx.ops import Array
 
 Model = Callable[[Array], Array]
 COMPUTE = ("float32", "tf32", "bfloat16")
-"""Of a forward's products: the parameters' own type; TensorFloat-32 on GPUs; parameters and activations in bfloat16."""
+"""Types of a forward's products, the parameters' own, TensorFloat-32 on GPUs, or all in bfloat16."""
 
 
 _PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "highest"}

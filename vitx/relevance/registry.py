@@ -120,7 +120,7 @@ REGISTRY: Mapping[str, Method] = MappingProxyType(_REGISTERED)
 
 
 STABLE = "/stable"
-"""Ends the name of a method under stable rules: "lrp/stable"."""
+"""Ends the name of a method under stable rules, as in "lrp/stable"."""
 
 
 def method_of(name: str) -> Method:

@@ -71,9 +71,13 @@ def products(calls: Mapping[str, Call], name: str, batch: int) -> float:
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-            result = operation(*arguments, **(options or {}))
-            if count := counts.get(operation._overloadpacket):
-                found.append(count(*arguments, **(options or {}), out_val=result))
+            options, count = options or {}, counts.get(operation._overloadpacket)
+            if count is None:
+                with self:  # without gradients a layer arrives whole
+                    parts = operation.decompose(*arguments, **options)
+                return operation(*arguments, **options) if parts is NotImplemented else parts
+            result = operation(*arguments, **options)
+            found.append(count(*arguments, **options, out_val=result))
             return result
 
     with Counter():

@@ -152,8 +152,10 @@ def test_products_of_pytorch_are_counted() -> None:
         (x @ weight).sum().backward()
         q = torch.ones(batch, 2, 11, 8)
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        with torch.inference_mode():
+            torch.nn.functional.linear(x, weight.mT.contiguous(), torch.ones(7))
         return x.grad.numpy()
 
     for batch in (1, 3):
-        forward_and_back, attention = 2 * 2 * 5 * 7, 2 * 2 * (2 * 11 * 11 * 8)
-        assert products({"f": call}, "f", batch) == batch * (forward_and_back + attention)
+        layers, attention = 3 * 2 * 5 * 7, 2 * 2 * (2 * 11 * 11 * 8)
+        assert products({"f": call}, "f", batch) == batch * (layers + attention)

@@ -70,8 +70,9 @@ def difference(evaluation: Evaluation, aspect: str, interpolation: str = "") -> 
         parts.append(f"resizes by {evaluation.interpolation} interpolation, here {interpolation}")
     if aspect != "crop" and own != ("squash", 1.0):
         how = "squashed" if evaluation.crop_mode == "squash" else "kept in their aspect"
+        share = "" if evaluation.crop_pct == 1 else f" {evaluation.crop_pct:.4g}"
         parts.append(
-            f"shows the middle {evaluation.crop_pct:.4g} of pictures that are {how}; here they are shown whole "
+            f"shows the middle{share} of pictures that are {how}; here they are shown whole "
             f"(aspect={aspect}), and aspect=crop shows what it shows"
         )
     return f"the checkpoint's own evaluation {', and '.join(parts)}" if parts else ""

@@ -54,7 +54,6 @@ def get_config() -> ConfigDict:
     config.classifier.weight_decay = 1e-4
     config.classifier.clip_norm = 0.0
     config.classifier.warmup_epochs = 0
-    config.classifier.compute = "float32"
     config.classifier.jitter = jitter
 
     config.seeds.train_split = train()
@@ -77,7 +76,6 @@ def get_config() -> ConfigDict:
     config.affinity.batch_size = 8
     config.affinity.learning_rate = 0.1
     config.affinity.jitter = jitter
-    config.affinity.compute = "float32"
     config.affinity.features = 512
 
     config.walk.split = train()

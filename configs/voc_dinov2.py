@@ -42,7 +42,6 @@ def get_config() -> ConfigDict:
     config.classifier.decay_norms_and_biases = False
     config.classifier.clip_norm = 1.0
     config.classifier.warmup_epochs = 1
-    config.classifier.compute = config.affinity.compute = "auto"
 
     config.seeds.rules = "stable"
     config.affinity.levels = ("block.3", "block.6", "block.9")

@@ -206,7 +206,7 @@ def test_auto_is_what_the_device_suits(
     backend: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = shapes.get_config()
-    config.affinity.compute = "float32"
+    config.classifier.compute = "auto"
     monkeypatch.setattr("jax.default_backend", lambda: backend)
     found = settled(config)
     assert (found.classifier.compute, found.affinity.compute) == (kind, "float32")

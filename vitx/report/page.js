@@ -20,7 +20,8 @@ const words = new Intl.Collator("en", {numeric: true});
 function sort(header) {
   const table = header.closest("table"), rows = [...table.tBodies[0].rows];
   const text = row => shown(row.cells[header.cellIndex]);
-  const numeric = rows.every(row => !text(row) || !isNaN(number(text(row))));
+  const named = header.cellIndex === 0; // such as 2007_000032, which begins like a number
+  const numeric = !named && rows.every(row => !text(row) || !isNaN(number(text(row))));
   const order = numeric ? (a, b) => number(a) - number(b) : words.compare;
   const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
   rows.sort((a, b) => {
@@ -74,7 +75,9 @@ function zoom(image) {
   if (frame.matches(".over")) tools.append(opacity());
   dialog.style.setProperty("--below", getComputedStyle(image).getPropertyValue("--below"));
   dialog.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
-  dialog.replaceChildren(frame.cloneNode(true), make("p", {}, image.alt), tools);
+  const copy = frame.cloneNode(true);
+  all("img", copy).forEach(each => ["role", "tabindex"].forEach(name => each.removeAttribute(name)));
+  dialog.replaceChildren(copy, make("p", {}, image.alt), tools);
   dialog.showModal();
 }
 for (const image of all("img")) {

@@ -42,7 +42,7 @@ class _Lines(Counter):
 
     def advance(self, count: int = 1, /, **values: float) -> None:
         self._done += count
-        self._values |= values
+        self._values = self._values | values  # a new one: the heartbeat may read the old
 
     def line(self) -> str:
         seconds = time.monotonic() - self._began
@@ -103,7 +103,7 @@ class _Heartbeat:
         # Each block looks again when the last line is that old, as one within it may begin and end meanwhile.
         pause = self._left()
         while line and not ended.wait(pause):
-            if self._left() <= 0 and self._blocks[-1] is ended:
+            if self._left() <= 0 and self._blocks[-1:] == [ended]:
                 self.print(line(), file)
             pause = self._left() if self._left() > 0 else _SECONDS
 

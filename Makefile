@@ -17,7 +17,7 @@ help:
 	@echo "make format     format the code"
 	@echo "make docs       build the documentation: build/docs/index.html"
 	@echo "make bench      measure the performance targets: about 13 minutes, a table in runs/bench"
-	@echo "make bench-peers  time explanations beside lxt, zennit and captum, which it installs in .peers: a table"
+	@echo "make bench-peers  time explanations beside lxt, zennit, captum and plain PyTorch, which it installs in .peers: a table"
 	@echo "make faults     run the small pipeline under kills at 30 random moments, full disks and other faults: half an hour"
 	@echo "make soak       run the pipelines of VOC at 448, killed in every stage: two hours on two cores"
 	@echo "make clean      remove .venv, .peers, caches and builds; keep runs/ and data/"

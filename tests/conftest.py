@@ -68,6 +68,13 @@ def _forget_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def float64() -> Iterator[None]:
+    """A file's tests and fixtures with 64-bit types: `pytestmark = pytest.mark.usefixtures("float64")`."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Runs one test with 64-bit types, as if jax_enable_x64 had been set."""

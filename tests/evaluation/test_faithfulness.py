@@ -1,6 +1,5 @@
 """Curves of removal, SaCo, infidelity, sensitivity, localisation, against loops in NumPy."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -19,16 +18,10 @@ from vitx.evaluation.perturbation import area_under_curve
 from vitx.evaluation.randomisation import randomisation_curve, randomised, rank_correlation
 from vitx.models.tuning import layer_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 CLASSES = np.array([2, 0])
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 BLACK = f.with_value((-1.0, -1.0, -1.0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @cache

@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.lax import Precision, dot_general_p
 
+from tests.programs import operations
 from vitx.evaluation.masked import first_equal, masked_outcomes
 from vitx.evaluation.perturbation import explain_and_perturb, perturb_batch
 from vitx.evaluation.ranking import removal_ranks
@@ -74,6 +76,25 @@ def test_equal_masked_images_are_computed_once(equal, rounds):
     jax.effects_barrier()
     assert found.shape == (6, 2, BATCH)
     assert batches == [BATCH] * 2 * rounds
+
+
+@pytest.mark.parametrize(
+    ("compute", "precision"),
+    [("tf32", Precision.HIGH), ("float32", Precision.HIGHEST), ("bfloat16", Precision.HIGHEST)],
+)
+def test_products_of_masked_forwards_have_the_type(compute, precision):
+    pixels, targets = given_pixels()
+    ranks = jnp.arange(BATCH * SIDE * SIDE).reshape(1, BATCH, SIDE, SIDE) % (SIDE * SIDE)
+    arguments = jnp.asarray(pixels), jnp.asarray(targets), ranks, jnp.array([2]), jnp.float32(0)
+
+    def run(model, *given):
+        return masked_outcomes(model, lambda x: x, *given, compute)
+
+    program = jax.make_jaxpr(run)(Linear(), *arguments)
+    products = [each for each in operations(program.jaxpr) if each.primitive is dot_general_p]
+    kind = jnp.bfloat16 if compute == "bfloat16" else jnp.float32
+    assert [each.params["precision"] for each in products] == [(precision, precision)]
+    assert products[0].invars[1].aval.dtype == kind
 
 
 @pytest.mark.parametrize("compute", ["tf32", "bfloat16"])

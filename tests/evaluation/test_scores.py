@@ -1,6 +1,5 @@
 """Scores of maps by name against the functions they stand for; their summary with paired differences."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -19,14 +18,10 @@ from vitx.evaluation.randomisation import randomisation_curve
 from vitx.evaluation.scores import SCORES, Judged, scores_of
 from vitx.evaluation.summary import summary
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 METHODS = ("input_x_gradient", "generic_attention", "centre")
 CLASSES = np.array([[2, 2, 0], [0, 1, 1]])  # (B, M)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def explained(model, images):

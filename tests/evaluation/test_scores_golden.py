@@ -1,6 +1,5 @@
 """Scores of maps against Quantus, pytorch-grad-cam and captum, in float64, and what these define otherwise."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -21,13 +20,7 @@ FLIPPED = tuple(i / 12 for i in range(1, 13))
 LIMIT = 1e-6
 
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
 
 @cache

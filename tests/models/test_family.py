@@ -16,7 +16,7 @@ from vitx.models.vit import VisionTransformer
 from vitx.ops import PLAIN
 from vitx.relevance.rulesets import CHEFER, EXACT, LRP, UNIFORM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 GRID, TOKENS = (3, 3), 2 + 9
 
 
@@ -46,12 +46,6 @@ class MeanPooled(VisionTransformer):
         average = jnp.full((patches.shape[1], 1), 1 / patches.shape[1], self.register.dtype)
         pooled = ops.linear(patches.transpose(0, 2, 1), average)[:, :, 0]  # (B, D)
         return self.head(pooled, ops)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module")

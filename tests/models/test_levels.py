@@ -1,7 +1,5 @@
 """Levels of a backbone against the model's own forward, and AffinityNet on several of them against NumPy."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +18,7 @@ from vitx.models.resnet import ConvStem, ResNetV2
 from vitx.models.vit import VisionTransformer
 from vitx.ops import PLAIN, Ops
 
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def resnet_hybrid() -> VisionTransformer:

@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -21,11 +20,7 @@ from vitx.models.families import MODELS
 from vitx.models.registry import STEMS
 from vitx.models.resnet import Bottleneck, ConvStem, ResNetV2, StdConv
 
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def count(model):

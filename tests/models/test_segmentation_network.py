@@ -1,6 +1,5 @@
 """The segmentation network against NumPy, the views of `vitx.segment`, and its files."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -24,11 +23,7 @@ from vitx.models.levels import features_at
 from vitx.models.segmenter import Segmenter, at_input_size
 from vitx.weights import load_classifier
 
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 NETS = {

@@ -1,6 +1,6 @@
 """Fine-tuning of a part: rates by layer, what a frozen part costs, and logits from some of the patches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.extend.core import jaxprs_in_params
 
 from tests.models.test_vgg import small_resnet, small_vgg
+from tests.programs import operations
 from tests.small_models import filled, images_for, small_hybrid
 from vitx.models.design import Design, Preprocess
 from vitx.models.tuning import (
@@ -24,6 +24,8 @@ from vitx.models.tuning import (
 )
 from vitx.models.vit import VisionTransformer
 from vitx.pipeline.classifier import image_loss
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 DESIGNS = {
     "plain": Design(),
@@ -42,12 +44,6 @@ def small(name: str, depth: int = 2) -> VisionTransformer:
     return filled(
         lambda: VisionTransformer(**sizes, preprocess=preprocess, design=design, rngs=nnx.Rngs(0))
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module", params=DESIGNS)
@@ -148,9 +144,7 @@ def _gradient(model, trainable, batch) -> dict:
 
 def _equations(jaxpr, name: str) -> list:
     """The equations of a primitive in a program and in those within it."""
-    inner = [part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params)]
-    own = [equation for equation in jaxpr.eqns if equation.primitive.name == name]
-    return own + [equation for part in inner for equation in _equations(part, name)]
+    return [each for each in operations(jaxpr) if each.primitive.name == name]
 
 
 def _products(jaxpr) -> int:

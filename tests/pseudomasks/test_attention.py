@@ -18,13 +18,9 @@ from vitx.pseudomasks.attention import (
     unit_diagonal,
 )
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """Affinities of all pairs, and the walk along them, against NumPy in float64 and against those of near pairs."""
 
-from collections.abc import Iterator
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,12 +10,7 @@ from vitx.pseudomasks.affinity import affinities, inside, offsets
 from vitx.pseudomasks.similarity import all_affinities, cosine_affinities, near_pairs
 from vitx.pseudomasks.walk import dense_walk, random_walk
 
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    """Everything here is computed in float64."""
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 SIZES = {

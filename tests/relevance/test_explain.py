@@ -3,7 +3,6 @@
 import gc
 import re
 import weakref
-from collections.abc import Iterator
 from functools import cache, partial
 
 import jax
@@ -28,7 +27,8 @@ from vitx.relevance.checks import RULES
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import CHEFER, EXACT
 
-pytestmark = pytest.mark.slow  # nearly every test compiles a model
+# Nearly every test compiles a model.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 CLASSES = np.array([[0, 2], [1, 1], [2, 0]])
 IMAGES, GRID, PIXELS = 3, (2, 3), (8, 12)
 by_class = pytest.mark.parametrize(
@@ -36,12 +36,6 @@ by_class = pytest.mark.parametrize(
 )
 RULES_OF_PIXELS = ("lrp", "attn_lrp", "attn_lrp_gamma", "cp_lrp")
 every_method = pytest.mark.parametrize("method", each_method())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @cache

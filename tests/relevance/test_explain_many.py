@@ -1,6 +1,5 @@
 """`explain_many`: the numbers of `explain`, what is shared, and what is refused."""
 
-from collections.abc import Iterator
 from functools import cache, partial
 
 import jax
@@ -16,23 +15,15 @@ from benchmarks.methods import product_flops
 from tests.small_models import images_for, small_family, small_vit
 from vitx.relevance import explain as module
 from vitx.relevance.methods import TABLE_METHODS
-from vitx.relevance.registry import REGISTRY, STABLE, method_of, methods_of
+from vitx.relevance.registry import STABLE, method_names, method_of, methods_of
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 CLASSES = np.array([[1, 0], [2, 2]])
 FEW = {"rise": {"masks": 3}, "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2}}
 FEW |= {f"beyond_intuition_{part}": {"steps": 2} for part in ("head", "token")}
-NAMES = tuple(
-    name
-    for each, m in REGISTRY.items()
-    for name in ([each, each + STABLE] if m.rule_sets else [each])
-)
+NAMES = method_names()
 slow = pytest.mark.slow  # compiles many methods
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @cache
@@ -95,7 +86,7 @@ def test_start_layers_targets_and_rules_are_passed_on():
     model = small_vit()
     images = images_for(model, 2)
     given = {"target": ("difference", 2, 0), "high_norm": "median"}
-    names = ("rollout", "transformer_attribution", "lrp/stable")[:2]
+    names = ("rollout", "transformer_attribution")
     _, maps = vitx.explain_many(
         model, images, methods=names, start_layers={"rollout": 1}, rules="stable", **given
     )
@@ -104,6 +95,12 @@ def test_start_layers_targets_and_rules_are_passed_on():
             model, images, method=name, start_layer=layer, rules="stable", **given
         )
         assert_same(maps[name], expected[1])
+    target = given["target"]
+    _, maps = vitx.explain_many(model, images, methods=("lrp/stable", "lrp"), target=target)
+    for name, rules in (("lrp/stable", "stable"), ("lrp", "published")):
+        expected = vitx.explain(model, images, method="lrp", rules=rules, target=target)
+        assert_same(maps[name], expected[1])
+    assert np.abs(maps["lrp/stable"] - maps["lrp"]).max() > 1e-6
 
 
 @slow

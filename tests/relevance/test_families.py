@@ -13,19 +13,13 @@ from tests.small_models import FAMILIES, USUAL_METHODS, images_for, small_family
 from vitx.relevance.registry import REGISTRY, methods_of
 from vitx.relevance.rulesets import EXACT, UNIFORM
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 USUAL = ("dinov2 registers", "dinov3 gated", "clip", "siglip", "pooled+best")  # every part once
 each_family = pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=[] if f in USUAL else pytest.mark.exhaustive) for f in FAMILIES],
 )
 GRID, PIXELS = (2, 3), (8, 12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Methods since 2021 in independent forms; the published code's numbers are in tests/test_golden.py."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -18,14 +17,8 @@ from vitx.relevance.model_agnostic import _mask
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import EXACT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 CLASSES = np.array([[0, 2], [1, 1]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @cache

@@ -1,7 +1,6 @@
 """`precision` of `explain`: which products take it, on which device, and what is refused or warned of."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from jax import lax
 
 import vitx
+from tests.programs import operations
 from tests.small_models import filled
 from vitx.relevance.precision import of_product, products
 
@@ -27,20 +27,11 @@ def images() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal((1, 48, 48, 3)), jnp.float32)
 
 
-def _operations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            inside = getattr(value, "jaxpr", value)
-            if hasattr(inside, "eqns"):
-                yield from _operations(inside)
-
-
 def _precisions(model: Any, images: jax.Array, **options: Any) -> Counter[Any]:
     """How many matrix products have which precision, those that cost more than a row's."""
     traced = jax.make_jaxpr(lambda x: vitx.explain(model, x, jnp.array([1]), **options)[1])(images)
     found: Counter[Any] = Counter()
-    for equation in _operations(traced.jaxpr):
+    for equation in operations(traced.jaxpr):
         if (
             equation.primitive is lax.dot_general_p
             and min(variable.aval.size for variable in equation.invars) > 1000
@@ -102,7 +93,7 @@ def test_explain_many_passes_it_on(
     )(images)
     found = {
         str(each.params["precision"])
-        for each in _operations(traced.jaxpr)
+        for each in operations(traced.jaxpr)
         if each.primitive is lax.dot_general_p
     }
     assert any("BF16_BF16_F32_X3" in precision for precision in found)

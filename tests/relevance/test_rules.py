@@ -1,7 +1,5 @@
 """Each rule against loops or matrix forms in NumPy float64; hand-worked fractions; conservation."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,8 @@ from hypothesis import strategies as st
 
 from vitx import ops
 from vitx.relevance import rules
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 KINDS = {
     "normal": lambda x: x,
@@ -51,12 +51,6 @@ ROTATE = compiled(rules.only_first(rules.z_rule(ops.rotate)))
 MEAN = compiled(rules.z_rule(ops.mean_tokens))
 BEST = compiled(rules.only_first(rules.z_rule(ops.best_tokens)))
 POOL_VALUES = compiled(rules.only_last(rules.z_rule(ops.pool_values)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def draw(seed, kind, *shape):

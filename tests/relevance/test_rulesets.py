@@ -4,7 +4,6 @@ Whole models under UNIFORM, which shows an operation without a rule.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -19,6 +18,8 @@ from vitx.models.vit import Block
 from vitx.ops import PLAIN, Ops
 from vitx.relevance import rulesets
 from vitx.relevance.rulesets import EXACT, UNIFORM, Pair, twice
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 RELEVANCE = {name: getattr(rulesets, name) for name in ("CHEFER", "LRP", "STABLE", "STABLE_LRP")}
 RELEVANCE["UNIFORM"] = UNIFORM
@@ -52,12 +53,6 @@ SHAPES = {
 STEM = ("conv", "group_norm", "relu", "max_pool")
 SEEDS = st.integers(0, 2**31)
 each_operation = pytest.mark.parametrize("name", SHAPES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 def normal(generator, *shape):

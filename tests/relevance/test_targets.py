@@ -1,7 +1,6 @@
 """Targets of explanations: gradients against autodiff and finite differences, maps, traces, errors."""
 
 import re
-from collections.abc import Iterator
 from functools import cache
 
 import jax
@@ -21,6 +20,8 @@ from vitx.relevance.methods import gradcam, last_block
 from vitx.relevance.registry import REGISTRY
 from vitx.relevance.rulesets import EXACT
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 WIDTH, IMAGES = 12, 3
 seeds = st.integers(0, 2**32 - 1)
 with_classes = [m for m in CLASS_TOKEN_METHODS if REGISTRY[m].by_class]
@@ -28,12 +29,6 @@ with_classes = [m for m in CLASS_TOKEN_METHODS if REGISTRY[m].by_class]
 of_embeddings = pytest.mark.parametrize(
     "method", each_method([m for m in CLASS_TOKEN_METHODS if not REGISTRY[m].of_probability])
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @cache

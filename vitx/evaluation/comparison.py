@@ -27,7 +27,7 @@ from vitx.explainable import Explainable
 from vitx.ops import Array
 from vitx.relevance.explain import explain, explain_many
 from vitx.relevance.methods import TABLE_METHODS
-from vitx.relevance.registry import REGISTRY, STABLE, method_of
+from vitx.relevance.registry import REGISTRY, method_names, method_of
 
 MEASURES = ("perturbation", "segmentation")
 EXPLAINED = ("predicted", "target")
@@ -69,8 +69,7 @@ class Comparison:
     compute: str = "float32"
 
     def __post_init__(self) -> None:
-        stable = tuple(name + STABLE for name, method in REGISTRY.items() if method.rule_sets)
-        _check("compared", self.methods, (*REGISTRY, *stable))
+        _check("compared", self.methods, method_names())
         _check("explained", self.explained, EXPLAINED)
         _check("measures", self.measures, MEASURES)
         _check("directions", self.directions, DIRECTIONS)

@@ -123,19 +123,20 @@ STABLE = "/stable"
 """Ends the name of a method under stable rules, as in "lrp/stable"."""
 
 
+def method_names() -> tuple[str, ...]:
+    """The names that `method_of` knows: of all methods, then of those under stable rules."""
+    return (*REGISTRY, *(name + STABLE for name, each in REGISTRY.items() if each.rule_sets))
+
+
 def method_of(name: str) -> Method:
     """The method of a name: LRP for "lrp/stable".
 
     Raises:
       ValueError: where there is none, or it has no rules.
     """
-    plain = name.removesuffix(STABLE)
-    stable = [known + STABLE for known, each in REGISTRY.items() if each.rule_sets]
-    if name not in (*REGISTRY, *stable):
-        raise ValueError(
-            f"method must be one of {', '.join((*REGISTRY, *stable))}, not {name!r:.100}"
-        )
-    return REGISTRY[plain]
+    if name not in method_names():
+        raise ValueError(f"method must be one of {', '.join(method_names())}, not {name!r:.100}")
+    return REGISTRY[name.removesuffix(STABLE)]
 
 
 def methods_of(model: Explainable) -> tuple[str, ...]:

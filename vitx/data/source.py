@@ -186,6 +186,11 @@ def _part(places: Sequence[int], name: str, split: str, selector: str) -> Sequen
     return chosen
 
 
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, evenly over all, so that nobody picks the pretty ones."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -81,9 +81,8 @@ class Attention(nnx.Module):
         scores = ops.attention_scores(query, key)  # (B, heads, Q, N)
         attention = ops.probe(ops.softmax(ops.scale(scores, factor=factor)), probe)
         if ops is PLAIN and probe is None and attends(query):
-            mixed = attend(
-                query, key, value, factor=factor
-            )  # a jit drops attention unless it is read
+            # Under jit the attention above is then computed only where it is read.
+            mixed = attend(query, key, value, factor=factor)
         else:
             mixed = ops.apply_attention(attention, value)  # (B, heads, Q, d)
         mixed = mixed.transpose(0, 2, 1, 3)  # (B, Q, heads, d)

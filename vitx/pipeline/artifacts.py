@@ -138,6 +138,11 @@ def crf_folder(alpha: str, split: str) -> str:
     return f"{alpha}/{split}"
 
 
+def crf_folders(split: str) -> dict[str, str]:
+    """The same folders by the kind of their masks: "crf_low", "crf_high"."""
+    return {f"crf_{alpha}": crf_folder(alpha, split) for alpha in ALPHAS}
+
+
 def write_mask(stage: StageFolder, folder: str, identifier: str, mask: np.ndarray) -> None:
     """Writes an image's mask or labels uint8 (H, W) as a palette PNG in a folder of the stage."""
     data = encode_mask(mask, stage.stamp(identifier, folder))

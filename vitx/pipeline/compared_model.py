@@ -10,6 +10,7 @@ import numpy as np
 
 from vitx import weights
 from vitx.data import loader
+from vitx.data.source import evenly_spaced
 from vitx.images.evaluation_crop import difference
 from vitx.models.design import Preprocess
 from vitx.models.variants import Classifier
@@ -92,8 +93,7 @@ def chosen_images(source: loader.Source, limit: int, *, one_class: bool) -> list
         places = np.flatnonzero(alone)
     if not len(places):
         raise ValueError(f"no image of split {source.split!r} shows one class alone")
-    wanted = min(limit or len(places), len(places))
-    return places[np.linspace(0, len(places) - 1, wanted).astype(int)].tolist()
+    return places[evenly_spaced(len(places), limit or len(places))].tolist()
 
 
 def pixel_batches(

@@ -3,7 +3,8 @@
 from typing import Any
 
 from vitx.data.palette import voc_palette
-from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
+from vitx.data.source import evenly_spaced
+from vitx.pipeline.mask_rows import BELOW, MaskRows, image_cells
 from vitx.report.charts import bar_chart
 from vitx.report.page import Section
 from vitx.report.parts import Table, class_legend, percent

@@ -9,21 +9,16 @@ from numpy.typing import NDArray
 from vitx.data import loader
 from vitx.data.palette import voc_palette
 from vitx.evaluation.metrics import confusion_matrix, mean_iou
-from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_mask, read_seed_maps, seeded
+from vitx.pipeline.artifacts import crf_folders, read_mask, read_seed_maps, seeded
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.report.parts import percent
 from vitx.report.pictures import Cell
 from vitx.runtime.experiment import Run
 
 BELOW = "The figure below a mask is its mIoU on this one image, over the classes of the true mask, background included."
-_CRF = {f"crf_{name}": crf_folder(name, "val") for name in ALPHAS}
+_CRF = crf_folders("val")
 _STAGES = {"masks": "masks", "network": "segmenter", **dict.fromkeys(_CRF, "labels")}
 _FILE = "file"  # the note of a picture that has a file and no figure
-
-
-def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most so many of `count` places, evenly over all, so that nobody picks the pretty ones."""
-    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
 
 
 def image_cells(example: loader.Example) -> list[Cell | None]:

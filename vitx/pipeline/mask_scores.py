@@ -8,7 +8,7 @@ import numpy as np
 from vitx import parallel
 from vitx.data import loader
 from vitx.evaluation.metrics import by_class, confusion_matrix, mean_iou, per_class_iou
-from vitx.pipeline.artifacts import ALPHAS, crf_folder, read_mask, read_seed_maps, seeded
+from vitx.pipeline.artifacts import ALPHAS, crf_folders, read_mask, read_seed_maps, seeded
 from vitx.pseudomasks.seeds import seed_mask
 from vitx.runtime.experiment import Run
 from vitx.runtime.progress import progress
@@ -101,8 +101,8 @@ def stored_masks(
     labels: StageFolder, masks: StageFolder, split: str, identifier: str
 ) -> dict[str, np.ndarray]:
     """The masks of an image that the stages `labels` and `masks` wrote."""
-    folders = {f"crf_{name}": crf_folder(name, split) for name in ALPHAS}
-    found = {kind: read_mask(labels, folder, identifier) for kind, folder in folders.items()}
+    folders = crf_folders(split).items()
+    found = {kind: read_mask(labels, folder, identifier) for kind, folder in folders}
     return found | {"masks": read_mask(masks, split, identifier)}
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from vitx.data.palette import IGNORED, voc_palette
+from vitx.data.source import evenly_spaced
 from vitx.pipeline.artifacts import read_seed_maps
-from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
+from vitx.pipeline.mask_rows import BELOW, MaskRows, image_cells
 from vitx.pipeline.masks_section import KINDS
 from vitx.report.overlay import overlay
 from vitx.report.page import Section
@@ -38,8 +39,8 @@ def pictures_section(run: Run, results: dict[str, Any]) -> Section:
             tables.append(table([places[identifier] for identifier, _ in chosen], caption))
     explained = (
         f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named below it. "
-        "Confident labels are objects of the dense CRF at low alpha and background of that at high alpha; where "
-        f"neither is sure, AffinityNet learns nothing. {BELOW} It links to the file."
+        "AffinityNet learns from the confident labels: the objects of the CRF at low alpha, and the background of that "
+        f"at high alpha. {BELOW} It links to the file."
     )
     legend = class_legend(source.classes, voc_palette())
     return Section("Pictures", [explained, legend, *tables])

@@ -7,8 +7,8 @@ from typing import Any
 import rich.table
 
 from vitx.data.palette import decode_mask, voc_palette
-from vitx.data.source import Source
-from vitx.pipeline.mask_rows import BELOW, evenly_spaced, image_cells, mask_cell
+from vitx.data.source import Source, evenly_spaced
+from vitx.pipeline.mask_rows import BELOW, image_cells, mask_cell
 from vitx.report.charts import bar_chart
 from vitx.report.page import Section, Tile
 from vitx.report.parts import DASH, Table, class_legend, percent

@@ -3,8 +3,9 @@
 from typing import Any
 
 from vitx.data.palette import voc_palette
+from vitx.data.source import evenly_spaced
 from vitx.pipeline import training_stage
-from vitx.pipeline.mask_rows import BELOW, MaskRows, evenly_spaced, image_cells
+from vitx.pipeline.mask_rows import BELOW, MaskRows, image_cells
 from vitx.report.page import Section
 from vitx.report.parts import class_legend, percent
 from vitx.report.pictures import picture_rows

@@ -37,9 +37,8 @@ _REGISTERING = (  # they register their methods when they are imported
 METHODS = tuple(REGISTRY)
 
 _LEAN_BYTES = 1 << 30  # an image; beyond, "auto" is "lean"
-_TOGETHER = (
-    2  # times what one method keeps: six or twelve in one program, measured (docs/performance.md)
-)
+# Times what one method keeps, for six or twelve in one program, measured (docs/performance.md).
+_TOGETHER = 2
 
 
 def explain(
@@ -78,8 +77,8 @@ def explain(
         be B; or (B, K, D).
       high_norm: "median" puts the median of their neighbours at patch tokens of high norm (`outliers`); "keep".
       options: parameters of the method by name (docs/methods.md), such as {"steps": 50}.
-      precision: of float32 matrix products on a GPU or TPU: "highest"; "high", three bfloat16 products; "tf32", which a
-        TPU lacks. Published rules lose digits and cause a warning, see docs/precision.md.
+      precision: of float32 products of linear layers and attention on a GPU or TPU: "highest"; "high", three bfloat16
+        products; "tf32", which a TPU lacks. Published rules lose digits and cause a warning (docs/precision.md).
 
     Returns:
       the output (B, C), the pooled one for an embedding as target, and raw maps (docs/protocol.md) on the token grid,

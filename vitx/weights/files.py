@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from vitx.runtime.files import check_members, first_line, parse_json
 from vitx.runtime.paths import as_path, get, is_remote
-from vitx.weights.hub import fetched, is_hub_name
+from vitx.weights.hub import CONFIG, PROCESSORS, fetched, is_hub_name
 from vitx.weights.pickled import pytorch_tensors
 from vitx.weights.tensor import Tensor
 
@@ -27,8 +27,6 @@ FOLDER_FILES: Final = (
 )
 # How the names of indices of shards end.
 _INDICES: Final = (".safetensors.index.json", ".bin.index.json")
-# The last one is of newer versions of transformers, which save the image processor inside it.
-_BESIDE: Final = ("config.json", "preprocessor_config.json", "processor_config.json")
 _SUFFIXES: Final = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".tar")
 _LARGEST_JSON: Final = 2**24  # bytes; ImageNet-21k's names of classes take 2 MB
 
@@ -95,8 +93,9 @@ def find_file(path: Path) -> Path:
 
 def beside(folder: Path) -> tuple[Path, Path]:
     """The JSON files in a folder, of a checkpoint's configuration and of its image processor; either may be absent."""
-    config, *processors = (folder / name for name in _BESIDE)
-    return config, next((path for path in processors if path.is_file()), processors[0])
+    processors = [folder / name for name in PROCESSORS]
+    found = next((path for path in processors if path.is_file()), processors[0])
+    return folder / CONFIG, found
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -113,7 +112,7 @@ def listed(items: Sequence[str], most: int = 12) -> str:
 def _copy(source: Path, scratch: Path) -> Path:
     folder = scratch / source.parent.name  # file and folder names may imply mean and std
     folder.mkdir()
-    for name in (source.name, *_BESIDE):
+    for name in (source.name, CONFIG, *PROCESSORS):
         with contextlib.suppress(FileNotFoundError):
             (folder / name).write_bytes(get(source.parent / name))
     for part in parts_of(folder / source.name)[1:]:

@@ -14,9 +14,10 @@ _NAME: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+
 _SUFFIXES: Final = (".safetensors", ".json", ".bin", ".pth", ".pt", ".npz", ".tar", ".ckpt")
 # One file of weights, or its shards; never a pickle.
 _WEIGHTS: Final[tuple[str, ...]] = ("model.safetensors", "model.safetensors.index.json")
-_CONFIG: Final = "config.json"
-_PROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")  # either
-_WANTED: Final = (*_WEIGHTS, "model-*-of-*.safetensors", _CONFIG, *_PROCESSORS)
+CONFIG: Final = "config.json"
+PROCESSORS: Final = ("preprocessor_config.json", "processor_config.json")
+"""Either; the second one is of newer versions of transformers, which save the image processor inside it."""
+_WANTED: Final = (*_WEIGHTS, "model-*-of-*.safetensors", CONFIG, *PROCESSORS)
 
 
 def is_hub_name(path: str | os.PathLike[str]) -> bool:
@@ -83,11 +84,11 @@ def _files(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if index.is_file() and not (folder / _WEIGHTS[0]).is_file():
         named = re.findall(r'"(\w[\w.-]*\.safetensors)"', index.read_text(errors="replace"))
         weights = (index.name, *sorted(set(named)))
-    lacking = [name for name in (*weights, _CONFIG) if not (folder / name).is_file()]
+    lacking = [name for name in (*weights, CONFIG) if not (folder / name).is_file()]
     # Hugging Face's configs have a model_type; timm's do not, and have no file beside them.
-    own = _CONFIG not in lacking and b'"model_type"' in (folder / _CONFIG).read_bytes()
-    if own and not any((folder / name).is_file() for name in _PROCESSORS):
-        lacking.append(_PROCESSORS[0])
+    own = CONFIG not in lacking and b'"model_type"' in (folder / CONFIG).read_bytes()
+    if own and not any((folder / name).is_file() for name in PROCESSORS):
+        lacking.append(PROCESSORS[0])
     return weights, tuple(lacking)
 
 
@@ -95,7 +96,7 @@ def _absent(
     name: str, revision: str | None, reason: str, weights: tuple[str, ...] = _WEIGHTS[:1]
 ) -> FileNotFoundError:
     folder = f"weights/{name.split('/')[1]}"
-    files = ",".join((_CONFIG, _PROCESSORS[0], *weights))
+    files = ",".join((CONFIG, PROCESSORS[0], *weights))
     url = f"https://huggingface.co/{name}/resolve/{revision or 'main'}/{{{files}}}"
     return FileNotFoundError(
         f"{name}: there is no such file or folder here, and as a name on the Hugging Face hub: {reason}. By hand: "

@@ -1,6 +1,7 @@
 """A function's matrix products as an accelerator takes them, emulated on any device by rounding their operands.
 
-Each product of float32 operands is replaced by products of rounded ones, whose exact results are added in float32:
+Each matrix product and convolution of float32 operands is replaced by those of rounded ones, whose exact products are
+added in float32:
 
 - "high": three products of bfloat16 parts, x = high + low: high high' + high low' + low high'
   (`jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3`; `Precision.HIGH` of TPUs);
@@ -21,6 +22,7 @@ from jax.extend import core
 
 from vitx.ops import Array
 
+_BILINEAR = (lax.dot_general_p, lax.conv_general_dilated_p)
 _TF32_BITS = 13  # of float32's mantissa, that TensorFloat-32 lacks
 
 
@@ -76,7 +78,9 @@ def _evaluate(
 def _apply(equation: core.JaxprEqn, inputs: Sequence[Any], precision: str) -> Sequence[Any]:
     """The results of an operation. What it calls is evaluated in its place: all derivatives are taken already."""
     primitive, options = equation.primitive, equation.params
-    if primitive is lax.dot_general_p and inputs[0].dtype == inputs[1].dtype == jnp.float32:
+    if primitive in (lax.while_p, lax.cond_p):
+        raise NotImplementedError(f"{primitive.name}, whose products would stay exact")
+    if primitive in _BILINEAR and inputs[0].dtype == inputs[1].dtype == jnp.float32:
         product = partial(primitive.bind, **options | {"precision": lax.Precision.HIGHEST})
         return [PRODUCTS[precision](product, *inputs)]
     called = options.get("call_jaxpr", options.get("jaxpr"))

@@ -37,6 +37,14 @@ def with_random_weights(make: Callable[[], Any], dtype: type = np.float32) -> An
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
+def in_both_precisions(name: str, images: int) -> tuple[VisionTransformer, Any, np.ndarray]:
+    """A model in float32, the same one in float64, and float32 images (images, 1, H, W, 3), normally distributed."""
+    create = partial(vitx.create, name, num_classes=1000)
+    single, double = (with_random_weights(create, dtype) for dtype in (np.float32, np.float64))
+    shape = (images, 1, *single.preprocess.size, 3)
+    return single, double, np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+
+
 def random_images(model: VisionTransformer, batch: int) -> jax.Array:
     """Normally distributed images (batch, H, W, 3) of the model's size."""
     shape = (batch, *model.preprocess.size, 3)

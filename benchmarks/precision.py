@@ -9,15 +9,13 @@ python -m benchmarks.precision [--images 10] [--model vit_base_patch16_224] [--e
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import vitx
 from benchmarks.command import parse_options
-from benchmarks.models import with_random_weights
+from benchmarks.models import in_both_precisions
 from benchmarks.tables import print_table
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Ops
@@ -52,10 +50,7 @@ def rows(
     name: str, images: int, rule_sets: Mapping[str, Ops] = RULE_SETS
 ) -> Iterator[tuple[str, ...]]:
     """The rows of the table, one per rule set."""
-    create = partial(vitx.create, name, num_classes=1000)
-    single, double = (with_random_weights(create, dtype) for dtype in (np.float32, np.float64))
-    shape = (images, 1, *single.preprocess.size, 3)
-    inputs = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    single, double, inputs = in_both_precisions(name, images)
     for rules, ops in rule_sets.items():
         alike, errors = [], []
         for image in inputs:

@@ -18,7 +18,7 @@ import numpy as np
 import vitx
 from benchmarks.command import parse_options
 from benchmarks.emulated import emulated
-from benchmarks.models import with_random_weights
+from benchmarks.models import in_both_precisions
 from benchmarks.tables import print_table
 from vitx.models.vit import VisionTransformer
 from vitx.ops import Array
@@ -70,10 +70,7 @@ def rows(
     name: str, images: int, methods: Sequence[str], precisions: Sequence[str]
 ) -> Iterator[tuple[str, ...]]:
     """A row for each method: float32's least correlation, and for each precision the least and the median."""
-    create = partial(vitx.create, name, num_classes=1000)
-    single, double = (with_random_weights(create, dtype) for dtype in (np.float32, np.float64))
-    shape = (images, 1, *single.preprocess.size, 3)
-    inputs = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    single, double, inputs = in_both_precisions(name, images)
     for method in methods:
         run = jax.jit(partial(explained, method))
         truth = [run(double, jnp.asarray(image, jnp.float64)) for image in inputs]

@@ -75,6 +75,22 @@ def test_products_inside_of_other_operations_are_rounded() -> None:
     assert np.abs(slope - np.ones((4, 4)) @ exact.T).max() > 1e-4  # and rounding is seen
 
 
+def test_convolutions_are_rounded_and_other_loops_refused() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((1, 6, 3)).astype(np.float32)
+    kernel = generator.standard_normal((2, 3, 4)).astype(np.float32)
+
+    def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        numbers = ("NHC", "HIO", "NHC")
+        return jax.lax.conv_general_dilated(x, kernel, (1,), "VALID", dimension_numbers=numbers)
+
+    windows = np.stack([x[0, :-1], x[0, 1:]], 1).reshape(5, 6)
+    expected = _product(windows, kernel.reshape(6, 4), "high")
+    np.testing.assert_allclose(emulated(conv, "high")(x, kernel)[0], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="while, whose products would stay exact"):
+        emulated(lambda n: jax.lax.fori_loop(0, n, lambda _, y: y @ y, x[0, :3]), "high")(2)
+
+
 def test_float64_is_left_alone() -> None:
     with jax.enable_x64(True):
         x = np.random.default_rng(0).standard_normal((3, 3))

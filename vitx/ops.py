@@ -1,8 +1,8 @@
 """The operations a model may use, and `Ops`, the set of them that it is called with.
 
 A model never writes `x + y` or `x @ w`: it calls `ops.add` or `ops.linear`. `PLAIN` is ordinary arithmetic. A rule
-set of `vitx.relevance.rulesets` computes the same values, at full float32 precision whatever the backend's default,
-and its cotangents are relevance. Reshapes, transposes and slices need no operation: their transpose is right for
+set of `vitx.relevance.rulesets` computes the same values, at full float32 precision unless an explanation asks for
+less, and its cotangents are relevance. Reshapes, transposes and slices need no operation: their transpose is right for
 both. Arrays are positional arguments, constants are keyword arguments.
 """
 

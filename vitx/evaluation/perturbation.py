@@ -202,7 +202,7 @@ def _program(
     run = _jitted if is_pytree else _jitted_function
     if compute == "bfloat16" and not is_pytree:
         raise ValueError('compute="bfloat16" is for a model of arrays, not for a function')
-    # The masked forwards run at the precision of `explain` unless told otherwise: a curve is of one model.
+    # Unless `compute` says otherwise, masked forwards run at the precision of `explain`: a curve is of one model.
     arrays = model, pixels, heatmaps, targets, means, stds, fill
     with jax.default_matmul_precision("highest"):
         found = run(*arrays, explain, fractions, directions, compute)

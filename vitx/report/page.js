@@ -7,7 +7,7 @@ const make = (tag, properties, ...children) => {
   return element;
 };
 
-// A dash stands where there is no value.
+// A cell without a value has a dash.
 const shown = cell => cell.textContent.trim().replace(/^\u2013$/, "");
 const SECONDS = {h: 3600, min: 60, s: 1};
 const number = text => {

@@ -89,14 +89,15 @@ def differences(found: Mapping[str, np.ndarray], reference: str) -> Iterator[lis
         yield [SYSTEMS[name].title, *cells]
 
 
-def measured(folder: Path, seed: int, name: str, common: Sequence[str]) -> list[float]:
+def measured(folder: Path, seed: int, name: str, config: str, common: Sequence[str]) -> list[float]:
     """The figures of a system, whose stages run where they are not done."""
     system, workdir = SYSTEMS[name], folder / f"seed{seed}_{name}"
     own = [f"--config.{key}={value}" for key, value in system.options.items()]
     source = folder / f"seed{seed}_{system.classifier}"
     if (source / "classifier/stage.json").exists():
         copy_stages(source, workdir, ["classifier"])
-    arguments = [*own, *common, f"--config.seed={seed}"]  # the last of a key counts
+    # The script wants the config first; of a key the last counts.
+    arguments = [f"--config={config}", *own, *common, f"--config.seed={seed}"]
     trains = "--config.walk.affinity=features" not in common
     run(workdir, arguments, training=TRAINING if trains else TRAINING[:-1])
     return figures(workdir)
@@ -113,14 +114,14 @@ def main(
 ) -> None:
     """Prints the tables; the workdirs are in `out`."""
     folder, found = Path(out).resolve(), {}
-    common = ["--config=configs/shapes.py"]
+    config, common = "configs/shapes.py", []
     if dataset != "shapes":
-        common = ["--config=configs/voc_small.py", *made(folder, dataset, train, val)]
+        config, common = "configs/voc_small.py", made(folder, dataset, train, val)
         common += ["--config.walk.affinity=features", "--config.classifier.epochs=20"]
     common += [f"--config.{option}" for option in options.split(",") if option]
     for seed in range(seeds):
         for name in systems.split(","):
-            found.setdefault(name, []).append(measured(folder, seed, name, common))
+            found.setdefault(name, []).append(measured(folder, seed, name, config, common))
     arrays = {name: np.array(values) for name, values in found.items()}
     print_table(("percent", "classifier's mAP", *KINDS.values()), rows(arrays))
     if REFERENCE in arrays:

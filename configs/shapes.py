@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
     config.classifier.clip_norm = 1.0
     config.classifier.warmup_epochs = 1
     config.classifier.accumulate = 1  # split each batch into this many parts, to save memory
-    # Or "bfloat16"; or "auto": bfloat16 on a GPU or TPU. Parameters, their gradients and the loss are float32.
-    config.classifier.compute = "float32"
+    # Or "float32", "bfloat16"; auto: bfloat16 on a GPU or TPU. Parameters, their gradients and the loss are float32.
+    config.classifier.compute = "auto"
     # Decay per step of a moving average of the weights, which is validated and saved; published: 0.0, none.
     config.classifier.average = 0.0
     config.classifier.jitter = (0.2, 0.2, 0.2, 0.05)  # brightness, contrast, saturation, hue
@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
     config.affinity.clip_norm = 0.0
     config.affinity.warmup_epochs = 0
     config.affinity.accumulate = 1  # split each batch into this many parts, to save memory
-    config.affinity.compute = "float32"  # as for the classifier
+    config.affinity.compute = "auto"  # as for the classifier
     # Decay per step of a moving average of the weights, which is validated and saved; published: 0.0, none.
     config.affinity.average = 0.0
     config.affinity.jitter = (0.2, 0.2, 0.2, 0.05)
@@ -199,7 +199,7 @@ def get_config() -> ConfigDict:
     config.segmenter.clip_norm = 1.0
     config.segmenter.warmup_epochs = 1
     config.segmenter.accumulate = 1  # split each batch into this many parts, to save memory
-    config.segmenter.compute = "float32"  # as for the classifier
+    config.segmenter.compute = "auto"  # as for the classifier
     config.segmenter.average = 0.0  # decay per step of a moving average of the weights
     config.segmenter.jitter = (0.2, 0.2, 0.2, 0.05)
     config.segmenter.flip = True

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     config.classifier.weight_decay = 1e-4
     config.classifier.clip_norm = 0.0
     config.classifier.warmup_epochs = 0
+    config.classifier.compute = "float32"
     config.classifier.jitter = jitter
 
     config.seeds.train_split = train()
@@ -73,6 +74,7 @@ def get_config() -> ConfigDict:
     config.affinity.train_split = train()
     config.affinity.val_split = val()
     config.affinity.epochs = 7
+    config.affinity.compute = "float32"
     config.affinity.batch_size = 8
     config.affinity.learning_rate = 0.1
     config.affinity.jitter = jitter

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     """The options that differ from configs/voc.py."""
     config = voc.get_config()
     config.stages = "classifier,seeds,labels,masks,controls,report"
+    config.classifier.compute = "auto"
     config.labels.crf.iterations = 5
     config.labels.crf.sxy_bilateral = 40.0
     config.labels.crf.srgb = 10.0

@@ -9,7 +9,7 @@ both. Arrays are positional arguments, constants are keyword arguments.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,33 +47,6 @@ def attention_scores(query: Array, key: Array, precision: Precision = None) -> A
 def apply_attention(attention: Array, value: Array, precision: Precision = None) -> Array:
     """AV: attention (B, H, Q, N), value (B, H, N, D) -> (B, H, Q, D)."""
     return jnp.einsum("bhqn,bhnd->bhqd", attention, value, precision=precision)
-
-
-def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    factor: float,
-    implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Array:
-    """The product of softmax(QK^T times a factor) and V by a fused kernel, which forms no matrix of attention.
-
-    Query (B, H, Q, D), key and value (B, H, N, D) -> (B, H, Q, D), see `jax.nn.dot_product_attention`.
-    """
-    heads_last = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    with jax.numpy_dtype_promotion("standard"):  # its own sums are float32
-        mixed = jax.nn.dot_product_attention(
-            *heads_last, scale=factor, implementation=implementation
-        )
-    return mixed.transpose(0, 2, 1, 3)
-
-
-def attends(query: Array) -> bool:
-    """Whether the device has a fused kernel for queries (B, H, Q, D): cuDNN's takes half precision, D in eights."""
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    width = query.shape[-1]
-    return half and width <= 128 and width % 8 == 0 and jax.default_backend() == "gpu"
 
 
 def scale(x: Array, *, factor: float) -> Array:
@@ -289,5 +262,5 @@ class Ops:
 PLAIN = Ops()
 """Ordinary arithmetic, at the backend's default matrix precision, for training and prediction.
 
-`attend` takes the place of its scores, softmax and product where `attends` and no probe sees the attention.
+`vitx.models.fused` takes the place of its scores, softmax and product where it can and no probe sees the attention.
 """

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.small_models import filled
-from vitx import ops
+from vitx import ops, parallel
 from vitx.models.blocks import Block
+from vitx.models.fused import attend
 from vitx.ops import PLAIN, Ops
 from vitx.relevance.rulesets import EXACT
 
@@ -219,7 +220,7 @@ def test_fused_attention_is_the_three_operations(batch, heads, queries, more, se
     key, value = jnp.asarray(normal(seed + 1, 2, batch, heads, queries + more, 8), jnp.float32)
     scores = ops.scale(ops.attention_scores(query, key), factor=0.3)
     expected = ops.apply_attention(ops.softmax(scores), value)
-    mixed = ops.attend(query, key, value, factor=0.3, implementation="xla")
+    mixed = attend(query, key, value, factor=0.3, implementation="xla")
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -232,13 +233,17 @@ def test_the_model_attends_by_the_kernel_where_there_is_one(monkeypatch):
     expected, attention = half(x)
     called = []
 
-    def attend(query, key, value, *, factor):
+    def recorded(query, key, value, *, factor):
         called.append(query.shape)
-        return ops.attend(query, key, value, factor=factor, implementation="xla")
+        return attend(query, key, value, factor=factor, implementation="xla")
 
-    monkeypatch.setattr("vitx.models.blocks.attend", attend)
-    half(x)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("vitx.models.blocks.attend", recorded)
+    for capability in (0.0, 7.5):
+        monkeypatch.setattr(
+            parallel, "compute_capability", lambda capability=capability: capability
+        )
+        half(x)
+    monkeypatch.setattr(parallel, "compute_capability", lambda: 8.0)
     half(x, probe=jnp.zeros((2, 2, 5, 5), jnp.bfloat16))
     half(x, EXACT)
     block(x.astype(jnp.float64))

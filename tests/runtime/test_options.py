@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import shapes, voc
-from tests.runs import KNOWN
+from tests.runs import KNOWN, begun
 from vitx.runtime.experiment import check_options, ranges_of
 from vitx.runtime.options import MOST_WORKERS, flat, range_of, settled
 
@@ -200,15 +200,39 @@ def test_the_limit_on_pixels_is_looked_at_first(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("backend", "kind"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+    ("backend", "capability", "kind"),
+    [
+        ("cpu", 0.0, "float32"),
+        ("tpu", 0.0, "bfloat16"),
+        ("gpu", 0.0, "bfloat16"),  # AMD's
+        ("gpu", 7.5, "float32"),
+        ("gpu", 8.0, "bfloat16"),
+    ],
 )
 def test_auto_is_what_the_device_suits(
-    backend: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    backend: str, capability: float, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = shapes.get_config()
-    config.classifier.compute = "auto"
+    assert config.classifier.compute == "auto"
+    config.affinity.compute = "float32"
     monkeypatch.setattr("jax.default_backend", lambda: backend)
-    found = settled(config)
+    monkeypatch.setattr("vitx.parallel.compute_capability", lambda: capability)
+    found = settled(config, {})
     assert (found.classifier.compute, found.affinity.compute) == (kind, "float32")
     assert config.classifier.compute == "auto"  # the caller's is left alone
     assert voc.get_config().classifier.compute == "float32"  # published
+
+
+def test_auto_is_what_the_run_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was trained on a GPU is evaluated on a CPU."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    run = begun(shapes.get_config(), tmp_path)
+    with run.stage("classifier").run():
+        pass
+    monkeypatch.undo()
+    assert begun(shapes.get_config(), tmp_path / "new").config.classifier.compute == "float32"
+    again = begun(shapes.get_config(), tmp_path)
+    assert again.config.classifier.compute == "bfloat16"
+    assert again.stage("classifier").done

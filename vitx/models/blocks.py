@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vitx.models.design import VIT, Design
+from vitx.models.fused import attend, attends
 from vitx.models.layers import LayerNorm, LayerScale, Linear
 from vitx.models.rotary import Rotation
-from vitx.ops import PLAIN, Array, Ops, attend, attends
+from vitx.ops import PLAIN, Array, Ops
 
 
 class Mlp(nnx.Module):

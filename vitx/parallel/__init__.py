@@ -1,8 +1,10 @@
 """Devices and hosts: a mesh over devices, functions compiled for it, and the shares and sums of several processes."""
 
 from vitx.parallel.devices import (
+    AMPERE,
     MODES,
     axis_of,
+    compute_capability,
     data_parallel,
     device_memory,
     local_mesh,

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 MODES = ("jit", "pmap")
+AMPERE = (
+    8.0  # compute capability from which NVIDIA's GPUs multiply bfloat16, and cuDNN attends in it
+)
 
 
 @functools.cache
@@ -206,6 +210,12 @@ def pad_batch(batch: Any, multiple: int) -> tuple[Any, np.ndarray]:
 def device_memory() -> float:
     """Bytes of memory of one of this process's devices; infinite where JAX does not know it, as on a CPU."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+
+
+def compute_capability() -> float:
+    """That of this process's first GPU by NVIDIA, such as 8.0 for an A100; 0.0 for another kind of device."""
+    found = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    return float(found) if re.fullmatch(r"\d+\.\d", found) else 0.0  # AMD's is a name
 
 
 @contextlib.contextmanager

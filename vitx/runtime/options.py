@@ -14,9 +14,9 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from vitx import parallel
 from vitx.data.unreadable import POLICIES
 from vitx.images.pictures import pixel_limit
-from vitx.parallel import MODES
 
 
 class Wanted(NamedTuple):
@@ -103,7 +103,7 @@ MOST_WORKERS = 256  # processes; most hosts run out of memory when they start mo
 # Ranges of options that no stage owns. The first pattern that fits a key counts, here and in a stage's ranges.
 COMMON: dict[str, Wanted] = {
     "seed": whole(0, 2**31 - 1),
-    "parallel": among(MODES),
+    "parallel": among(parallel.MODES),
     "on_bad_image": among(POLICIES),
     "*workers": whole(0, MOST_WORKERS),
     "model.image_size": whole(0),
@@ -135,11 +135,19 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep=".")
 
 
-def settled(config: ConfigDict) -> ConfigDict:
-    """A copy of the config in which `compute` "auto" is the type that suits the device, which a run then records."""
+def settled(config: ConfigDict, recorded: Mapping[str, Any]) -> ConfigDict:
+    """A copy of the config without `compute` "auto": what a run has recorded for it, else what suits the device.
+
+    That is bfloat16 on a TPU and on a GPU that multiplies it faster than float32, so not on NVIDIA's before the A100.
+
+    Args:
+        config: An experiment.
+        recorded: Options that stages of the run were begun with, by their keys.
+    """
     config = copy.deepcopy(config)
-    kind = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    for section in config.values():
+    old = 0 < parallel.compute_capability() < parallel.AMPERE
+    suits = "float32" if old or jax.default_backend() == "cpu" else "bfloat16"
+    for name, section in config.items():
         if isinstance(section, ConfigDict) and section.get("compute") == AUTO:
-            section.compute = kind
+            section.compute = recorded.get(f"{name}.compute", suits)
     return config

@@ -85,10 +85,22 @@ class Workdir:
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far in each stage that was begun, in the order they were begun."""
+        return {name: record["seconds"] for name, record in self._records().items()}
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that the stages were begun with, by their keys such as "model.name"."""
+        found: dict[str, Any] = {}
+        for record in self._records().values():
+            found |= flatten_dict(record["options"], sep=".")
+        return found
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        """The records of the stages that were begun, in the order they were begun."""
+        if not self.folder.is_dir():  # a bucket's folder is there once it has an object
+            return {}
         paths = [folder / _RECORD for folder in self.folder.iterdir()]
         records = {path.parent.name: _read_record(path) for path in paths if path.exists()}
-        names = sorted(records, key=lambda name: records[name]["begun"])
-        return {name: records[name]["seconds"] for name in names}
+        return dict(sorted(records.items(), key=lambda item: item[1]["begun"]))
 
 
 def _require_room(folder: Path) -> None:

@@ -180,6 +180,9 @@ def conv(
 
     `padding`: zeros on each side, as in PyTorch; None for TF's 'SAME', asymmetric when strided.
     """
+    if kernel.shape[:2] == (1, 1) and not padding:
+        # On a CPU XLA computes the gradient of a matrix product two to four times as fast.
+        return linear(x[:, ::stride, ::stride], kernel[0, 0], precision)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -5,6 +5,7 @@ leaves a state from which the next start goes on.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -197,8 +198,12 @@ class StageFolder:
 
     def stamp(self, identifier: str, folder: str = "") -> str:
         """A digest of the stage's name and options and of an item's id and folder, to store in the item's file."""
-        made_by = [self.folder.name, sorted(_flatten(self.options).items()), folder, identifier]
+        made_by = [self.folder.name, self._sorted_options, folder, identifier]
         return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _sorted_options(self) -> list[tuple[str, str]]:
+        return sorted(_flatten(self.options).items())
 
     def require_stamp(
         self, path: Path, stamp: str | None, identifier: str, folder: str = ""

@@ -63,7 +63,8 @@ def get_config() -> ConfigDict:
     config.classifier.clip_norm = 1.0
     config.classifier.warmup_epochs = 1
     config.classifier.accumulate = 1  # split each batch into this many parts, to save memory
-    # Or "float32", "bfloat16"; auto: bfloat16 on a GPU or TPU. Parameters, their gradients and the loss are float32.
+    # "auto": bfloat16 where the device multiplies it fast, else float32; or one of these two. Parameters, their
+    # gradients and the loss are float32.
     config.classifier.compute = "auto"
     # Decay per step of a moving average of the weights, which is validated and saved; published: 0.0, none.
     config.classifier.average = 0.0

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config = voc.get_config()
     config.stages = "classifier,seeds,labels,masks,controls,report"
     config.classifier.compute = "auto"
+    config.affinity.compute = "auto"
     config.labels.crf.iterations = 5
     config.labels.crf.sxy_bilateral = 40.0
     config.labels.crf.srgb = 10.0

@@ -181,7 +181,7 @@ def conv(
     `padding`: zeros on each side, as in PyTorch; None for TF's 'SAME', asymmetric when strided.
     """
     if kernel.shape[:2] == (1, 1) and not padding:
-        # On a CPU XLA computes the gradient of a matrix product two to four times as fast.
+        # On a CPU its gradients take a half to a quarter of the time of a convolution's.
         return linear(x[:, ::stride, ::stride], kernel[0, 0], precision)
     return lax.conv_general_dilated(
         x,

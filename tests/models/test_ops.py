@@ -137,6 +137,34 @@ def test_conv_pads_as_tensorflow_does(height, width, side, stride, seed):
     assert_close(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [None, 0, 1])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_a_convolution_of_single_pixels_is_the_general_one(stride, padding, dtype):
+    x, kernel = normal(0, 2, 5, 6, 3), normal(1, 1, 1, 3, 4)
+
+    def general(x, kernel):
+        sides = "SAME" if padding is None else [(padding, padding)] * 2
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), sides, dimension_numbers=dimensions
+        )
+
+    def own(x, kernel):
+        return ops.conv(x, kernel, stride=stride, padding=padding)
+
+    arrays = [jnp.asarray(array, dtype) for array in (x, kernel)]
+    expected, expected_back = jax.vjp(general, *arrays)
+    found, back = jax.vjp(own, *arrays)
+    assert found.dtype == expected.dtype
+    tolerance = 1e-12 if dtype == jnp.float64 else 0.05
+    start = jnp.ones_like(expected)
+    for one, other in zip((found, *back(start)), (expected, *expected_back(start)), strict=True):
+        np.testing.assert_allclose(
+            np.float64(one), np.float64(other), rtol=tolerance, atol=tolerance
+        )
+
+
 @given(SIDES, SIDES, st.integers(0, 99))
 def test_max_pool_pads_with_nothing(height, width, seed):
     x = normal(seed, 2, height, width, 2) - 5  # negative: padding by zeros would win

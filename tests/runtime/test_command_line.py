@@ -55,6 +55,16 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.slow
+def test_a_damaged_record_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds/stage.json").write_text("{")
+    result = _train(tmp_path, "--config.stages=classifier")
+    assert (result.returncode, result.stderr.count("Traceback")) == (2, 0)
+    assert "seeds/stage.json is damaged" in result.stderr
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+@pytest.mark.slow
 def test_unknown_option_is_refused_before_anything_runs(tmp_path: Path) -> None:
     ended = _train(tmp_path, "--config.classifier.epoch=3")
     assert ended.returncode != 0

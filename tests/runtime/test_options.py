@@ -1,5 +1,6 @@
 """Every option of every config has a range, or is known to need none; wrong ones are named."""
 
+import contextlib
 import fnmatch
 import importlib
 import re
@@ -220,19 +221,33 @@ def test_auto_is_what_the_device_suits(
     found = settled(config, {})
     assert (found.classifier.compute, found.affinity.compute) == (kind, "float32")
     assert config.classifier.compute == "auto"  # the caller's is left alone
-    assert voc.get_config().classifier.compute == "float32"  # published
+    published = voc.get_config()
+    assert published.classifier.compute == published.affinity.compute == "float32"
 
 
 def test_auto_is_what_the_run_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was trained on a GPU is evaluated on a CPU."""
+    """A run that was trained on a GPU is evaluated on a CPU; what has no results yet suits the device."""
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     run = begun(shapes.get_config(), tmp_path)
+    failed = begun(shapes.get_config(), tmp_path / "failed")
     with run.stage("classifier").run():
         pass
+    with contextlib.suppress(KeyboardInterrupt), failed.stage("classifier").run():
+        raise KeyboardInterrupt
     monkeypatch.undo()
     assert begun(shapes.get_config(), tmp_path / "new").config.classifier.compute == "float32"
+    assert begun(shapes.get_config(), tmp_path / "failed").config.classifier.compute == "float32"
     again = begun(shapes.get_config(), tmp_path)
     assert again.config.classifier.compute == "bfloat16"
     assert again.stage("classifier").done
+
+
+def test_a_copy_of_a_stage_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(shapes.get_config(), tmp_path)
+    with run.stage("classifier").run():
+        pass
+    (tmp_path / "classifier").rename(tmp_path / "classifier_float32")
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert begun(shapes.get_config(), tmp_path).config.classifier.compute == "bfloat16"

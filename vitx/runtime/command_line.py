@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,7 +112,7 @@ def _main(
         with _locked(workdir), StopRequest() as stop:
             parallel.barrier()  # process 0 has removed the leftovers of killed runs
             known = {stage.name: stage for stage in (*stages, *before, *after)}
-            _run(Run(_CONFIG.value, workdir, stop, known), stages, after)
+            _run(workdir, stop, known, stages, after)
 
 
 def _as_note(
@@ -133,11 +133,18 @@ def _locked(workdir: Workdir) -> contextlib.AbstractContextManager[Any]:
     return workdir.lock() if parallel.is_first_process() else contextlib.nullcontext()
 
 
-def _run(run: Run, stages: Sequence[Stage], after: Sequence[Stage]) -> None:
+def _run(
+    workdir: Workdir,
+    stop: StopRequest,
+    known: Mapping[str, Stage],
+    stages: Sequence[Stage],
+    after: Sequence[Stage],
+) -> None:
     number = parallel.process_shard()[0]
-    report = run.workdir.folder / (f"error.{number}.txt" if number else "error.txt")
+    report = workdir.folder / (f"error.{number}.txt" if number else "error.txt")
     report.unlink(missing_ok=True)
     try:
+        run = Run(_CONFIG.value, workdir, stop, known)
         check_options(run.config, run.stages)
         run_stages(run, stages, after)
     except (ValueError, FileNotFoundError, ImportError, MemoryError) as error:

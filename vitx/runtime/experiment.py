@@ -98,7 +98,7 @@ class Run:
     _digests: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.config = settled(self.config, self.workdir.recorded())
+        self.config = settled(self.config, self.workdir.recorded(self.stages))
         self.sources = Sources(self.config, self.workdir.folder / "unreadable", self.stop)
 
     def source(self, split: str) -> "Source":

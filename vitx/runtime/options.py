@@ -142,12 +142,12 @@ def settled(config: ConfigDict, recorded: Mapping[str, Any]) -> ConfigDict:
 
     Args:
         config: An experiment.
-        recorded: Options that stages of the run were begun with, by their keys.
+        recorded: Options that decided results of the run, by their keys, see `Workdir.recorded`.
     """
     config = copy.deepcopy(config)
-    old = 0 < parallel.compute_capability() < parallel.AMPERE
-    suits = "float32" if old or jax.default_backend() == "cpu" else "bfloat16"
+    backend, capability = jax.default_backend(), parallel.compute_capability()
+    fast = backend == "tpu" or (backend == "gpu" and not 0 < capability < parallel.AMPERE)
     for name, section in config.items():
         if isinstance(section, ConfigDict) and section.get("compute") == AUTO:
-            section.compute = recorded.get(f"{name}.compute", suits)
+            section.compute = recorded.get(f"{name}.compute", "bfloat16" if fast else "float32")
     return config

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -86,22 +86,21 @@ class Workdir:
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent so far in each stage that was begun, in the order they were begun."""
-        return {name: record["seconds"] for name, record in self._records().items()}
-
-    def recorded(self) -> dict[str, Any]:
-        """The options that the stages were begun with, by their keys such as "model.name"."""
-        found: dict[str, Any] = {}
-        for record in self._records().values():
-            found |= flatten_dict(record["options"], sep=".")
-        return found
-
-    def _records(self) -> dict[str, dict[str, Any]]:
-        """The records of the stages that were begun, in the order they were begun."""
-        if not self.folder.is_dir():  # a bucket's folder is there once it has an object
-            return {}
         paths = [folder / _RECORD for folder in self.folder.iterdir()]
         records = {path.parent.name: _read_record(path) for path in paths if path.exists()}
-        return dict(sorted(records.items(), key=lambda item: item[1]["begun"]))
+        names = sorted(records, key=lambda name: records[name]["begun"])
+        return {name: records[name]["seconds"] for name in names}
+
+    def recorded(self, stages: Iterable[str]) -> dict[str, Any]:
+        """What decided the results of those of these stages that have some, by keys such as "model.name"."""
+        found: dict[str, Any] = {}
+        for name in stages:
+            folder = self.folder / name
+            if (folder / _RECORD).exists():
+                record = _read_record(folder / _RECORD)
+                if _has_results(folder, record):
+                    found |= flatten_dict(record["options"], sep=".")
+        return found
 
 
 def _require_room(folder: Path) -> None:
@@ -133,9 +132,9 @@ class StageFolder:
         path = folder / _RECORD
         if path.exists():
             record = _read_record(path)
-            has_results = record["done"] or any(entry.name != _RECORD for entry in folder.iterdir())
             # A stage that failed before its first result may start with other options.
-            self._record = record if has_results else record | {"options": self.options}
+            kept = _has_results(folder, record)
+            self._record = record if kept else record | {"options": self.options}
             self._require_same_options()
 
     def _require_same_options(self) -> None:
@@ -276,6 +275,10 @@ def _require_record(folder: Path) -> None:
             f"{_RECORD}, which names the options that made them: put that file back, or delete {folder} "
             "and the folders of the stages after it"
         )
+
+
+def _has_results(folder: Path, record: Mapping[str, Any]) -> bool:
+    return record["done"] or any(entry.name != _RECORD for entry in folder.iterdir())
 
 
 def _flatten(options: dict[str, Any]) -> dict[str, str]:

@@ -21,9 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 MODES = ("jit", "pmap")
-AMPERE = (
-    8.0  # compute capability from which NVIDIA's GPUs multiply bfloat16, and cuDNN attends in it
-)
+# Compute capability from which NVIDIA's GPUs multiply bfloat16, and cuDNN attends in it.
+AMPERE = 8.0
 
 
 @functools.cache

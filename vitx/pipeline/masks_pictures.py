@@ -39,8 +39,8 @@ def pictures_section(run: Run, results: dict[str, Any]) -> Section:
             tables.append(table([places[identifier] for identifier, _ in chosen], caption))
     explained = (
         f"{len(evenly)} val images, evenly spaced over the split. The seed map is that of the class named below it. "
-        "AffinityNet learns from the confident labels: the objects of the CRF at low alpha, and the background of that "
-        f"at high alpha. {BELOW} It links to the file."
+        "AffinityNet learns from the confident labels: objects where the CRF at low alpha finds them, background where "
+        f"that at high alpha does. {BELOW} It links to the file."
     )
     legend = class_legend(source.classes, voc_palette())
     return Section("Pictures", [explained, legend, *tables])
